@@ -1,0 +1,1 @@
+"""Records -> DataFrame -> statistics -> tables, figures, report. Imports neither torch nor tasks."""

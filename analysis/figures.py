@@ -1,0 +1,217 @@
+"""Figures from the long frame: learning curves, gradient variance, reconstructions, samples.
+
+``frame`` is always the long frame of the runs to show (:func:`chosen`), of one protocol per task and data set. A figure
+is a plain ``matplotlib.figure.Figure``: no pyplot, no window, no global state left behind.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from analysis.records import IMAGES
+from analysis.statistics import COMPARISON, curve, final_rows, select, student_half_width
+from analysis.style import RC, in_order, look
+
+COLUMNS = 3
+IMAGES_SHOWN = 10
+EARLY = 0.2
+"""The share of the steps whose losses may lie above the visible range: they fall by hundreds of nats."""
+
+
+def chosen(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of the long ``frame`` the runs that are shown: of each cell the finished runs of its chosen setting; of a cell
+    that has none, whatever is under way, with status ``running``."""
+    runs = select(final_rows(frame))
+    shown = runs[(runs["status"] == "finished") | (runs["setting"].isna() & runs["status"].isin(["running", "queued"]))]
+    status = shown.set_index("path")["status"].replace("queued", "running")
+    kept = frame[frame["path"].isin(status.index)]
+    return kept.assign(status=kept["path"].map(status))
+
+
+@matplotlib.rc_context(RC)
+def learning_curves(frame: pd.DataFrame) -> Figure | None:
+    """Negative validation ELBO (nats) against steps: mean over seeds with its pointwise 95 % interval (Student's t).
+
+    One panel per task and data set; unfinished runs are drawn one by one, thin. ``None`` if there is nothing to draw.
+    """
+    return _panels(frame, ("valid_elbo", "valid_pseudo_elbo"), _learning_curve)
+
+
+@matplotlib.rc_context(RC)
+def gradient_variance(frame: pd.DataFrame) -> Figure | None:
+    """Mean per-parameter gradient variance (log scale) against steps: geometric mean over seeds, pointwise 95 % interval.
+
+    Panels, unfinished runs and ``None`` as in :func:`learning_curves`.
+    """
+    return _panels(frame, ("gradient_variance",), _variance_curve)
+
+
+def _panels(frame: pd.DataFrame, metrics: tuple[str, ...], draw: Any) -> Figure | None:
+    panels = []
+    for (task, data), group in frame.groupby(COMPARISON):
+        metric = next((name for name in metrics if name in group and group[name].notna().any()), None)
+        if metric:
+            panels.append((f"{task}, {data}", metric, group))
+    if not panels:
+        return None
+    columns = min(len(panels), COLUMNS)
+    rows = math.ceil(len(panels) / columns)
+    names = in_order({name for *_, group in panels for name in group["estimator"]})
+    legend_columns = max(1, min(len(names), 2 * columns))
+    legend_height = 0.2 * math.ceil(len(names) / legend_columns) + 0.1
+    figure = Figure(figsize=(3.4 * columns + (1.0 if columns == 1 else 0), 2.6 * rows + legend_height))
+    handles: dict[str, Any] = {}
+    for position, (title, metric, group) in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, position + 1)
+        axes.set_title(title)
+        axes.set_xlabel("training steps")
+        draw(axes, group, metric, handles)
+        axes.margins(x=0.02)
+        axes.xaxis.set_major_formatter(_thousands)
+    order = [name for name in names if name in handles]
+    figure.legend(
+        [handles[name] for name in order],
+        [look(name).label for name in order],
+        loc="outside lower center",
+        ncols=legend_columns,
+    )
+    return figure
+
+
+def _thousands(value: float, _: float) -> str:
+    return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"
+
+
+def _learning_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[str, Any]) -> None:
+    pseudo = metric == "valid_pseudo_elbo"
+    axes.set_ylabel("negative validation pseudo-ELBO [nats]" if pseudo else "negative validation ELBO [nats]")
+    lowest, highest = [], []
+    for steps, values in _curves(axes, group, metric, handles, transform=np.negative, back=lambda mean: mean):
+        late = values[steps >= EARLY * steps.max()]
+        lowest.append(late.min())
+        highest.append(late.max())
+    if lowest and (span := max(highest) - min(lowest)) > 0:
+        axes.set_ylim(min(lowest) - 0.06 * span, max(highest) + 0.06 * span)
+
+
+def _variance_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[str, Any]) -> None:
+    axes.set_ylabel("gradient variance")
+    axes.set_yscale("log")
+    positive = group[group[metric] > 0]
+    for _ in _curves(axes, positive, metric, handles, transform=np.log, back=np.exp):
+        pass
+
+
+def _curves(
+    axes: Axes, group: pd.DataFrame, metric: str, handles: dict[str, Any], transform: Any, back: Any
+) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """Draw one curve per estimator; returns each curve's ``steps [m]`` and drawn ``means [m]``."""
+    drawn = []
+    names = in_order(set(group["estimator"]))
+    for place, name in enumerate(names):
+        runs, style = group[group["estimator"] == name], look(name)
+        unfinished = (runs["status"] != "finished").all()
+        parts = [part for _, part in runs.groupby("path")] if unfinished else [runs]
+        for part in parts:
+            steps, values = curve(part, metric)
+            if steps.size == 0:
+                continue
+            values = transform(values)
+            mean, half = values.mean(axis=0), student_half_width(values)
+            every = max(1, steps.size // 7)
+            (line,) = axes.plot(
+                steps,
+                back(mean),
+                **style.line(),
+                markevery=(place * every // len(names), every),
+            )
+            if unfinished:
+                line.set(linewidth=0.6, marker="")
+            if np.isfinite(half).all():
+                low, high = back(mean - half), back(mean + half)
+                axes.fill_between(steps, low, high, color=style.color, alpha=0.18, linewidth=0)
+            handles.setdefault(name, Line2D([], [], **style.line()))
+            drawn.append((steps, back(mean)))
+        if unfinished and drawn:
+            axes.set_title("thin: unfinished runs", loc="right", fontsize=7, y=0.93)
+    return drawn
+
+
+def read_images(frame: pd.DataFrame) -> dict[str, dict[str, NDArray[Any]]]:
+    """Per estimator the images of its first finished seed.
+
+    Returns ``{estimator: {"originals": [n, h, w], "reconstructions": [n, h, w], "samples": [n, h, w]}}``.
+    ``frame`` holds runs of one task and data set. A file that cannot be read is warned of by name and left out.
+    """
+    found: dict[str, dict[str, NDArray[Any]]] = {}
+    finished = frame[frame["status"] == "finished"].drop_duplicates("path").sort_values(["estimator", "seed", "path"])
+    for estimator, path in zip(finished["estimator"], finished["path"], strict=True):
+        file = Path(path) / IMAGES
+        if estimator in found or not file.exists():
+            continue
+        try:
+            with np.load(file) as arrays:
+                found[estimator] = {name: arrays[name] for name in ("originals", "reconstructions", "samples")}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            warnings.warn(f"left out: {file}: not readable as images ({error})", stacklevel=2)
+    return {name: found[name] for name in in_order(set(found))}
+
+
+def reconstructions(images: dict[str, dict[str, NDArray[Any]]], title: str) -> Figure | None:
+    """A row of originals, then a row of reconstructions per estimator; originals stand again where they change."""
+    rows: list[tuple[str, NDArray[Any]]] = []
+    originals: NDArray[Any] | None = None
+    for name, arrays in images.items():
+        if originals is None or not np.array_equal(originals, arrays["originals"]):
+            originals = arrays["originals"]
+            rows.append(("original", originals))
+        rows.append((look(name).label, arrays["reconstructions"]))
+    return _strips(rows, f"Reconstructions: {title}")
+
+
+def samples(images: dict[str, dict[str, NDArray[Any]]], title: str) -> Figure | None:
+    """Per estimator a row of images decoded from latent codes that were drawn from the prior."""
+    return _strips([(look(name).label, arrays["samples"]) for name, arrays in images.items()], f"Samples: {title}")
+
+
+@matplotlib.rc_context(RC)
+def _strips(rows: list[tuple[str, NDArray[Any]]], title: str) -> Figure | None:
+    rows = [(label, images[:IMAGES_SHOWN]) for label, images in rows if len(images)]
+    if not rows:
+        return None
+    figure = Figure(figsize=(6.6, 0.53 * len(rows) + 0.35))
+    grid = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    grid[0].set_title(title)
+    for axes, (label, images) in zip(grid, rows, strict=True):
+        n, height, width = images.shape
+        gap = max(1, width // 14)
+        strip = np.full((height, IMAGES_SHOWN * (width + gap) - gap), np.nan)
+        for place in range(n):
+            strip[:, place * (width + gap) : place * (width + gap) + width] = images[place]
+        axes.imshow(strip, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_ylabel(label, rotation=0, ha="right", va="center")
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+    return figure
+
+
+@matplotlib.rc_context(RC)
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write ``stem.pdf`` (vector; the same bytes for the same figure) and ``stem.png``; returns both paths."""
+    pdf, png = stem.with_name(f"{stem.name}.pdf"), stem.with_name(f"{stem.name}.png")
+    figure.savefig(pdf, metadata={"CreationDate": None})
+    figure.savefig(png)
+    return [pdf, png]

@@ -1,0 +1,312 @@
+"""The run record: the only file that knows how a run is stored on disk; it writes and reads the format.
+
+A run is a directory ``runs/<sweep>/<run>/`` with
+
+==================  ==================================================================================
+``.hydra/``         ``config.yaml`` (this run's own resolved config) and ``overrides.yaml``
+``status.json``     ``queued | running | finished | diverged | failed`` and, if failed, the error
+``metrics.jsonl``   one row per evaluated step, appended and flushed as training goes
+``images.npz``      reconstructions and decoded samples for the figures (optional)
+``checkpoint.pt``   the training state, replaced atomically
+``claim``           exists while a process trains the run; its modification time is a heartbeat
+``result.json``     written last and atomically: a run with a result is finished, one without is not
+==================  ==================================================================================
+
+A diverged run has a result too (with ``status: diverged``): it is over, and it is counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import socket
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CONFIG = Path(".hydra") / "config.yaml"
+OVERRIDES = Path(".hydra") / "overrides.yaml"
+METRICS, STATUS, RESULT, CLAIM = "metrics.jsonl", "status.json", "result.json", "claim"
+IMAGES, CHECKPOINT = "images.npz", "checkpoint.pt"
+STATUSES = ("queued", "running", "finished", "diverged", "failed")
+
+HEARTBEAT_SECONDS = 120.0
+"""A claim whose heartbeat is older than this belongs to a dead process and may be taken over."""
+
+# Settings that change where, how fast or how visibly a run happens, but not its numbers.
+UNSCIENTIFIC = ("runs_dir", "sweep", "logger", "device", "threads", "replicas", "checkpoint_seconds", "progress")
+
+
+class DamagedRecord(ValueError):
+    """A file of a run record that cannot be what this module wrote; the message names the file."""
+
+
+def scientific(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a run's config that determines its numbers: everything but ``UNSCIENTIFIC`` and ``data.root``."""
+    kept = {key: value for key, value in config.items() if key not in UNSCIENTIFIC}
+    if isinstance(kept.get("data"), dict):
+        kept["data"] = {key: value for key, value in kept["data"].items() if key != "root"}
+    return kept
+
+
+def run_name(config: dict[str, Any]) -> str:
+    """``<estimator>-<task>-<data>-s<seed>-<hash of the scientific config>``: the same config, the same name."""
+    text = json.dumps(scientific(config), sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+    names = "-".join(config[group]["name"] for group in ("estimator", "task", "data"))
+    return f"{names}-s{config['seed']}-{digest}"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content``, such that a reader sees the old file or the new one and never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _to_json(content: dict[str, Any], **options: Any) -> bytes:
+    return (json.dumps(content, **options) + "\n").encode()
+
+
+class RunRecord:
+    """Writes the record of one run. ``path`` is the run's directory; it is created by :meth:`claim`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    def is_finished(self) -> bool:
+        """Whether a readable result is there (finished or diverged)."""
+        try:
+            return "status" in _read_json(self.path / RESULT)
+        except (FileNotFoundError, DamagedRecord):
+            return False
+
+    def claim(self) -> bool:
+        """Take the run for this process; ``False`` if a living process has it. Atomic: ``O_EXCL`` decides."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        claim = self.path / CLAIM
+        for _ in range(2):
+            try:
+                with open(claim, "x") as file:
+                    file.write(f"{socket.gethostname()} {os.getpid()}\n")
+                return True
+            except FileExistsError:
+                if not _is_stale(claim):
+                    return False
+                # Renaming decides between two processes that both find the claim stale: one of them succeeds.
+                grave = claim.with_name(f".claim.{os.getpid()}.{time.monotonic_ns()}")
+                try:
+                    os.rename(claim, grave)
+                except FileNotFoundError:
+                    return False
+                alive = not _is_stale(grave)
+                if alive:  # another process took the stale claim over before our renaming, which hit its new claim
+                    os.link(grave, claim)
+                grave.unlink()
+                if alive:
+                    return False
+        return False
+
+    def heartbeat(self) -> None:
+        """Say that the process that claimed the run is alive."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self.path / CLAIM)
+
+    def release(self) -> None:
+        """Give the claim back."""
+        (self.path / CLAIM).unlink(missing_ok=True)
+
+    def start(self, config_yaml: str, overrides: list[str], keep_until: int = 0) -> None:
+        """Begin (or, with ``keep_until``, go on): write the config, drop rows of steps after ``keep_until``."""
+        (self.path / CONFIG).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / CONFIG, config_yaml.encode())
+        write_atomically(self.path / OVERRIDES, "".join(f"- {json.dumps(line)}\n" for line in overrides).encode())
+        (self.path / RESULT).unlink(missing_ok=True)
+        rows = [row for row in read_metrics(self.path / METRICS) if row["step"] <= keep_until] if keep_until else []
+        write_atomically(self.path / METRICS, b"".join(_to_json(row) for row in rows))
+        self.status("running")
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add one evaluated step; flushed, so that it survives a kill."""
+        with open(self.path / METRICS, "ab") as file:
+            file.write(_to_json(row))
+
+    def status(self, status: str, **details: Any) -> None:
+        """Write the status word, with details such as ``error``."""
+        if status not in STATUSES:
+            raise ValueError(f"status must be one of {', '.join(STATUSES)}, not {status!r}")
+        write_atomically(self.path / STATUS, _to_json({"status": status, "time": time.time(), **details}))
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write the result, last; ``result["status"]`` is ``finished`` or ``diverged``."""
+        self.status(result["status"])
+        write_atomically(self.path / RESULT, _to_json(result, indent=2))
+
+
+def _is_stale(claim: Path) -> bool:
+    """No heartbeat for long, or its process on this machine is gone."""
+    try:
+        age = time.time() - claim.stat().st_mtime
+        host, pid = claim.read_text().split()
+    except FileNotFoundError:
+        return False
+    except ValueError:  # claimed a moment ago and not yet written, or written by nobody
+        return age > HEARTBEAT_SECONDS
+    if host == socket.gethostname() and pid.isdigit():
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+    return age > HEARTBEAT_SECONDS
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DamagedRecord(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise DamagedRecord(f"{path}: expected a JSON object")
+    return content
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file by step. A torn last line is a kill's trace and skipped; other damage raises."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DamagedRecord(f"{path}: not readable ({error})") from None
+    rows: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+            rows[int(row["step"])] = row  # of a step that stands twice the later row counts
+        except (ValueError, KeyError, TypeError, OverflowError):
+            if number == len(lines):
+                continue
+            raise DamagedRecord(f"{path}: line {number} is not a row of metrics") from None
+    return [rows[step] for step in sorted(rows)]
+
+
+def find_runs(path: Path) -> list[Path]:
+    """The run directories at or below ``path`` (a run, a sweep, or a folder of sweeps), sorted.
+
+    A directory with a result but without a config is one too, so that :func:`read_run` can say that it is damaged.
+    """
+    path = Path(path)
+    runs: list[Path] = []
+    for level in ("", "*/", "*/*/"):
+        found = {file.parent.parent for file in path.glob(f"{level}{CONFIG}")}
+        runs += sorted(found | {file.parent for file in path.glob(f"{level}{RESULT}")})
+    return runs
+
+
+def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """One run: what is constant over it (config, status, protocol, costs) as a flat dict, and its metrics rows."""
+    import yaml
+
+    try:
+        config = yaml.safe_load((path / CONFIG).read_text())
+        name = run_name(config)
+        constants = {**_flat_config(config), "run": path.name, "sweep": path.parent.name, "path": str(path)}
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedRecord(f"{path / CONFIG}: not a run's config ({type(error).__name__}: {error})") from None
+    rows = read_metrics(path / METRICS)
+    try:
+        result = _read_json(path / RESULT)
+        if result.get("run") != path.name:
+            raise DamagedRecord(f"{path / RESULT}: is the result of run {result.get('run')!r}, not of {path.name!r}")
+        if name != path.name:
+            raise DamagedRecord(f"{path / CONFIG}: the config was changed after the run (it is {name!r})")
+        if result.get("status") not in STATUSES or not isinstance(result.get("protocol", {}), dict):
+            raise DamagedRecord(f"{path / RESULT}: has no status or no protocol that this module writes")
+        if result["status"] == "finished" and (not rows or rows[-1]["step"] != result.get("step")):
+            raise DamagedRecord(f"{path / METRICS}: rows of the finished run are missing")
+        constants["status"] = result["status"]
+        for key, value in result.get("protocol", {}).items():
+            constants[f"protocol.{key}"] = value
+        for key in ("wall_seconds", "loss_evaluations", "peak_memory_bytes", "device", "commit", "diverged_at"):
+            constants[key] = result.get(key)
+    except FileNotFoundError:
+        try:
+            status = _read_json(path / STATUS)
+        except FileNotFoundError:
+            status = {"status": "queued"}
+        # A kill between the last status and the result leaves "finished" without a result: the run is not over.
+        word = status.get("status")
+        constants["status"] = word if word in ("queued", "running", "failed") else "running"
+        constants["error"] = status.get("error")
+    return constants, rows
+
+
+def _flat_config(config: dict[str, Any]) -> dict[str, Any]:
+    """``{"optimizer": {"lr": .1}}`` -> ``{"optimizer.lr": .1}``; a group with a name stands for itself."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            if "name" in value:
+                flat[key] = value["name"]
+            for inner, leaf in _flat_config(value).items():
+                if inner != "name":
+                    flat[f"{key}.{inner}"] = leaf
+        else:
+            flat[key] = json.dumps(value) if isinstance(value, list) else value
+    return flat
+
+
+def load(path: str | Path) -> pd.DataFrame:
+    """Load a run, a sweep or a folder of sweeps as one long frame.
+
+    Returns a row per run and evaluated step with the columns ``run``, ``sweep``, ``path``, ``step``, ``status``,
+    ``error``, the config's fields (``estimator``, ``task``, ``data``, ``seed``, ``optimizer.lr``, ...), the protocol
+    (``protocol.*``), costs, and the metrics. A run that has no rows yet (queued, or failed early) stands in one row
+    with ``step`` missing. Damaged records are warned of by name, left out, and listed in ``frame.attrs["damaged"]``.
+
+    Raises ``FileNotFoundError`` if ``path`` holds no run at all.
+    """
+    import pandas as pd
+
+    runs = find_runs(Path(path))
+    if not runs:
+        raise FileNotFoundError(f"no runs at {path}: expected a run directory, a sweep, or a folder of sweeps")
+    table, damaged = [], []
+    for run in runs:
+        try:
+            constants, rows = read_run(run)
+        except DamagedRecord as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+            damaged.append(str(error))
+            continue
+        table += [{**constants, **row} for row in rows] or [constants]
+    frame = pd.DataFrame(table)
+    for column in ("run", "step", "status", "error"):
+        if column not in frame:
+            frame[column] = None
+    frame["step"] = pd.array([None if _missing(step) else int(step) for step in frame["step"]], dtype="Int64")
+    frame.attrs["damaged"] = damaged
+    return frame
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))

@@ -1,0 +1,243 @@
+"""Statistics over runs: intervals, the choice of hyperparameters, one summary row per estimator, task and data set.
+
+Everything here is a pure function of arrays or of the frame of :func:`analysis.records.load`. Four rules hold:
+
+- A hyperparameter setting is chosen on the validation bound, averaged over its seeds, and reported on test.
+- Settings of which the largest share of runs finished go first, whatever their bound; so a setting cannot win by losing
+  its bad seeds. Among them the best validation mean wins; of equals, the first in the order of their text.
+- Every run counts somewhere: beside a mean over finished runs stands how many diverged, failed or are unfinished.
+- Runs of different protocols are neither averaged nor ranked together: :class:`ProtocolsDiffer`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from analysis.published import differences, published
+from analysis.records import UNSCIENTIFIC
+
+CELL = ["estimator", "task", "data"]
+COMPARISON = ["task", "data"]
+BOUNDS = ("bound", "pseudo_bound")
+FEW = 10
+"""Below this many values the interval is Student's t, from here on the bootstrap's."""
+
+_NOT_SETTINGS = {
+    *("run", "sweep", "path", "status", "error", "seed", *CELL),
+    *("step", "seconds", "loss_evaluations", "gradient_variance", "temperature"),
+    *("wall_seconds", "peak_memory_bytes", "device", "commit", "diverged_at", "data.root"),
+    *("valid", "test", "metric"),
+}
+_METRIC = re.compile(r"(train|valid|test)_(?!samples$)")
+
+
+class ProtocolsDiffer(ValueError):
+    """Runs that would be compared were evaluated differently; the message says in what, and what to do."""
+
+
+def interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean of ``values [n]`` with a two-sided confidence interval of the mean: ``(mean, low, high)``.
+
+    ``n = 1``: no interval (``nan``). ``n < 10``: Student's t. Otherwise: bias-corrected and accelerated (BCa)
+    bootstrap with a fixed seed. Values that are all equal give width zero. Raises ``ValueError`` for no values.
+    """
+    sample = np.asarray(values, dtype=float)
+    if sample.ndim != 1 or sample.size == 0:
+        raise ValueError(f"values must be [n] with n >= 1, not of shape {sample.shape}")
+    mean = float(sample.mean())
+    if sample.size == 1:
+        return mean, float("nan"), float("nan")
+    if np.all(sample == sample[0]):
+        return float(sample[0]), float(sample[0]), float(sample[0])
+    if sample.size < FEW:
+        half = float(student_half_width(sample[:, None], confidence)[0])
+        return mean, mean - half, mean + half
+    from scipy.stats import bootstrap
+
+    result = bootstrap(
+        (sample,), np.mean, confidence_level=confidence, n_resamples=4999, rng=np.random.default_rng(0), method="BCa"
+    )
+    return mean, float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def interval_name(n: int) -> str:
+    """Which interval :func:`interval` gives for ``n`` values, in words."""
+    if n < 2:
+        return "none"
+    return "Student t" if n < FEW else "BCa bootstrap"
+
+
+def student_half_width(values: NDArray[np.floating], confidence: float = 0.95) -> NDArray[np.floating]:
+    """Half-width ``[m]`` of Student's t interval of the means of ``values [n, m]`` over ``n``; ``nan`` for n = 1."""
+    from scipy.stats import t
+
+    n = len(values)
+    if n < 2:
+        return np.full(values.shape[1], np.nan)
+    return t.ppf((1 + confidence) / 2, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
+
+
+def curve(frame: pd.DataFrame, metric: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """``steps [m]`` at which every run of the long ``frame`` has ``metric``, and its ``values [runs, m]``."""
+    table = frame.dropna(subset=["step", metric]).pivot(index="path", columns="step", values=metric).dropna(axis=1)
+    return table.columns.to_numpy(dtype=int), table.to_numpy(dtype=float)
+
+
+def final_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per run, its last, with the bound on both splits under one name.
+
+    Adds ``valid`` and ``test`` (nats, higher is better; ``test`` only of finished runs) and ``metric`` (``bound``, or
+    ``pseudo_bound`` for grey targets). A finished run without a finite bound is counted as ``failed``, with the reason
+    in ``error``. A run that stands in several sweeps (same name, hence same config) counts once, a finished one first.
+    """
+    runs = frame.sort_values(["path", "step"], na_position="first").groupby("path", sort=False).tail(1).copy()
+    runs["valid"], runs["test"], runs["metric"] = np.nan, np.nan, None
+    runs = runs.astype({"metric": object, "error": object})
+    finished = runs["status"] == "finished"
+    for bound in BOUNDS:
+        if f"test_{bound}" in runs and f"valid_{bound}" in runs:
+            has = finished & runs[f"test_{bound}"].notna()
+            runs.loc[has, "valid"] = runs.loc[has, f"valid_{bound}"].astype(float)
+            runs.loc[has, "test"] = runs.loc[has, f"test_{bound}"].astype(float)
+            runs.loc[has, "metric"] = bound
+    useless = finished & ~np.isfinite(runs[["valid", "test"]]).all(axis=1)
+    runs.loc[useless, ["status", "error"]] = ["failed", "finished without a finite validation and test bound"]
+    order = (runs["status"] != "finished").astype(int)
+    runs = runs.assign(_order=order).sort_values(["_order", "path"]).drop_duplicates("run").drop(columns="_order")
+    return runs.sort_values([*CELL, "seed", "run"]).reset_index(drop=True)
+
+
+def check_protocols(runs: pd.DataFrame) -> None:
+    """Raise :class:`ProtocolsDiffer` unless runs of one task and data set agree in every ``protocol.*`` column.
+
+    ``runs`` are those of :func:`final_rows`. Runs without any protocol (unfinished ones) are not looked at.
+    """
+    columns = [column for column in runs if str(column).startswith("protocol.")]
+    recorded = runs[runs[columns].notna().any(axis=1)] if columns else runs.iloc[:0]
+    for (task, data), group in recorded.groupby(COMPARISON):
+        differing = {column: group[column].map(as_text).value_counts() for column in columns}
+        differing["metric"] = group["metric"].dropna().value_counts()
+        differing = {column: counts for column, counts in differing.items() if len(counts) > 1}
+        if differing:
+            fields = "; ".join(
+                f"{column.removeprefix('protocol.')} is "
+                + " and ".join(f"{value} ({n} runs)" for value, n in sorted(counts.items(), key=str))
+                for column, counts in differing.items()
+            )
+            column, counts = next(iter(differing.items()))
+            one = f" (--where {column}={min(counts.index, key=str)})" if column in columns else ""
+            raise ProtocolsDiffer(
+                f"{task} on {data}: these runs were evaluated differently and cannot be averaged or ranked together: "
+                f"{fields}. Analyse one kind at a time{one}, or keep them in different sweeps."
+            )
+
+
+def select(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs, of every status, of the chosen setting of each cell (estimator, task, data); rules: see the module.
+
+    ``runs`` are those of :func:`final_rows`. A setting is what varies in the config within a cell, other than the seed.
+    Adds ``setting`` (``"optimizer.lr=0.001"``; empty if nothing varies) and ``settings`` (how many were tried). A cell
+    without any finished run keeps all its runs, with ``setting`` missing.
+    """
+    chosen = []
+    for _, cell in runs.groupby(CELL):
+        varying = _varying(cell)
+        text = cell.apply(lambda run, names=varying: _setting(run, names), axis=1)
+        scores = []
+        for setting, tried in cell.groupby(text):
+            finished = tried[tried["status"] == "finished"]
+            if len(finished):
+                scores.append((-len(finished) / len(tried), -finished["valid"].mean(), setting))
+        best = min(scores)[2] if scores else None
+        kept = cell if best is None else cell[text == best]
+        chosen.append(kept.assign(setting=best, settings=text.nunique()))
+    return pd.concat(chosen, ignore_index=True) if chosen else runs.assign(setting=None, settings=0)
+
+
+def _varying(cell: pd.DataFrame) -> list[str]:
+    """Config columns with more than one value; what a column holds is told by its name."""
+    names = []
+    for column in map(str, cell.columns):
+        group = column.split(".")[0]
+        if column in _NOT_SETTINGS or group in (*UNSCIENTIFIC, "protocol") or column.endswith(".seed"):
+            continue
+        if not _METRIC.match(column) and cell[column].map(as_text).nunique() > 1:
+            names.append(column)
+    return sorted(names)
+
+
+def _setting(run: pd.Series, names: Iterable[str]) -> str:
+    return ", ".join(f"{name}={as_text(run[name])}" for name in names if as_text(run[name]) != "none")
+
+
+def as_text(value: Any) -> str:
+    """One text per value: the same for ``1`` and ``1.0``, which pandas mixes up, and ``none`` for every missing one."""
+    if isinstance(value, (dict, list, tuple)):
+        return json.dumps(value, sort_keys=True, default=str)
+    if value is None or value is pd.NA or value != value:
+        return "none"
+    if isinstance(value, (bool, np.bool_)):
+        return str(bool(value)).lower()
+    if isinstance(value, (float, np.floating)):
+        number = float(value)
+        return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
+    return str(value)
+
+
+def summarise(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per cell (estimator, task, data), best first, of the long frame of :func:`analysis.records.load`.
+
+    ``mean``, ``low``, ``high``: the *negative* test bound in nats (lower is better) over the ``n`` finished runs of the
+    chosen ``setting``. ``diverged``, ``failed``, ``unfinished``: its other runs (the cell's, if none finished).
+    ``settings``: how many were tried, and ``cell_diverged``, ``cell_failed``, ``cell_unfinished``: over all of these.
+    ``published``, ``difference`` (ours - theirs), ``published_source``, ``published_differences`` (of settings) and
+    ``published_note`` (its trap): see :mod:`analysis.published`.
+    Further columns say what the chosen runs have: ``protocol.*``, ``steps``, ``optimizer``, ``batch_size``.
+
+    Raises :class:`ProtocolsDiffer`.
+    """
+    runs = final_rows(frame)
+    check_protocols(runs)
+    chosen = select(runs)
+    shared = [c for c in chosen if str(c).startswith("protocol.")]
+    shared += [c for c in ("steps", "optimizer", "batch_size", "test_samples", "metric") if c in chosen]
+    rows = []
+    for cell, kept in chosen.groupby(CELL):
+        tried = runs[(runs[CELL] == list(cell)).all(axis=1)]
+        finished = kept[kept["status"] == "finished"]
+        agreed = (finished if len(finished) else kept)[shared].iloc[0].to_dict()
+        row: dict[str, Any] = dict(zip(CELL, cell, strict=True))
+        mean, low, high = interval(-finished["test"]) if len(finished) else (np.nan, np.nan, np.nan)
+        row |= {"mean": mean, "low": low, "high": high, "n": len(finished), "interval": interval_name(len(finished))}
+        row |= {"valid": -finished["valid"].mean(), **_lost(kept)}
+        row |= {f"cell_{word}": count for word, count in _lost(tried).items()}
+        row |= {"setting": kept["setting"].iloc[0], "settings": kept["settings"].iloc[0]}
+        rows.append({**row, **_beside(row, agreed), **agreed})
+    summary = pd.DataFrame(rows)
+    return summary.sort_values([*COMPARISON, "mean", "estimator"], ignore_index=True) if rows else summary
+
+
+def _lost(runs: pd.DataFrame) -> dict[str, int]:
+    diverged, failed, finished = (int((runs["status"] == word).sum()) for word in ("diverged", "failed", "finished"))
+    return {"diverged": diverged, "failed": failed, "unfinished": len(runs) - diverged - failed - finished}
+
+
+def _beside(row: dict[str, Any], agreed: dict[str, Any]) -> dict[str, Any]:
+    value = published(row["task"], row["data"], row["estimator"]) if agreed.get("metric") != "pseudo_bound" else None
+    if value is None:
+        nothing = dict.fromkeys(("published_source", "published_differences", "published_note"))
+        return {"published": np.nan, "difference": np.nan, **nothing}
+    return {
+        "published": value.value,
+        "difference": row["mean"] - value.value,
+        "published_source": f"{value.short}, {value.table}",
+        "published_differences": differences(value, agreed),
+        "published_note": f"{value.method}: {value.note}" if value.note else "",
+    }

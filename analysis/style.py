@@ -1,0 +1,102 @@
+"""One look for every figure: the same colour, marker and line style for the same estimator everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+BLACK, BLUE, SKY, GREEN, ORANGE, RED, PURPLE = (
+    *("#000000", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"),
+)
+SOLID, DASHED, DOTTED, DASHDOT = "-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5))
+
+RC: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "figure.constrained_layout.use": True,
+    "pdf.fonttype": 42,
+    "savefig.dpi": 200,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one estimator is drawn and what a figure calls it."""
+
+    label: str
+    color: str
+    linestyle: str | tuple[int, tuple[float, ...]]
+    marker: str
+
+    def line(self) -> dict[str, Any]:
+        """Keyword arguments of a matplotlib line; markers are filled on solid lines and hollow on the others."""
+        face = self.color if self.linestyle == SOLID else "white"
+        return {
+            "color": self.color,
+            "linestyle": self.linestyle,
+            "marker": self.marker,
+            "markerfacecolor": face,
+        }
+
+
+# Colours are Okabe and Ito's, told apart by the colour-blind. No two estimators share colour and line style, nor marker
+# and line style, so that a figure can also be read in grey.
+LOOKS = {
+    "exact": Look("Exact", BLACK, SOLID, "."),
+    "reinforce": Look("REINFORCE", RED, DOTTED, "v"),
+    "nvil": Look("NVIL", RED, SOLID, "v"),
+    "rloo": Look("RLOO", RED, DASHED, "<"),
+    "vimco": Look("VIMCO", RED, DASHDOT, ">"),
+    "muprop": Look("MuProp", GREEN, SOLID, "D"),
+    "darn": Look("DARN", PURPLE, SOLID, "P"),
+    "rebar": Look("REBAR", GREEN, DASHED, "s"),
+    "relax": Look("RELAX", GREEN, DASHDOT, "^"),
+    "arm": Look("ARM", PURPLE, DOTTED, "X"),
+    "disarm": Look("DisARM", PURPLE, DASHED, "X"),
+    "arms": Look("ARMS", PURPLE, DASHDOT, "P"),
+    "arsm": Look("ARSM", BLACK, DOTTED, "h"),
+    "straight_through": Look("Straight-Through", ORANGE, SOLID, "^"),
+    "gumbel_softmax": Look("Gumbel-Softmax", BLUE, SOLID, "o"),
+    "st_gumbel_softmax": Look("ST Gumbel-Softmax", SKY, DASHED, "o"),
+    "gumbel_rao": Look("Gumbel-Rao", BLUE, DASHDOT, "s"),
+    "gapped_straight_through": Look("Gapped ST", ORANGE, DASHED, "^"),
+    "reinmax": Look("ReinMax", SKY, SOLID, "s"),
+    "double_cv": Look("Double CV", GREEN, DOTTED, "D"),
+    "rodeo": Look("RODEO", BLACK, DASHED, "p"),
+    "unordered_set": Look("Unordered set", ORANGE, DOTTED, "o"),
+    "indecater": Look("IndeCateR", BLACK, DASHDOT, "*"),
+}
+
+_COLORS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BLACK)
+_LINES = (SOLID, DASHED, DOTTED, DASHDOT)
+_MARKERS = ("H", "d", "8", "X", "*", "p", "<", ">")
+
+
+def look(estimator: str) -> Look:
+    """The estimator's look; an unknown name gets one that depends on the name alone, and stands for itself as label."""
+    if estimator in LOOKS:
+        return LOOKS[estimator]
+    number = int.from_bytes(hashlib.sha256(estimator.encode()).digest()[:4], "big")
+    color, line = _COLORS[number % 7], _LINES[number // 7 % 4]
+    return Look(estimator, color, line, _MARKERS[number // 28 % 8])
+
+
+def in_order(estimators: set[str]) -> list[str]:
+    """Known estimators in the order of ``LOOKS``, then the others by name."""
+    return [name for name in LOOKS if name in estimators] + sorted(estimators - set(LOOKS))

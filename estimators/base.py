@@ -1,0 +1,157 @@
+"""The contract of an estimator, written once.
+
+    losses = estimator(logits, loss, context=None)
+
+``logits`` ``[*batch, latents, categories]``: any leading dimensions; a Bernoulli latent has two categories and
+``z[..., 1]`` is its bit. ``loss``: a function ``z -> [*batch]``, one value per example, **lower is better**; ``z``
+has the shape of ``logits``, possibly with more sample dimensions in front. ``loss`` may close over parameters and over
+``logits`` itself; both get their ordinary gradient. ``context``: what an input-dependent baseline may look at.
+
+Returns ``[*batch]``. The **value** is the Monte-Carlo value of ``E_q[loss(z)]``; the **backward** gives the estimated
+gradient with respect to ``logits`` and the ordinary one to whatever ``loss`` closes over. Because the value is
+preserved, estimators nest: ``outer(logits1, lambda z1: inner(layer2(z1), lambda z2: f(z1, z2)))``.
+
+An estimator never indexes, reduces or counts a dimension that it did not create: replicas, outer samples and examples
+are all just leading dimensions. Hyperparameters that are numbers may be tensors that broadcast against ``logits`` (with
+a last dimension of 1). Learned parts are parameters of the estimator and get their gradient from the same
+``backward()`` through a term whose value is zero, so a caller must minimise.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from estimators.categorical import Number, gradient_only, sample_with_log_prob
+
+Loss = Callable[[Tensor], Tensor]
+
+
+class Estimator(nn.Module, ABC):
+    """A gradient estimator of ``E_q[loss(z)]`` for categorical ``z``; see the module's text for the contract.
+
+    What an estimator declares, as data that tests and tables read:
+
+    - ``unbiased``: the mean of the estimated gradient is the exact gradient for every loss;
+    - ``exact_for``: if biased, the polynomial degree of the loss in ``z`` up to which the mean is exact, or ``None``;
+    - ``evaluations``: calls of ``loss`` per gradient, counted in samples;
+    - ``needs_gradient``: whether ``loss`` must be differentiable in ``z``;
+    - ``binary_only``: whether it works for two categories only.
+    """
+
+    unbiased: bool
+    exact_for: int | None = None
+    evaluations: int = 1
+    needs_gradient: bool = False
+    binary_only: bool = False
+
+    @abstractmethod
+    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+        """The method itself; ``logits`` have been checked and ``loss`` checks what it is given and returns."""
+
+    def forward(self, logits: Tensor, loss: Loss, context: Tensor | None = None) -> Tensor:
+        """``[*batch]`` losses: see the contract in :mod:`estimators.base`. Raises ``ValueError`` on bad shapes."""
+        self._check_logits(logits)
+        return self.estimate(logits, self._checked(loss), context)
+
+    def _check_logits(self, logits: Tensor) -> None:
+        name = type(self).__name__
+        if logits.dim() < 2 or not logits.is_floating_point():
+            raise ValueError(
+                f"{name}: logits must be floating point [*batch, latents, categories], "
+                f"not {logits.dtype} {list(logits.shape)}"
+            )
+        if logits.shape[-1] < 2:
+            raise ValueError(
+                f"{name}: logits need at least 2 categories in the last dimension, not {list(logits.shape)}; "
+                "a Bernoulli latent with log-odds a is torch.stack([zeros_like(a), a], -1)"
+            )
+        if self.binary_only and logits.shape[-1] != 2:
+            raise ValueError(
+                f"{name} is defined for Bernoulli latents (2 categories), not {logits.shape[-1]}; "
+                "use REINFORCE, NVIL or GumbelSoftmax for categorical latents"
+            )
+
+    def _checked(self, loss: Loss) -> Loss:
+        def checked(z: Tensor) -> Tensor:
+            losses = loss(z)
+            if losses.shape != z.shape[:-2]:
+                raise ValueError(
+                    f"{type(self).__name__}: loss must return one value per example, {list(z.shape[:-2])} for z of "
+                    f"{list(z.shape)}, but it returned {list(losses.shape)}; do not reduce over examples or samples"
+                )
+            return losses
+
+        return checked
+
+    def _number(self, name: str, value: Number) -> Number:
+        """A hyperparameter that may be a tensor: a plain one becomes a buffer, so that it moves with the module."""
+        if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
+            return value
+        if value.dim() > 0 and value.shape[-1] != 1:
+            raise ValueError(
+                f"{type(self).__name__}: {name} must broadcast against logits with a last dimension of 1, for instance "
+                f"[replicas, 1, 1, 1], not {list(value.shape)}"
+            )
+        return nn.Buffer(value)
+
+    def _positive(self, name: str, value: Number) -> Number:
+        """As :meth:`_number`, for a hyperparameter that must be positive and finite."""
+        checked = torch.as_tensor(value)
+        if not bool(((checked > 0) & checked.isfinite()).all()):
+            raise ValueError(f"{type(self).__name__}: {name} must be positive and finite, not {checked.tolist()}")
+        return self._number(name, value)
+
+
+class Pathwise(Estimator):
+    """Estimators that differentiate ``loss`` at a (relaxed or hard) sample: implement :meth:`sample`.
+
+    gradient = d loss(sample(logits)) / d logits, by the chain rule through the sample.
+    """
+
+    unbiased = False
+    needs_gradient = True
+
+    @abstractmethod
+    def sample(self, logits: Tensor) -> Tensor:
+        """``z`` of the shape of ``logits`` with a gradient: a drop-in for ``torch.nn.functional.gumbel_softmax``."""
+
+    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+        return loss(self.sample(logits))
+
+
+class ScoreFunction(Estimator):
+    """Estimators of the form ``signal * grad log q(z)`` with one exact sample: implement :meth:`signal`.
+
+    gradient = (loss(z) - baseline) * d log q(z) / d logits  +  d loss(z) / d logits  (what ``loss`` closes over).
+    """
+
+    unbiased = True
+
+    @abstractmethod
+    def signal(self, losses: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """From detached ``losses`` ``[*batch]``: the factor of the score, and a loss for learned parts or ``None``."""
+
+    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+        z, log_prob = sample_with_log_prob(logits)
+        losses = loss(z)
+        signal, learned = self.signal(losses.detach(), context)
+        surrogate = gradient_only(signal.detach() * log_prob)
+        if learned is not None:
+            surrogate = surrogate + gradient_only(learned)
+        return losses + surrogate
+
+
+def per_example(value: Number) -> Number:
+    """A hyperparameter that broadcasts against ``logits``, reshaped to broadcast against ``[*batch]`` losses."""
+    if isinstance(value, Tensor) and value.dim() > 0:
+        return value.reshape(value.shape[:-2]) if value.dim() > 2 else value.reshape(())
+    return value
+
+
+def in_functorch() -> bool:
+    """Whether a ``torch.func`` transform is active: then running statistics must not be written."""
+    return torch._C._functorch.peek_interpreter_stack() is not None

@@ -1,0 +1,48 @@
+"""The exact expectation by enumeration: the oracle for everything else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from estimators.base import Estimator, Loss
+from estimators.categorical import log_probabilities
+
+
+class Exact(Estimator):
+    r"""``E_q[loss(z)] = sum_z q(z) loss(z)`` over all ``K**L`` joint states, with its exact gradient (marginalisation).
+
+    ``loss`` is called once with ``z`` of ``[K**L, *batch, L, K]`` and must broadcast over the leading dimension.
+
+    Args:
+        max_states: refuse beyond this many joint states (memory grows with them).
+
+    Raises:
+        ValueError: at the call, if ``K**L > max_states``.
+    """
+
+    unbiased = True
+
+    def __init__(self, max_states: int = 65536) -> None:
+        super().__init__()
+        self.max_states = max_states
+
+    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+        latents, categories = logits.shape[-2:]
+        states = categories**latents
+        if states > self.max_states:
+            raise ValueError(
+                f"Exact: {categories}**{latents} joint states are more than max_states={self.max_states}; "
+                "use an unbiased sampling estimator (REINFORCE, NVIL) for so many latents"
+            )
+        z = enumerate_states(latents, categories, like=logits)
+        z = z.reshape(states, *(1,) * (logits.dim() - 2), latents, categories)
+        # where, not a product: 0 * -inf of an impossible category would be NaN
+        log_prob = torch.where(z > 0, log_probabilities(logits), 0.0).sum(dim=(-2, -1))
+        return (log_prob.exp() * loss(z.expand(states, *logits.shape))).sum(dim=0)
+
+
+def enumerate_states(latents: int, categories: int, like: Tensor) -> Tensor:
+    """All joint one-hot states, ``[categories**latents, latents, categories]``, in the dtype and device of ``like``."""
+    digits = torch.cartesian_prod(*[torch.arange(categories, device=like.device)] * latents)
+    return torch.nn.functional.one_hot(digits.reshape(-1, latents), categories).to(like.dtype)

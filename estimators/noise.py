@@ -1,0 +1,65 @@
+"""All randomness of the estimators comes through :func:`uniform`, so that a harness can supply it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+NoiseSource = Callable[[Sequence[int], torch.dtype, torch.device, int], Tensor]
+"""``source(shape, dtype, device, event_dims) -> uniform noise of that shape in the open interval (0, 1)``."""
+
+_source: ContextVar[NoiseSource | None] = ContextVar("noise_source", default=None)
+
+
+def open_uniform(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """Uniform noise strictly inside (0, 1), so that ``log(u)`` and ``log(1 - u)`` are finite.
+
+    float32 noise has 31 random bits: near 0 it is 128 times finer than ``torch.rand``, whose coarse tail would tie
+    the largest of many Gumbel variables. Half precision is drawn in float32 and stays float32.
+    """
+    if dtype == torch.float64:
+        return torch.rand(shape, dtype=dtype, device=device, generator=generator).clamp_(2.0**-54, 1 - 2.0**-53)
+    bits = torch.empty(shape, dtype=torch.int32, device=device).random_(generator=generator)
+    return bits.to(torch.float32).add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
+
+
+def uniform(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device, event_dims: int = 2) -> Tensor:
+    """The one function through which estimators draw noise: ``shape``, uniform in the open interval (0, 1).
+
+    ``event_dims`` counts the trailing dimensions that belong to one example (2 for ``[..., latents, categories]``,
+    1 for ``[..., latents]``). The dimension before them is ``examples`` and the one before that ``replicas``, which
+    is how a source with a stream per replica knows whose noise is whose. By default the noise comes from torch's
+    global generator.
+    """
+    source = _source.get()
+    if source is None:
+        return open_uniform(shape, dtype, device)
+    return source(shape, dtype, device, event_dims)
+
+
+@contextmanager
+def noise_source(source: NoiseSource | None) -> Iterator[None]:
+    """Within the block, :func:`uniform` takes its noise from ``source`` (``None``: torch's global generator)."""
+    token = _source.set(source)
+    try:
+        yield
+    finally:
+        _source.reset(token)
+
+
+def logistic(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device, event_dims: int = 1) -> Tensor:
+    """Standard logistic noise ``log u - log(1 - u)``: the difference of two Gumbel variables."""
+    u = uniform(shape, dtype=dtype, device=device, event_dims=event_dims)
+    return u.log() - torch.log1p(-u)
+
+
+def gumbel(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device, event_dims: int = 2) -> Tensor:
+    """Standard Gumbel noise ``-log(-log(1 - u))``; its upper tail sits where ``u`` is finest."""
+    u = uniform(shape, dtype=dtype, device=device, event_dims=event_dims)
+    return -torch.log(-torch.log1p(-u))

@@ -1,0 +1,135 @@
+"""Neural variational inference and learning: the score function with three variance reductions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from estimators.base import ScoreFunction, in_functorch, per_example
+from estimators.categorical import Number
+from estimators.noise import uniform
+
+
+class NVIL(ScoreFunction):
+    r"""The score function with centring, an input-dependent baseline and variance normalisation.
+
+    gradient = (loss(z) - c - B(context)) / max(1, sigma) * d log q(z) / d logits,  z ~ q, one exact sample;
+    c, sigma^2: moving average and moving variance of ``loss - B``; B: one hidden layer of ``tanh`` units,
+    trained by the squared error ``(loss - c - B)^2 / 2``, whose gradient comes from the same ``backward()``.
+
+    Unbiased without variance normalisation; with it the gradient is rescaled by ``1 / max(1, sigma)``, which changes
+    no direction of a single layer but is a bias in the strict sense, so ``unbiased`` is ``False`` then.
+
+    Args:
+        context_features: size of the last dimension of ``context``; ``None``: no input-dependent baseline.
+        centring: subtract the moving average ``c``.
+        input_dependent: subtract ``B(context)``; needs ``context_features``.
+        variance_normalisation: divide by ``max(1, sigma)``.
+        hidden: width of the baseline's hidden layer.
+        decay: of the moving averages, in [0, 1); a float or a tensor that broadcasts against ``logits``.
+        replicas: if given, ``logits`` are ``[..., replicas, examples, latents, categories]`` and statistics and
+            baseline are kept per replica; otherwise there is one for all examples.
+
+    The moving averages are buffers, written in training mode as those of batch normalisation are (``eval()`` freezes
+    them), and a call uses only those of earlier calls: the paper's algorithm updates them first, which lets an
+    example's own loss into its baseline. They are corrected for their zero start, as Adam's moments are.
+
+    Raises:
+        ValueError: if the baseline was built and ``context`` is missing or of another size.
+
+    Reference: Mnih, Gregor, "Neural variational inference and learning in belief networks", arXiv 1402.0030 (the
+    baseline's 100 tanh units as in MuProp's and REBAR's re-implementations).
+    """
+
+    def __init__(
+        self,
+        context_features: int | None = None,
+        *,
+        centring: bool = True,
+        input_dependent: bool = True,
+        variance_normalisation: bool = True,
+        hidden: int = 100,
+        decay: Number = 0.8,
+        replicas: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not bool(((torch.as_tensor(decay) >= 0) & (torch.as_tensor(decay) < 1)).all()):
+            raise ValueError(f"NVIL: decay must be in [0, 1), not {decay}")
+        if hidden < 1:
+            raise ValueError(f"NVIL: hidden must be at least 1, not {hidden}; input_dependent=False drops the baseline")
+        self.centring = centring
+        self.variance_normalisation = variance_normalisation
+        self.decay = self._number("decay", decay)
+        self.replicas = replicas
+        per_replica = () if replicas is None else (replicas, 1)
+        # Moving moments of loss - B and their total weight, which corrects for the start at zero.
+        self.mean = nn.Buffer(torch.zeros(per_replica))
+        self.square = nn.Buffer(torch.zeros(per_replica))
+        self.weight = nn.Buffer(torch.zeros(per_replica))
+        self.baseline = None
+        if input_dependent and context_features is not None:
+            self.baseline = _Baseline(context_features, hidden, replicas)
+
+    @property
+    def unbiased(self) -> bool:  # type: ignore[override]
+        """``False`` with variance normalisation, which rescales the gradient."""
+        return not self.variance_normalisation
+
+    def signal(self, losses: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        prediction = self._predict(context)
+        residual = losses if prediction is None else losses - prediction.detach()
+        weight = self.weight.clamp_min(torch.finfo(self.weight.dtype).tiny)
+        mean = self.mean / weight
+        variance = self.square / weight - mean**2
+        self._update(residual)
+        centre = mean if self.centring else torch.zeros_like(mean)
+        learned = None if prediction is None else 0.5 * (losses - centre - prediction) ** 2
+        signal = residual - centre
+        if self.variance_normalisation:
+            signal = signal / variance.clamp_min(1).sqrt()
+        return signal.to(losses.dtype), learned
+
+    def _predict(self, context: Tensor | None) -> Tensor | None:
+        if self.baseline is None:
+            return None
+        if context is None or context.shape[-1] != self.baseline.features:
+            raise ValueError(
+                f"NVIL: the input-dependent baseline needs context [*batch, {self.baseline.features}], not "
+                f"{None if context is None else list(context.shape)}; pass it, or use NVIL(input_dependent=False)"
+            )
+        return self.baseline(context)
+
+    @torch.no_grad()
+    def _update(self, residual: Tensor) -> None:
+        if not self.training or in_functorch():
+            return
+        if self.replicas is None:
+            moments = residual.mean(), residual.square().mean()
+        else:  # replicas stand before examples, whatever sample dimensions are in front
+            rows = residual.reshape(-1, *residual.shape[-2:])
+            moments = rows.mean((0, 2)).unsqueeze(-1), rows.square().mean((0, 2)).unsqueeze(-1)
+        step = 1 - per_example(self.decay)
+        self.mean.lerp_(moments[0].to(self.mean.dtype), step)
+        self.square.lerp_(moments[1].to(self.mean.dtype), step)
+        self.weight.lerp_(torch.ones_like(self.weight), step)
+
+
+class _Baseline(nn.Module):
+    """``[..., examples, features] -> [..., examples]``: one hidden layer of tanh units, one network per replica."""
+
+    def __init__(self, features: int, hidden: int, replicas: int | None) -> None:
+        super().__init__()
+        self.features = features
+        stack = () if replicas is None else (replicas,)
+        bound = (6 / (features + hidden)) ** 0.5
+        shape = (*stack, features, hidden)
+        # Through the library's noise, with a dummy dimension of examples: a replica's weights come from its own stream.
+        u = uniform((*stack, 1, *shape[-2:]), dtype=torch.get_default_dtype(), device=torch.device("cpu"))
+        self.hidden_weight = nn.Parameter((2 * u - 1).reshape(shape) * bound)
+        self.hidden_bias = nn.Parameter(torch.zeros(*stack, 1, hidden))
+        self.output_weight = nn.Parameter(torch.zeros(*stack, hidden, 1))
+        self.output_bias = nn.Parameter(torch.zeros(*stack, 1, 1))
+
+    def forward(self, context: Tensor) -> Tensor:
+        h = torch.tanh(context @ self.hidden_weight + self.hidden_bias)
+        return (h @ self.output_weight + self.output_bias).squeeze(-1)

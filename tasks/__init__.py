@@ -1,0 +1,5 @@
+"""Tasks: models, likelihoods and data. A task receives an estimator and imports none."""
+
+from tasks.vae import VAE
+
+__all__ = ["VAE"]

@@ -1,0 +1,86 @@
+"""The distribution of a layer of categorical latents, from the encoder's or the prior's outputs.
+
+Two classes with the same functions: Bernoulli latents live on their log-odds (one output per latent, one input bit per
+latent), categorical ones on K logits. ``outputs`` are ``[..., examples, latents]`` or ``[..., examples, latents * K]``.
+"""
+
+from __future__ import annotations
+
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Bernoulli:
+    """``latents`` binary latents; ``outputs`` are log-odds, ``features`` the bits."""
+
+    def __init__(self, latents: int) -> None:
+        self.latents, self.categories, self.width = latents, 2, latents
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """``[..., latents, 2]`` logits for an estimator."""
+        return torch.stack((torch.zeros_like(outputs), outputs), dim=-1)
+
+    def features(self, z: Tensor) -> Tensor:
+        """``z`` ``[..., latents, 2]`` -> the decoder's input ``[..., latents]``: the bits."""
+        return z[..., 1]
+
+    def sample(self, outputs: Tensor, u: Tensor) -> Tensor:
+        """Exact samples as features, from uniform noise ``u`` ``[..., latents]``."""
+        return (u < outputs.sigmoid()).to(outputs.dtype)
+
+    def kl(self, outputs: Tensor, prior: Tensor) -> Tensor:
+        """``KL(q || p)`` summed over latents, in nats, ``[..., examples]``."""
+        return self.log_ratio(outputs.sigmoid(), outputs, prior)
+
+    def log_ratio(self, features: Tensor, outputs: Tensor, prior: Tensor) -> Tensor:
+        """``log q(z) - log p(z)`` in nats; linear in ``features``, so at the mean it is the KL. ``[..., examples]``."""
+        return (features * (outputs - prior)).sum(-1) - (F.softplus(outputs) - F.softplus(prior)).sum(-1)
+
+
+class Categorical:
+    """``latents`` latents of ``categories`` classes; ``outputs`` are logits, ``features`` flattened one-hot codes."""
+
+    def __init__(self, latents: int, categories: int) -> None:
+        self.latents, self.categories, self.width = latents, categories, latents * categories
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """``[..., latents, categories]`` logits for an estimator."""
+        return outputs.unflatten(-1, (self.latents, self.categories))
+
+    def features(self, z: Tensor) -> Tensor:
+        """``z`` ``[..., latents, categories]`` -> the decoder's input ``[..., latents * categories]``."""
+        return z.flatten(-2)
+
+    def sample(self, outputs: Tensor, u: Tensor) -> Tensor:
+        """Exact samples as features, by inverting the cumulative distribution at ``u`` ``[..., latents]``."""
+        cumulative = self.logits(outputs).softmax(-1).cumsum(-1)[..., :-1]
+        index = (u.unsqueeze(-1) >= cumulative).sum(-1)
+        return self.features(F.one_hot(index, self.categories).to(outputs.dtype))
+
+    def kl(self, outputs: Tensor, prior: Tensor) -> Tensor:
+        """``KL(q || p)`` summed over latents, in nats, ``[..., examples]``."""
+        return self.log_ratio(self.features(self.logits(outputs).softmax(-1)), outputs, prior)
+
+    def log_ratio(self, features: Tensor, outputs: Tensor, prior: Tensor) -> Tensor:
+        """``log q(z) - log p(z)`` in nats; linear in ``features``, so at the mean it is the KL. ``[..., examples]``."""
+        log_q, log_p = self.logits(outputs).log_softmax(-1), self.logits(prior).log_softmax(-1)
+        return (features * (log_q - log_p).flatten(-2)).sum(-1)
+
+
+def latents_of(latents: int, categories: int) -> Bernoulli | Categorical:
+    """The layer for ``latents`` >= 1 latents with ``categories`` >= 2; raises ``ValueError`` otherwise."""
+    if latents < 1:
+        raise ValueError(f"task.latents must be at least 1, not {latents}")
+    if categories < 2:
+        raise ValueError(f"task.categories must be at least 2, not {categories}; a Bernoulli latent has 2 categories")
+    return Bernoulli(latents) if categories == 2 else Categorical(latents, categories)
+
+
+def log_mean_exp_update(total: Tensor | None, log_weights: Tensor) -> Tensor:
+    """Accumulate ``logsumexp`` of ``log_weights`` ``[samples, ...]`` over chunks of samples."""
+    chunk = log_weights.logsumexp(0)
+    return chunk if total is None else torch.logaddexp(total, chunk)
+
+

@@ -1,0 +1,61 @@
+"""Layers with a leading replica dimension: one batched matrix product trains all replicas of a pack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Uniform = Callable[..., Tensor]
+"""``uniform(shape, dtype, device, event_dims)``: noise in (0, 1) whose dimension before ``examples`` is replicas."""
+
+NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "leaky_relu": lambda x: nn.functional.leaky_relu(x, 0.3),
+}
+"""By name; the slope of ``leaky_relu`` is the 0.3 of the DisARM family's code."""
+
+
+def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``x @ weight + bias`` per replica.
+
+    ``x`` ``[..., replicas, examples, inputs]``, ``weight`` ``[replicas, inputs, outputs]``, ``bias``
+    ``[replicas, 1, outputs]`` -> ``[..., replicas, examples, outputs]``.
+    """
+    if x.dim() == 3:
+        return torch.baddbmm(bias, x, weight)
+    # Sample dimensions go beside the examples: broadcasting the weight over them instead would copy it.
+    lead = x.shape[:-3]
+    rows = x.movedim(-3, 0).reshape(weight.shape[0], -1, weight.shape[1])
+    out = torch.baddbmm(bias, rows, weight)
+    return out.reshape(weight.shape[0], *lead, x.shape[-2], weight.shape[2]).movedim(0, -3)
+
+
+class StackedMLP(nn.Module):
+    """Linear layers of the given widths with a nonlinearity between them, one network per replica.
+
+    Args:
+        widths: ``[inputs, hidden..., outputs]``.
+        nonlinearity: a key of ``NONLINEARITIES``.
+        replicas: number of networks.
+        uniform: noise source for the weights (Glorot uniform); biases start at zero.
+    """
+
+    def __init__(self, widths: Sequence[int], nonlinearity: str, replicas: int, uniform: Uniform) -> None:
+        super().__init__()
+        if nonlinearity not in NONLINEARITIES:
+            raise ValueError(f"task.nonlinearity must be one of {', '.join(NONLINEARITIES)}, not {nonlinearity!r}")
+        self.nonlinearity = NONLINEARITIES[nonlinearity]
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+            u = uniform((replicas, 1, inputs, outputs), torch.float32, torch.device("cpu"), 2).squeeze(1)
+            self.weights.append(nn.Parameter((2 * u - 1) * (6 / (inputs + outputs)) ** 0.5))
+            self.biases.append(nn.Parameter(torch.zeros(replicas, 1, outputs)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., replicas, examples, inputs]`` -> ``[..., replicas, examples, outputs]``."""
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = stacked_linear(x if layer == 0 else self.nonlinearity(x), weight, bias)
+        return x

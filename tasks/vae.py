@@ -1,0 +1,213 @@
+"""Variational auto-encoders with one layer of Bernoulli or categorical latents and Bernoulli pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tasks.datasets import Dataset, Split
+from tasks.latents import latents_of, log_mean_exp_update
+from tasks.layers import StackedMLP, Uniform
+
+PRIORS, KLS, OUTPUT_BIASES = ("uniform", "learned"), ("analytic", "sampled"), ("zero", "data_mean")
+
+CHUNK_IMAGES = 50
+CHUNK_ROWS = 1000
+"""Evaluation's chunks: images, and images x samples, per replica (a row is one decoder evaluation). They order the
+noise, so they are constants: numbers must not depend on the size of a pack."""
+
+
+class RandomStreams(Protocol):
+    """Per-replica randomness: ``fresh(purpose)`` starts a stream that depends on each run's seed and the purpose."""
+
+    @property
+    def replicas(self) -> int: ...
+
+    def fresh(self, purpose: str) -> Uniform: ...
+
+
+class VAE(nn.Module):
+    r"""``D - L x K - D``: q(z|x) factorises over L latents of K categories, p(x|z) is Bernoulli per pixel.
+
+    Training minimises, per example, in nats, ``E_q[-log p(x|z)] + KL(q(z|x) || p(z))``, the negative ELBO, through the
+    estimator; with a soft (relaxed) sample this objective is not a bound. :meth:`evaluate` always uses exact one-hot
+    samples and never the estimator. All parameters have a leading replica dimension.
+
+    Args:
+        data: images; grey targets (``binarization: none``) make the likelihood a cross-entropy and no bound.
+        streams: per-replica randomness (initial weights, evaluation).
+        latents: number L of latent variables, >= 1.
+        categories: number K of categories, >= 2; with 2 the encoder has one log-odds output per latent and the decoder
+            sees one bit per latent.
+        hidden: widths of the encoder's hidden layers; the decoder has them reversed. Empty: linear.
+        nonlinearity: ``tanh | relu | leaky_relu``.
+        prior: ``uniform`` (1/K each) or ``learned`` (free logits, trained along).
+        kl: ``analytic`` (closed form, outside of the estimated expectation) or ``sampled`` (``log q(z) - log p(z)``
+            at the sample, as a part of the loss that the estimator sees; for soft samples it is the linear relaxation).
+        output_bias: initial bias of the pixels: ``zero``, or ``data_mean`` for the logit of the training mean, clipped
+            to [0.001, 0.999].
+
+    Raises:
+        ValueError: one sentence for an option that is not one of the above.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        streams: RandomStreams,
+        *,
+        latents: int = 200,
+        categories: int = 2,
+        hidden: Sequence[int] = (),
+        nonlinearity: str = "tanh",
+        prior: str = "uniform",
+        kl: str = "analytic",
+        output_bias: str = "zero",
+    ) -> None:
+        super().__init__()
+        for option, value, allowed in (
+            ("prior", prior, PRIORS),
+            ("kl", kl, KLS),
+            ("output_bias", output_bias, OUTPUT_BIASES),
+        ):
+            if value not in allowed:
+                raise ValueError(f"task.{option} must be one of {', '.join(allowed)}, not {value!r}")
+        if any(width < 1 for width in hidden):
+            raise ValueError(f"task.hidden must be widths of at least 1, not {list(hidden)}")
+        self.data, self.streams = data, streams
+        self.prior, self.kl = prior, kl
+        self.latents = latents_of(latents, categories)
+        pixels, replicas = math.prod(data.image_shape), streams.replicas
+        uniform = streams.fresh("parameters")
+        widths = [pixels, *hidden, self.latents.width]
+        self.encoder = StackedMLP(widths, nonlinearity, replicas, uniform)
+        self.decoder = StackedMLP(widths[::-1], nonlinearity, replicas, uniform)
+        if output_bias == "data_mean":
+            with torch.no_grad():
+                self.decoder.biases[-1].copy_(data.mean.clamp(0.001, 0.999).logit())
+        prior_outputs = torch.zeros(replicas, 1, self.latents.width)
+        self.prior_outputs = nn.Parameter(prior_outputs) if prior == "learned" else nn.Buffer(prior_outputs)
+
+    @property
+    def replicas(self) -> int:
+        return self.streams.replicas
+
+    @property
+    def context_features(self) -> int:
+        """Size of the context that an input-dependent baseline sees: the image."""
+        return math.prod(self.data.image_shape)
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """The parameters whose gradient variance is reported."""
+        return list(self.encoder.parameters())
+
+    def protocol(self) -> dict[str, Any]:
+        """What an evaluation of this task depends on; numbers of different protocols must not be compared."""
+        return {
+            "data": self.data.name,
+            "source": self.data.source,
+            "train": len(self.data.train),
+            "valid": len(self.data.valid),
+            "test": len(self.data.test),
+            "binarization": self.data.binarization,
+            "likelihood": "bernoulli" if self.data.test.levels == 1 else "cross-entropy of grey pixels",
+            "prior": self.prior,
+            "evaluation": "hard samples, analytic KL in the ELBO",
+            "evaluation_is_bound": self.data.test.levels == 1,
+        }
+
+    def reconstruction(self, features: Tensor, x: Tensor) -> Tensor:
+        """``-log p(x|z)`` in nats: features ``[..., R, E, width]``, x ``[R, E, D]`` -> ``[..., R, E]``."""
+        pixel_logits = self.decoder(features)
+        return F.softplus(pixel_logits).sum(-1) - torch.linalg.vecdot(pixel_logits, x.expand_as(pixel_logits))
+
+    def loss(self, batch: Tensor, estimator: Callable[..., Tensor]) -> Tensor:
+        """The training objective through ``estimator``: ``batch`` ``[R, E, D]`` -> ``[R, E]`` nats, lower is better."""
+        outputs = self.encoder(batch)
+        logits = self.latents.logits(outputs)
+
+        def loss(z: Tensor) -> Tensor:
+            features = self.latents.features(z)
+            nats = self.reconstruction(features, batch)
+            if self.kl == "sampled":
+                nats = nats + self.latents.log_ratio(features, outputs, self.prior_outputs)
+            return nats
+
+        losses = estimator(logits, loss, context=batch)
+        return losses + self.latents.kl(outputs, self.prior_outputs) if self.kl == "analytic" else losses
+
+    @torch.no_grad()
+    def evaluate(self, split: str, num_samples: int) -> dict[str, Tensor]:
+        """Bounds on ``log p(x)`` over a split, in nats, mean over its images: ``{name: [R]}``.
+
+        ``elbo``: ``E_q[log p(x|z)]`` by ``num_samples`` exact samples, minus the analytic KL. ``bound``:
+        the importance-weighted bound ``log 1/m sum_m p(x, z_m) / q(z_m|x)`` with ``m = num_samples``. Repeatable: the
+        samples depend on each run's seed and the split alone. With grey targets neither is a bound, and the names are
+        ``pseudo_elbo`` and ``pseudo_bound``. Memory is bounded by ``CHUNK_ROWS`` rows per replica.
+
+        Raises:
+            ValueError: if ``num_samples < 1`` or the split is none of ``train, valid, test``.
+        """
+        if num_samples < 1:
+            raise ValueError(f"a bound needs at least 1 sample, not {num_samples}")
+        if split not in ("train", "valid", "test"):
+            raise ValueError(f"split must be train, valid or test, not {split!r}")
+        uniform = self.streams.fresh(f"evaluate/{split}")
+        elbo, bound, count = 0.0, 0.0, 0
+        for x in self._chunks(getattr(self.data, split)):
+            outputs = self.encoder(x)
+            kl = self.latents.kl(outputs, self.prior_outputs)
+            log_likelihood, log_total = torch.zeros_like(kl), None
+            for samples in _chunk_sizes(num_samples, max(1, CHUNK_ROWS // x.shape[1])):
+                shape = (samples, *outputs.shape[:2], self.latents.latents)
+                features = self.latents.sample(outputs, uniform(shape, outputs.dtype, outputs.device, 1))
+                log_p = -self.reconstruction(features, x)
+                log_likelihood += log_p.sum(0)
+                log_ratio = self.latents.log_ratio(features, outputs, self.prior_outputs)
+                log_total = log_mean_exp_update(log_total, log_p - log_ratio)
+            assert log_total is not None
+            elbo = elbo + (log_likelihood / num_samples - kl).double().sum(-1)
+            bound = bound + (log_total - math.log(num_samples)).double().sum(-1)
+            count += x.shape[1]
+        prefix = "" if getattr(self.data, split).levels == 1 else "pseudo_"
+        return {f"{prefix}elbo": torch.as_tensor(elbo / count), f"{prefix}bound": torch.as_tensor(bound / count)}
+
+    def _chunks(self, split: Split) -> Iterator[Tensor]:
+        device = self.prior_outputs.device
+        for pixels in split.pixels.split(CHUNK_IMAGES):
+            yield (pixels.to(device).float() / split.levels).expand(self.replicas, -1, -1)
+
+    @torch.no_grad()
+    def examples(self, count: int = 10) -> list[dict[str, Tensor]]:
+        """Pictures for the figures, per replica: ``originals``, ``reconstructions``, ``samples`` ``[count, H, W]``.
+
+        Reconstructions decode one exact sample of q(z|x) for validation images; samples decode codes from the prior.
+        Both are the decoder's pixel probabilities.
+        """
+        uniform = self.streams.fresh("examples")
+        split, device = self.data.valid, self.prior_outputs.device
+        rows = torch.linspace(0, len(split) - 1, count).long()
+        x = (split.pixels[rows].to(device).float() / split.levels).expand(self.replicas, -1, -1)
+        outputs = self.encoder(x)
+
+        def decode(outputs: Tensor) -> Tensor:
+            u = uniform((*outputs.shape[:2], self.latents.latents), outputs.dtype, device, 1)
+            return self.decoder(self.latents.sample(outputs, u)).sigmoid()
+
+        pictures = {
+            "originals": x,
+            "reconstructions": decode(outputs),
+            "samples": decode(self.prior_outputs.expand(-1, count, -1)),
+        }
+        shaped = {name: images.unflatten(-1, self.data.image_shape).cpu() for name, images in pictures.items()}
+        return [{name: images[r] for name, images in shaped.items()} for r in range(self.replicas)]
+
+
+def _chunk_sizes(total: int, size: int) -> Iterator[int]:
+    for start in range(0, total, size):
+        yield min(size, total - start)

@@ -1,0 +1,1 @@
+"""The loop that takes a pack of runs from configs to records."""

@@ -1,0 +1,53 @@
+"""Online gradient variance of the encoder, per replica."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class GradientVariance:
+    r"""Per-parameter variance of the gradient from moving moments, averaged over parameters.
+
+    ``m1 <- d m1 + (1 - d) g``, ``m2 <- d m2 + (1 - d) g^2`` with d = 0.999, both divided by ``1 - d^t``;
+    variance = mean over parameters of ``m2 - m1^2``. The gradient is that of the mean loss of a minibatch, so data and
+    latents both vary; compare with numbers of summed gradients after dividing those by the squared batch size.
+
+    Reference: the protocol of REBAR (arXiv 1703.07370) and DisARM (arXiv 2006.10680).
+    """
+
+    decay = 0.999
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.first = [torch.zeros_like(parameter) for parameter in parameters]
+        self.second = [torch.zeros_like(parameter) for parameter in parameters]
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self, gradients: Sequence[Tensor]) -> None:
+        """Take in the stacked gradients ``[replicas, ...]`` of one step."""
+        self.steps += 1
+        for first, second, gradient in zip(self.first, self.second, gradients, strict=True):
+            first.lerp_(gradient, 1 - self.decay)
+            second.mul_(self.decay).addcmul_(gradient, gradient, value=1 - self.decay)
+
+    def value(self) -> Tensor:
+        """``[replicas]``, in squared units of the gradient; NaN before the second step."""
+        weight = 1 - self.decay**self.steps if self.steps > 1 else float("nan")
+        total = torch.zeros(len(self.first[0]), device=self.first[0].device)
+        for first, second in zip(self.first, self.second, strict=True):
+            total += (second / weight - (first / weight) ** 2).flatten(1).sum(1)
+        return total / sum(first[0].numel() for first in self.first)
+
+    def state(self, replica: int) -> dict[str, object]:
+        """One replica's moments (a part of a checkpoint)."""
+        return {"first": [m[replica] for m in self.first], "second": [m[replica] for m in self.second]}
+
+    def restore(self, replica: int, state: dict[str, list[Tensor]], steps: int) -> None:
+        """Go on from :meth:`state` after ``steps`` updates."""
+        self.steps = steps
+        for moments, saved in ((self.first, state["first"]), (self.second, state["second"])):
+            for moment, value in zip(moments, saved, strict=True):
+                moment[replica].copy_(value)

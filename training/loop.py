@@ -1,0 +1,191 @@
+"""The loop: one pack of runs from its first step (or its checkpoint) to a record per run."""
+
+from __future__ import annotations
+
+import io
+import math
+import platform
+import resource
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from analysis.records import CHECKPOINT, IMAGES, RunRecord, write_atomically
+from training.loggers import make_logger
+from training.pack import Pack
+from training.progress import Progress
+
+HEARTBEAT_SECONDS = 20.0
+
+
+def train(pack: Pack, records: list[RunRecord]) -> None:
+    """Train ``pack`` to its last step and write each run's metrics, pictures, checkpoint and result."""
+    config = pack.configs[0]
+    steps, every = config["steps"], config["evaluate_every"]
+    loggers = [make_logger(run, record.path) for run, record in zip(pack.configs, records, strict=True)]
+    label = f"{config['estimator']['name']} on {config['task']['name']} x {pack.replicas}"
+    progress = Progress(label, pack.step, steps, pack.replicas, config["progress"])
+    alive = list(range(pack.replicas))
+    # Looking at a loss waits for the device; on a CPU that is free, on a GPU it is done now and then.
+    look_every = 1 if pack.device.type == "cpu" else 50
+    first_bad = torch.full((pack.replicas,), -1, device=pack.device)
+    saved = beaten = began = time.monotonic()
+    earlier = pack.seconds
+    not_training = 0.0
+    while pack.step < steps and alive:
+        losses = pack.train_step()
+        first_bad = torch.where((first_bad < 0) & ~losses.isfinite(), pack.step, first_bad)
+        progress.update(pack.step)
+        evaluating = pack.step % every == 0 or pack.step == steps
+        if evaluating or pack.step % look_every == 0:
+            for r in [r for r in alive if first_bad[r] >= 0]:
+                alive.remove(r)
+                pack.optimizer.frozen.add(r)
+                pack.seconds = earlier + time.monotonic() - began - not_training
+                result = summary(pack, r, "diverged", {}) | {"diverged_at": int(first_bad[r])}
+                records[r].finish(result)
+                loggers[r].finish("diverged")
+        now = time.monotonic()
+        pack.seconds = earlier + now - began - not_training
+        if evaluating and alive:
+            rows = evaluate(pack, last=pack.step == steps)
+            for r in alive:
+                records[r].append(rows[r])
+                loggers[r].log(rows[r])
+            progress.note = _note(rows, alive)
+        if pack.step == steps:
+            break
+        if now - saved > config["checkpoint_seconds"]:
+            save(pack, records, alive)
+            saved = now
+        if now - beaten > HEARTBEAT_SECONDS:
+            for record in records:
+                record.heartbeat()
+            beaten = now
+        not_training += time.monotonic() - now
+    progress.update(pack.step, last=True)
+    if alive:
+        save(pack, records, alive)
+        for r, pictures in enumerate(pack.task.examples()):
+            if r in alive:
+                _save_pictures(records[r].path / IMAGES, pictures)
+                records[r].finish(summary(pack, r, "finished", rows[r]))
+                loggers[r].finish("finished")
+
+
+def evaluate(pack: Pack, last: bool) -> list[dict[str, Any]]:
+    """A metrics row per replica: training averages since the last row, bounds on valid and, at the end, on test."""
+    config = pack.configs[0]
+    columns: dict[str, Tensor] = {
+        "train_loss": pack.loss_sum / max(pack.loss_steps, 1),
+        "gradient_variance": pack.variance.value(),
+    }
+    temperature = getattr(pack.estimator, "temperature", None)
+    if isinstance(temperature, Tensor):
+        columns["temperature"] = temperature.detach().reshape(pack.replicas)
+    splits = {"valid": config["evaluate_samples"], **({"test": config["test_samples"]} if last else {})}
+    for split, samples in splits.items():
+        for name, value in pack.task.evaluate(split, samples).items():
+            columns[f"{split}_{name}"] = value
+    pack.loss_sum.zero_()
+    pack.loss_steps = 0
+    values = {name: column.tolist() for name, column in columns.items()}
+    return [
+        {
+            "step": pack.step,
+            "seconds": round(pack.seconds, 3),
+            "loss_evaluations": pack.step * pack.estimator.evaluations,
+            **{name: column[r] if math.isfinite(column[r]) else None for name, column in values.items()},
+        }
+        for r in range(pack.replicas)
+    ]
+
+
+def save(pack: Pack, records: list[RunRecord], alive: list[int]) -> None:
+    """Write a checkpoint per run, atomically."""
+    for r in alive:
+        buffer = io.BytesIO()
+        torch.save(pack.state(r), buffer)
+        write_atomically(records[r].path / CHECKPOINT, buffer.getvalue())
+
+
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The state in a run's directory, or ``None`` if there is none that can be read."""
+    try:
+        return torch.load(path / CHECKPOINT, weights_only=True)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # a truncated or foreign file raises many kinds; the run starts again and says so
+        print(f"{path / CHECKPOINT}: not a readable checkpoint ({type(error).__name__}); the run starts again")
+        return None
+
+
+def summary(pack: Pack, replica: int, status: str, row: dict[str, Any]) -> dict[str, Any]:
+    """The result of a run: what was measured and everything that it depends on."""
+    config = pack.configs[replica]
+    soft = getattr(pack.estimator, "hard", True) is False
+    protocol = {
+        **pack.task.protocol(),
+        "valid_samples": config["evaluate_samples"],
+        "test_samples": config["test_samples"],
+    }
+    return {
+        "status": status,
+        "step": pack.step,
+        "metrics": row,
+        "config": config,
+        "protocol": protocol,
+        "objective": {
+            "kl": config["task"].get("kl"),
+            "samples": "relaxed" if soft else "hard",
+            "is_bound": not soft and protocol["evaluation_is_bound"],
+        },
+        "loss_evaluations": pack.step * pack.estimator.evaluations,
+        "wall_seconds": round(pack.seconds, 3),
+        "peak_memory_bytes": _peak_memory(pack.device),
+        "device": device_name(pack.device),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "commit": _commit(),
+        "ended": time.time(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes if platform.system() == "Darwin" else kilobytes * 1024
+
+
+def _commit() -> str | None:
+    """The repository's commit, with ``+`` if files differ from it; ``None`` outside of a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def _save_pictures(path: Path, pictures: dict[str, Tensor]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{name: images.numpy() for name, images in pictures.items()})
+    write_atomically(path, buffer.getvalue())
+
+
+def _note(rows: list[dict[str, Any]], alive: list[int]) -> str:
+    name = next((name for name in rows[0] if name.startswith("valid_") and name.endswith("elbo")), None)
+    values = [rows[r][name] for r in alive if rows[r].get(name) is not None]
+    return f", {name} {sum(values) / len(values):.2f}" if values else ""

@@ -1,0 +1,180 @@
+"""A pack: runs that are trained together as replicas, built from their configs. Objects are instantiated here only."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import hydra.utils
+import torch
+from torch import Tensor, nn
+
+from tasks.datasets import DataError, Dataset, load_dataset
+from training import optimisers, schedules
+from training.batches import Batches
+from training.errors import UserError
+from training.gradient_variance import GradientVariance
+from training.streams import Streams
+
+Config = dict[str, Any]
+
+load_once = lru_cache(maxsize=2)(load_dataset)
+"""A sweep's jobs run in one process and share their data."""
+
+
+class Pack:
+    """Task, estimator, optimiser, data and randomness of the runs in ``configs``, one replica each.
+
+    The configs may differ in numbers only (seed, learning rate, temperature, ...).
+
+    Raises:
+        UserError: for a value that the data, the task, the estimator or the optimiser does not accept.
+    """
+
+    def __init__(self, configs: Sequence[Config], device: torch.device) -> None:
+        self.configs, self.device = list(configs), device
+        first = configs[0]
+        try:
+            self.data = load_once(**first["data"])
+        except DataError as error:
+            raise UserError(str(error)) from None
+        check(first, self.data)
+        self.streams = Streams([config["seed"] for config in configs])
+        self.task = _instantiate(first["task"], data=self.data, streams=self.streams).to(device)
+        self.estimator = self._make_estimator().to(device)
+        self.batches = Batches(self.data, first["batch_size"], self.streams, device)
+        self.noise = self.streams.source("estimator")
+        self.parameters: list[nn.Parameter] = [*self.task.parameters(), *self.estimator.parameters()]
+        self.optimizer = optimisers.ReplicaOptimizer(self.parameters, [config["optimizer"] for config in configs])
+        encoder = {id(parameter) for parameter in self.task.encoder_parameters()}
+        self._encoder = [index for index, parameter in enumerate(self.parameters) if id(parameter) in encoder]
+        self.variance = GradientVariance([self.parameters[index] for index in self._encoder])
+        self.step = 0
+        self.seconds = 0.0
+        self.loss_sum = torch.zeros(self.replicas, device=device)
+        self.loss_steps = 0
+
+    @property
+    def replicas(self) -> int:
+        return len(self.configs)
+
+    def _make_estimator(self) -> Any:
+        # Numbers become tensors that broadcast against logits [replicas, examples, latents, categories].
+        stacked = {
+            key: torch.tensor([float(config["estimator"][key]) for config in self.configs]).reshape(-1, 1, 1, 1)
+            for key, value in self.configs[0]["estimator"].items()
+            if isinstance(value, float)
+        }
+        offered = {"replicas": self.replicas, "context_features": self.task.context_features}
+        with _noise(self.streams):
+            return _instantiate(self.configs[0]["estimator"], offered=offered, **stacked)
+
+    def anneal(self) -> None:
+        """Set the temperatures of this step."""
+        if self.configs[0]["schedule"]["name"] != "constant":
+            for r, config in enumerate(self.configs):
+                start = config["estimator"]["temperature"]
+                self.estimator.temperature[r] = schedules.temperature_at(config["schedule"], start, self.step)
+
+    def train_step(self) -> Tensor:
+        """One step of every replica; returns the detached losses ``[replicas]`` (mean over examples, nats)."""
+        from estimators import noise_source
+
+        self.anneal()
+        batch = self.batches(self.step)
+        with noise_source(self.noise):
+            losses = self.task.loss(batch, self.estimator).mean(-1)
+        # Sum over replicas, mean over examples: a replica's gradient is that of its own mean loss.
+        gradients = torch.autograd.grad(losses.sum(), self.parameters, allow_unused=True)
+        self.optimizer.step(gradients)
+        self.variance.update([gradients[index] for index in self._encoder])  # type: ignore[misc]
+        self.step += 1
+        losses = losses.detach()
+        self.loss_sum += losses
+        self.loss_steps += 1
+        return losses
+
+    def _stacked(self) -> dict[str, Tensor]:
+        """Every parameter and buffer with a leading replica dimension, by name."""
+        tensors = {f"task.{name}": value for name, value in self.task.state_dict(keep_vars=True).items()}
+        tensors |= {f"estimator.{name}": value for name, value in self.estimator.state_dict(keep_vars=True).items()}
+        return tensors
+
+    def state(self, replica: int) -> dict[str, Any]:
+        """Everything that one replica's training depends on, independent of the pack it is in."""
+        return _cloned(
+            {
+                "step": self.step,
+                "seconds": self.seconds,
+                "loss_sum": self.loss_sum[replica],
+                "loss_steps": self.loss_steps,
+                "tensors": {name: value.detach()[replica] for name, value in self._stacked().items()},
+                "optimizer": self.optimizer.state(replica),
+                "streams": self.streams.state(replica),
+                "variance": self.variance.state(replica),
+            }
+        )
+
+    @torch.no_grad()
+    def restore(self, states: Sequence[dict[str, Any]]) -> None:
+        """Go on from :meth:`state`, one per replica, all of the same step."""
+        first = states[0]
+        self.step, self.loss_steps = first["step"], first["loss_steps"]
+        self.seconds = max(state["seconds"] for state in states)
+        self.streams.restore([state["streams"] for state in states], self.device)
+        for replica, state in enumerate(states):
+            for name, value in self._stacked().items():
+                value[replica] = state["tensors"][name]
+            self.loss_sum[replica] = state["loss_sum"]
+            self.optimizer.restore(replica, state["optimizer"])
+            self.variance.restore(replica, state["variance"], self.step)
+
+
+def _cloned(value: Any) -> Any:
+    """Deep copies on the CPU: saving a view of a stacked tensor would save the whole stack."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _cloned(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_cloned(inner) for inner in value]
+    return value
+
+
+def _noise(streams: Streams) -> Any:
+    from estimators import noise_source
+
+    return noise_source(streams.fresh("estimator parameters"))
+
+
+def _instantiate(config: Config, offered: dict[str, Any] | None = None, **arguments: Any) -> Any:
+    """Build ``config["_target_"]``; of the ``offered`` arguments it gets those that its constructor takes."""
+    node = {key: value for key, value in config.items() if key != "name"}
+    factory = hydra.utils.instantiate(node, _partial_=True)
+    taken = inspect.signature(factory.func).parameters
+    arguments |= {key: value for key, value in (offered or {}).items() if key in taken}
+    try:
+        return factory(**arguments)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def check(config: Config, data: Dataset) -> None:
+    """Raise ``UserError`` for numbers of the config that are out of range for this data."""
+    for name, least in (
+        ("steps", 1),
+        ("batch_size", 1),
+        ("evaluate_every", 1),
+        ("evaluate_samples", 1),
+        ("test_samples", 1),
+    ):
+        if config[name] < least:
+            raise UserError(f"{name} must be at least {least}, not {config[name]}")
+    if config["batch_size"] > len(data.train):
+        raise UserError(
+            f"batch_size={config['batch_size']} is larger than the {len(data.train)} training images of data={data.name}"
+        )
+    optimisers.check(config["optimizer"])
+    schedules.check(config["schedule"], config["estimator"])

@@ -1,0 +1,165 @@
+"""The schema of the configuration: a typo or a wrong type fails at composition, with the allowed names.
+
+Schemas of estimators and tasks are read off their constructors, so they cannot go stale: every annotated argument that
+the harness does not fill in itself is an option with its default.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+import typing
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+import estimators
+import tasks
+
+FILLED_IN = ("self", "data", "streams", "replicas", "context_features")
+"""Constructor arguments that the harness supplies."""
+
+
+@dataclass
+class Data:
+    """Which images, where they are, and how they become bits."""
+
+    name: str = MISSING
+    root: str = "data"
+    binarization: str = "dynamic"
+    download: bool = True
+
+
+@dataclass
+class Adam:
+    """Adam (Kingma, Ba, arXiv 1412.6980)."""
+
+    name: str = "adam"
+    lr: float = 3e-4
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+@dataclass
+class SGD:
+    """Stochastic gradient descent with momentum."""
+
+    name: str = "sgd"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+
+
+@dataclass
+class Constant:
+    """The estimator's temperature stays as it is."""
+
+    name: str = "constant"
+
+
+@dataclass
+class Exponential:
+    """temperature(t) = max(minimum, temperature * exp(-rate * t)), refreshed every ``every`` steps."""
+
+    name: str = "exponential"
+    rate: float = 1e-4
+    minimum: float = 0.5
+    every: int = 1000
+
+
+@dataclass
+class NoLogger:
+    """Local files only."""
+
+    name: str = "none"
+
+
+@dataclass
+class Wandb:
+    """One Weights & Biases run per run, grouped by sweep; the local files stay the truth."""
+
+    name: str = "wandb"
+    mode: str = "offline"
+    project: str = "gradient-estimators"
+    entity: str | None = None
+
+
+@dataclass
+class Config:
+    """One run (or ``replicas`` runs with the seeds ``seed .. seed + replicas - 1``)."""
+
+    estimator: Any = MISSING
+    task: Any = MISSING
+    data: Data = field(default_factory=Data)
+    optimizer: Any = MISSING
+    schedule: Any = MISSING
+    logger: Any = MISSING
+    seed: int = 0
+    replicas: int = 1
+    steps: int = 2000
+    batch_size: int = 100
+    evaluate_every: int = 500
+    evaluate_samples: int = 1
+    test_samples: int = 100
+    checkpoint_seconds: float = 60.0
+    runs_dir: str = "runs"
+    sweep: str = "main"
+    device: str = "auto"
+    threads: int = 1
+    progress: bool = True
+
+
+def schema_of(target: type) -> type:
+    """A dataclass with ``name``, ``_target_`` and an option per argument of ``target``'s constructor."""
+    hints = typing.get_type_hints(target.__init__)
+    fields: list[tuple[str, Any, Any]] = [
+        ("name", str, field(default=MISSING)),
+        ("_target_", str, field(default=f"{target.__module__.split('.')[0]}.{target.__name__}")),
+    ]
+    for name, parameter in inspect.signature(target.__init__).parameters.items():
+        if name not in FILLED_IN and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            kind, default = _option_type(hints[name]), parameter.default
+            if kind == list[int]:
+                fields.append((name, kind, field(default_factory=lambda default=default: list(default))))
+            else:
+                fields.append((name, kind, field(default=default)))
+    return make_dataclass(target.__name__, fields)
+
+
+def _option_type(hint: Any) -> Any:
+    """``float | Tensor`` -> float, ``Sequence[int]`` -> list[int], ``int | None`` stays; what a config can hold."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        arguments = typing.get_args(hint)
+        if float in arguments:
+            return float
+        return hint
+    if typing.get_origin(hint) is not None:
+        return list[int]
+    return hint
+
+
+def snake_case(name: str) -> str:
+    """``GumbelSoftmax`` -> ``gumbel_softmax``, ``NVIL`` -> ``nvil``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+def register() -> None:
+    """Put all schemas into Hydra's config store; ``conf/*/*.yaml`` build on them."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(group="schema", name="data", node=Data)
+    for method in estimators.METHODS:
+        store.store(group="schema/estimator", name=snake_case(method.__name__), node=schema_of(method))
+    store.store(group="schema/task", name="vae", node=schema_of(tasks.VAE))
+    for group, nodes in {
+        "optimizer": (Adam, SGD),
+        "schedule": (Constant, Exponential),
+        "logger": (NoLogger, Wandb),
+    }.items():
+        for node in nodes:
+            store.store(group=f"schema/{group}", name=node.__name__.lower(), node=node)
