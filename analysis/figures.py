@@ -25,6 +25,8 @@ from analysis.statistics import COMPARISON, curve, final_rows, select, student_h
 from analysis.style import RC, in_order, look
 
 COLUMNS = 3
+MANY = 8
+"""More estimators than this in one panel get more height and fainter bands."""
 IMAGES_SHOWN = 10
 EARLY = 0.2
 """The share of the steps whose losses may lie above the visible range: they fall by hundreds of nats."""
@@ -51,7 +53,7 @@ def learning_curves(frame: pd.DataFrame) -> Figure | None:
 
 @matplotlib.rc_context(RC)
 def gradient_variance(frame: pd.DataFrame) -> Figure | None:
-    """Mean per-parameter gradient variance (log scale) against steps: geometric mean over seeds, pointwise 95 % interval.
+    """Mean per-parameter gradient variance (log scale) against steps: geometric mean over seeds with 95 % interval.
 
     Panels, unfinished runs and ``None`` as in :func:`learning_curves`.
     """
@@ -66,12 +68,17 @@ def _panels(frame: pd.DataFrame, metrics: tuple[str, ...], draw: Any) -> Figure 
             panels.append((f"{task}, {data}", metric, group))
     if not panels:
         return None
-    columns = min(len(panels), COLUMNS)
+    columns = 2 if len(panels) == 4 else min(len(panels), COLUMNS)
     rows = math.ceil(len(panels) / columns)
     names = in_order({name for *_, group in panels for name in group["estimator"]})
     legend_columns = max(1, min(len(names), 2 * columns))
     legend_height = 0.2 * math.ceil(len(names) / legend_columns) + 0.1
-    figure = Figure(figsize=(3.4 * columns + (1.0 if columns == 1 else 0), 2.6 * rows + legend_height))
+    figure = Figure(
+        figsize=(
+            3.4 * columns + (1.0 if columns == 1 else 0),
+            (2.6 if len(names) <= MANY else 3.6) * rows + legend_height,
+        )
+    )
     handles: dict[str, Any] = {}
     for position, (title, metric, group) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, position + 1)
@@ -141,7 +148,9 @@ def _curves(
                 line.set(linewidth=0.6, marker="")
             if np.isfinite(half).all():
                 low, high = back(mean - half), back(mean + half)
-                axes.fill_between(steps, low, high, color=style.color, alpha=0.18, linewidth=0)
+                axes.fill_between(
+                    steps, low, high, color=style.color, alpha=0.18 if len(names) <= MANY else 0.09, linewidth=0
+                )
             handles.setdefault(name, Line2D([], [], **style.line()))
             drawn.append((steps, back(mean)))
         if unfinished and drawn:

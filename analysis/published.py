@@ -20,8 +20,9 @@ FILE = Path(__file__).with_name("published.json")
 class Published:
     """One published value.
 
-    ``task``, ``data`` and ``estimator`` are this project's names where it has the thing, ``method`` the paper's. ``value``
-    is in nats (``metric`` ``nll`` or ``negative_bound``: lower is better; ``elbo``: higher is better) or per cent. ``reference`` marks the one value that stands beside ours for its (task, data, estimator). ``settings`` holds
+    ``task``, ``data`` and ``estimator`` are this project's names where it has the thing; ``method`` is the paper's.
+    ``value`` is in nats (``metric`` ``nll`` or ``negative_bound``: lower is better; ``elbo``: higher is better) or per
+    cent. ``reference`` marks the one value that stands beside ours for its (task, data, estimator). ``settings`` holds
     what the source says of the settings it shares with our configs; ``None`` there is "not stated".
     """
 

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 CONFIG = Path(".hydra") / "config.yaml"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
-METRICS, STATUS, RESULT, CLAIM = "metrics.jsonl", "status.json", "result.json", "claim"
+METRICS, STATUS, RESULT = "metrics.jsonl", "status.json", "result.json"
+CLAIM, TAKEOVER = "claim", "claim.takeover"
 IMAGES, CHECKPOINT = "images.npz", "checkpoint.pt"
 STATUSES = ("queued", "running", "finished", "diverged", "failed")
 
@@ -97,28 +98,29 @@ class RunRecord:
     def claim(self) -> bool:
         """Take the run for this process; ``False`` if a living process has it. Atomic: ``O_EXCL`` decides."""
         self.path.mkdir(parents=True, exist_ok=True)
-        claim = self.path / CLAIM
-        for _ in range(2):
-            try:
-                with open(claim, "x") as file:
-                    file.write(f"{socket.gethostname()} {os.getpid()}\n")
-                return True
-            except FileExistsError:
-                if not _is_stale(claim):
-                    return False
-                # Renaming decides between two processes that both find the claim stale: one of them succeeds.
-                grave = claim.with_name(f".claim.{os.getpid()}.{time.monotonic_ns()}")
-                try:
-                    os.rename(claim, grave)
-                except FileNotFoundError:
-                    return False
-                alive = not _is_stale(grave)
-                if alive:  # another process took the stale claim over before our renaming, which hit its new claim
-                    os.link(grave, claim)
-                grave.unlink()
-                if alive:
-                    return False
-        return False
+        claim, owner = self.path / CLAIM, f"{socket.gethostname()} {os.getpid()}\n"
+        try:
+            with open(claim, "x") as file:
+                file.write(owner)
+            return True
+        except FileExistsError:
+            return _is_stale(claim) and self._take_over(claim, owner)
+
+    def _take_over(self, claim: Path, owner: str) -> bool:
+        lock = claim.with_name(TAKEOVER)
+        try:
+            open(lock, "x").close()
+        except FileExistsError:  # another process is at it, or was killed at it: then the next attempt succeeds
+            if _is_stale(lock):
+                lock.unlink(missing_ok=True)
+            return False
+        try:
+            if not _is_stale(claim):  # another process took it over between our look and our lock
+                return False
+            write_atomically(claim, owner.encode())
+            return True
+        finally:
+            lock.unlink(missing_ok=True)
 
     def heartbeat(self) -> None:
         """Say that the process that claimed the run is alive."""
@@ -153,7 +155,7 @@ class RunRecord:
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result, last; ``result["status"]`` is ``finished`` or ``diverged``."""
         self.status(result["status"])
-        write_atomically(self.path / RESULT, _to_json(result, indent=2))
+        write_atomically(self.path / RESULT, _to_json({**result, "run": self.path.name}, indent=2))
 
 
 def _is_stale(claim: Path) -> bool:

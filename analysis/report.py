@@ -108,9 +108,9 @@ def _write_figures(frame: pd.DataFrame, output: Path) -> list[Path]:
 
     shown = figures.chosen(frame)
     drawn = {"learning_curves": figures.learning_curves(shown), "gradient_variance": figures.gradient_variance(shown)}
-    several = shown.drop_duplicates(COMPARISON)["task"].value_counts()
+    tasks = shown.drop_duplicates(COMPARISON)["task"].tolist()
     for (task, data), group in shown.groupby(COMPARISON):
-        images, name = figures.read_images(group), f"{task}_{data}" if several[task] > 1 else task
+        images, name = figures.read_images(group), f"{task}_{data}" if tasks.count(task) > 1 else task
         drawn[f"reconstructions_{name}"] = figures.reconstructions(images, f"{task}, {data}")
         drawn[f"samples_{name}"] = figures.samples(images, f"{task}, {data}")
     return [file for name, figure in drawn.items() if figure for file in figures.save(figure, output / name)]
@@ -120,7 +120,9 @@ def _storable(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with columns of mixed types as JSON text: parquet holds one type per column."""
     stored = frame.copy()
     stored.attrs = {}
-    for column in stored.select_dtypes(include="object"):
+    for column in stored:
+        if not pd.api.types.is_object_dtype(stored[column]):
+            continue
         values = stored[column].dropna()
         if values.map(type).nunique() > 1 or values.map(lambda value: isinstance(value, (dict, list))).any():
             stored[column] = stored[column].map(_json_text)

@@ -107,7 +107,7 @@ def final_rows(frame: pd.DataFrame) -> pd.DataFrame:
             runs.loc[has, "valid"] = runs.loc[has, f"valid_{bound}"].astype(float)
             runs.loc[has, "test"] = runs.loc[has, f"test_{bound}"].astype(float)
             runs.loc[has, "metric"] = bound
-    useless = finished & ~np.isfinite(runs[["valid", "test"]]).all(axis=1)
+    useless = finished & ~np.isfinite((runs["valid"] + runs["test"]).to_numpy(dtype=float))
     runs.loc[useless, ["status", "error"]] = ["failed", "finished without a finite validation and test bound"]
     order = (runs["status"] != "finished").astype(int)
     runs = runs.assign(_order=order).sort_values(["_order", "path"]).drop_duplicates("run").drop(columns="_order")
@@ -119,7 +119,7 @@ def check_protocols(runs: pd.DataFrame) -> None:
 
     ``runs`` are those of :func:`final_rows`. Runs without any protocol (unfinished ones) are not looked at.
     """
-    columns = [column for column in runs if str(column).startswith("protocol.")]
+    columns = [column for column in map(str, runs) if column.startswith("protocol.")]
     recorded = runs[runs[columns].notna().any(axis=1)] if columns else runs.iloc[:0]
     for (task, data), group in recorded.groupby(COMPARISON):
         differing = {column: group[column].map(as_text).value_counts() for column in columns}
@@ -199,20 +199,21 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     ``settings``: how many were tried, and ``cell_diverged``, ``cell_failed``, ``cell_unfinished``: over all of these.
     ``published``, ``difference`` (ours - theirs), ``published_source``, ``published_differences`` (of settings) and
     ``published_note`` (its trap): see :mod:`analysis.published`.
-    Further columns say what the chosen runs have: ``protocol.*``, ``steps``, ``optimizer``, ``batch_size``.
+    Further columns say what the chosen runs have: ``protocol.*``, ``task.kl``, ``steps``, ``optimizer`` and others.
 
     Raises :class:`ProtocolsDiffer`.
     """
     runs = final_rows(frame)
     check_protocols(runs)
     chosen = select(runs)
-    shared = [c for c in chosen if str(c).startswith("protocol.")]
-    shared += [c for c in ("steps", "optimizer", "batch_size", "test_samples", "metric") if c in chosen]
+    shared = [c for c in map(str, chosen) if c.startswith("protocol.")]
+    shared += [c for c in ("task.kl", "steps", "optimizer", "batch_size", "test_samples", "metric") if c in chosen]
     rows = []
     for cell, kept in chosen.groupby(CELL):
         tried = runs[(runs[CELL] == list(cell)).all(axis=1)]
         finished = kept[kept["status"] == "finished"]
-        agreed = (finished if len(finished) else kept)[shared].iloc[0].to_dict()
+        first = (finished if len(finished) else kept).iloc[0]
+        agreed = {name: first[name] for name in shared}
         row: dict[str, Any] = dict(zip(CELL, cell, strict=True))
         mean, low, high = interval(-finished["test"]) if len(finished) else (np.nan, np.nan, np.nan)
         row |= {"mean": mean, "low": low, "high": high, "n": len(finished), "interval": interval_name(len(finished))}

@@ -68,7 +68,7 @@ LOOKS = {
     "rebar": Look("REBAR", GREEN, DASHED, "s"),
     "relax": Look("RELAX", GREEN, DASHDOT, "^"),
     "arm": Look("ARM", PURPLE, DOTTED, "X"),
-    "disarm": Look("DisARM", PURPLE, DASHED, "X"),
+    "disarm": Look("DisARM", PURPLE, DASHED, "d"),
     "arms": Look("ARMS", PURPLE, DASHDOT, "P"),
     "arsm": Look("ARSM", BLACK, DOTTED, "h"),
     "straight_through": Look("Straight-Through", ORANGE, SOLID, "^"),

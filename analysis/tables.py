@@ -7,6 +7,7 @@ evaluated alike stands in one column.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -43,7 +44,7 @@ def _escape_markdown(text: str) -> str:
 
 
 TEXT = Markup(" ± ", "-", "-", best=lambda cell: f"{cell} *", tie=lambda cell: f"{cell} ~")
-MARKDOWN = Markup(" ± ", "-", "–", lambda cell: f"**{cell}**", lambda cell: f"{cell} ~", _escape_markdown)
+MARKDOWN = Markup(" ± ", "-", "-", lambda cell: f"**{cell}**", lambda cell: f"{cell} ~", _escape_markdown)
 LATEX = Markup(
     r" $\pm$ ", "$-$", "--", lambda cell: rf"\textbf{{{cell}}}", lambda cell: rf"{cell}$^\sim$", _escape_latex
 )
@@ -60,8 +61,8 @@ def ties(group: pd.DataFrame) -> list[str]:
     lows, highs = group["low"].fillna(means), group["high"].fillna(means)
     best = means.idxmin()
     words = []
-    for index in group.index:
-        overlaps = lows[index] <= highs[best] and lows[best] <= highs[index]
+    for index, low, high in zip(group.index, lows, highs, strict=True):
+        overlaps = low <= highs[best] and lows[best] <= high
         words.append("best" if index == best else "tie" if overlaps else "")
     return words
 
@@ -152,8 +153,8 @@ def _about_intervals(group: pd.DataFrame) -> str:
 
 def _protocol(group: pd.DataFrame) -> str:
     names = sorted(str(column) for column in group if str(column).startswith("protocol."))
-    names += [name for name in ("steps", "optimizer", "batch_size") if name in group]
-    stated = {name.removeprefix("protocol.").replace("_", " "): _common(group, name) for name in names}
+    names += [name for name in ("task.kl", "steps", "optimizer", "batch_size") if name in group]
+    stated = {name.split(".")[-1].replace("_", " "): _common(group, name) for name in names}
     return ", ".join(f"{name} {value}" for name, value in stated.items() if value) or "not recorded"
 
 
@@ -175,7 +176,11 @@ def to_text(summary: pd.DataFrame, width: int = 100) -> str:
     blocks = []
     for group in _groups(summary):
         table = cells(group, TEXT)
-        blocks.append("\n".join([title(group), "", *_aligned(table, width), "", *caption(group), *notes(group)]))
+        heading, *about = (
+            textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False)
+            for line in [title(group), *caption(group), *notes(group)]
+        )
+        blocks.append("\n".join([heading, "", *_aligned(table, width), "", *about]))
     return "\n\n\n".join(blocks)
 
 
@@ -196,7 +201,7 @@ def to_markdown(summary: pd.DataFrame) -> str:
     blocks = []
     for group in _groups(summary):
         header, *body = cells(group, MARKDOWN)
-        lines = [f"| {' | '.join(line)} |" for line in ([header, ["---"] + ["---:"] * (len(header) - 1)] + body)]
+        lines = [f"| {' | '.join(line)} |" for line in ([header, ["---"] + ["---:"] * (len(header) - 1), *body])]
         blocks.append(
             "\n".join([f"### {title(group)}", "", *lines, "", *(f"- {note}" for note in caption(group) + notes(group))])
         )

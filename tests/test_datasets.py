@@ -343,6 +343,17 @@ def test_fixed_mnist_is_checked_by_its_bits_not_by_its_archive(tmp_path: Path) -
         load_dataset("binarized_mnist", tmp_path, "static", download=False)
 
 
+@needs_data
+def test_an_intact_archive_of_other_images_is_not_omniglot(tmp_path: Path) -> None:
+    arrays = dict(np.load(Path(DATA_DIR) / FIRST_FILE["omniglot"]))
+    arrays["test_images"][-1, -1, -1] ^= 1
+    path = tmp_path / FIRST_FILE["omniglot"]
+    path.parent.mkdir()
+    np.savez(path, **arrays)
+    with pytest.raises(DataError, match="omniglot28.npz is truncated or changed"):
+        load_dataset("omniglot", tmp_path, download=False)
+
+
 def test_an_unreadable_file_is_named(tmp_path: Path, retrieve_nothing) -> None:
     (tmp_path / FIRST_FILE["omniglot"]).mkdir(parents=True)
     with pytest.raises(DataError, match="omniglot28.npz cannot be read"):
@@ -523,7 +534,8 @@ def chardata(tmp_path: Path, monkeypatch) -> tuple[FakeMirrors, np.ndarray, np.n
     random = np.random.RandomState(0)
     images = random.randint(256, size=(40, 28, 28)).astype(np.uint8)
     alphabets = random.randint(50, size=40)
-    columns = np.stack([image.flatten(order="F") for image in images], axis=1) / 255 + 0.001
+    columns = np.stack([image.flatten(order="F") for image in images], axis=1) / 255
+    columns = (columns - 0.001).clip(0, 1)  # between two bytes, as the authors' intensities are: to be rounded
     onehot = np.eye(50)[:, alphabets]
     index = np.arange(24345) % 40
     path = tmp_path / "made.mat"

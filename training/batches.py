@@ -32,7 +32,7 @@ class Batches:
             order = self.streams.permutations(f"order/{epoch}", len(self.pixels))
             self._epoch, self._order = epoch, order.to(self.device)
         rows = self._order[:, position * self.batch_size : (position + 1) * self.batch_size]
-        x = self.pixels[rows].float()
+        x = self.pixels.index_select(0, rows.flatten()).reshape(*rows.shape, -1).float()
         if self.dynamic:
             return (self._noise(x.shape, x.dtype, x.device, 1) * self.levels < x).float()
         return x if self.levels == 1 else x / self.levels

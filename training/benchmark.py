@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 
 from tasks.datasets import Dataset, Split
+from training.heap import keep_freed_memory
 from training.loop import device_name
 from training.pack import Pack
 from training.run import pick_device
@@ -65,24 +66,25 @@ def matrix_products(replicas: int, device: torch.device) -> Callable[[], None]:
 
 
 def compare(step: Callable[[], object], floor: Callable[[], object], seconds: float) -> tuple[float, float]:
-    """Median milliseconds of ``step`` and of ``floor``, called in turns for about ``seconds``."""
-    for _ in range(5):
-        step(), floor()
+    """Median milliseconds of ``step`` and of ``floor``, in turns of ten calls for about ``seconds``."""
     times: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[0]) < 10:
+    while time.perf_counter() < end or len(times[0]) < 20:
         for function, record in zip((step, floor), times, strict=True):
-            start = time.perf_counter()
-            function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            record.append(time.perf_counter() - start)
+            for call in range(11):
+                start = time.perf_counter()
+                function()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                if call:  # the first after the other's turn finds the caches cold
+                    record.append(time.perf_counter() - start)
     return statistics.median(times[0]) * 1e3, statistics.median(times[1]) * 1e3
 
 
 def main(seconds: float = 6.0) -> None:
     """Print the table."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     device = pick_device("auto")
     print(f"784-200-784, batch {BATCH}, Adam, float32, {device_name(device)}, torch {torch.__version__}, 1 thread")
     print("ms per replica-step; floor = the step's five matrix products in the same process\n")

@@ -36,7 +36,7 @@ def _explain(error: BaseException) -> str:
         if first and first[0] not in parts:
             parts += [line for line in first if not line.startswith(("full_key", "object_type", "reference_type"))]
         if isinstance(chain, ConfigKeyError) and chain.parent_node is not None:
-            allowed = sorted(str(key) for key in chain.parent_node.keys())  # type: ignore[attr-defined]
+            allowed = sorted(str(key) for key in chain.parent_node)  # type: ignore[attr-defined]
             parts.append(f"allowed here: {', '.join(allowed)}")
         chain = chain.__cause__
     if isinstance(error, ConfigCompositionException):

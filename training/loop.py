@@ -45,7 +45,6 @@ def train(pack: Pack, records: list[RunRecord]) -> None:
         if evaluating or pack.step % look_every == 0:
             for r in [r for r in alive if first_bad[r] >= 0]:
                 alive.remove(r)
-                pack.optimizer.frozen.add(r)
                 pack.seconds = earlier + time.monotonic() - began - not_training
                 result = summary(pack, r, "diverged", {}) | {"diverged_at": int(first_bad[r])}
                 records[r].finish(result)
@@ -181,11 +180,12 @@ def _commit() -> str | None:
 
 def _save_pictures(path: Path, pictures: dict[str, Tensor]) -> None:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: images.numpy() for name, images in pictures.items()})
+    arrays: dict[str, Any] = {name: images.numpy() for name, images in pictures.items()}
+    np.savez_compressed(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
 
 
 def _note(rows: list[dict[str, Any]], alive: list[int]) -> str:
-    name = next((name for name in rows[0] if name.startswith("valid_") and name.endswith("elbo")), None)
-    values = [rows[r][name] for r in alive if rows[r].get(name) is not None]
+    name = next(name for name in rows[0] if name.startswith("valid_") and name.endswith("elbo"))
+    values = [rows[r][name] for r in alive if rows[r][name] is not None]
     return f", {name} {sum(values) / len(values):.2f}" if values else ""

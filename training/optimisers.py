@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
 
 from training.errors import UserError
 
@@ -14,8 +16,8 @@ from training.errors import UserError
 class ReplicaOptimizer:
     """Updates parameters ``[replicas, ...]`` from gradients of the same shape, each replica with its own settings.
 
-    The optimiser sees every replica's slice as a parameter of its own (a view of the same memory); replicas with equal
-    settings share a parameter group, so that a fused kernel updates them together.
+    The arithmetic is torch's (its fused functional forms). Neighbouring replicas with equal settings are updated in one
+    call, so a pack that is sorted by settings makes as many calls as it has different ones.
 
     Args:
         parameters: leaves with a leading replica dimension.
@@ -25,41 +27,102 @@ class ReplicaOptimizer:
     def __init__(self, parameters: Sequence[nn.Parameter], settings: Sequence[dict[str, Any]]) -> None:
         for setting in settings:
             check(setting)
-        # Slices along the leading dimension of contiguous parameters are contiguous views.
-        self._views = [[nn.Parameter(parameter.detach()[r]) for parameter in parameters] for r in range(len(settings))]
-        groups: dict[tuple[Any, ...], list[int]] = {}
-        for r, setting in enumerate(settings):
-            groups.setdefault(tuple(sorted(setting.items())), []).append(r)
-        self._optimizer = _make(
-            [
-                {"params": [view for r in members for view in self._views[r]], **_options(settings[members[0]])}
-                for members in groups.values()
-            ],
-            settings[0]["name"],
-        )
-        self.frozen: set[int] = set()
+        self._parameters = [parameter.detach() for parameter in parameters]
+        moments = ("exp_avg", "exp_avg_sq") if settings[0]["name"] == "adam" else ("momentum_buffer",)
+        self._moments = {name: [torch.zeros_like(p) for p in self._parameters] for name in moments}
+        # Fused Adam wants its step count as a tensor per parameter.
+        self._steps = [torch.zeros((), device=p.device) for p in self._parameters]
+        starts = [r for r in range(len(settings)) if r == 0 or settings[r] != settings[r - 1]]
+        ends = [*starts[1:], len(settings)]
+        self._spans = [(slice(start, end), settings[start]) for start, end in zip(starts, ends, strict=True)]
+        self._used: list[int] = []
+        self._prepared: list[tuple[Any, ...]] = []
 
+    @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """One update from stacked gradients, aligned with ``parameters``; frozen replicas stay as they are."""
-        slices = [None if gradient is None else gradient.unbind(0) for gradient in gradients]
-        for r, views in enumerate(self._views):
-            for view, gradient in zip(views, slices, strict=True):
-                view.grad = None if gradient is None or r in self.frozen else gradient[r]
-        self._optimizer.step()
+        """One update from stacked gradients, aligned with ``parameters`` (``None``: nothing to update)."""
+        used = [index for index, gradient in enumerate(gradients) if gradient is not None]
+        if used != self._used:
+            self._prepare(used)
+        present = [gradient for gradient in gradients if gradient is not None]
+        for span, setting, parameters, moments, steps in self._prepared:
+            own = present if len(self._prepared) == 1 else [gradient[span] for gradient in present]
+            _update(setting, parameters, own, moments, steps)
 
-    def state(self, replica: int) -> list[dict[str, Tensor]]:
-        """The optimiser's state of one replica, a dict per parameter (a part of a checkpoint)."""
-        return [dict(self._optimizer.state.get(view, {})) for view in self._views[replica]]
+    def _prepare(self, used: list[int]) -> None:
+        """Slice what does not change from step to step."""
+        self._used = used
+        self._prepared = [
+            (
+                span,
+                setting,
+                [self._parameters[index][span] for index in used],
+                {name: [tensors[index][span] for index in used] for name, tensors in self._moments.items()},
+                [self._steps[index] if number == 0 else self._steps[index].clone() for index in used],
+            )
+            for number, (span, setting) in enumerate(self._spans)
+        ]
 
-    def restore(self, replica: int, state: list[dict[str, Tensor]]) -> None:
+    def state(self, replica: int) -> dict[str, list[Tensor]]:
+        """The optimiser's state of one replica (a part of a checkpoint)."""
+        return {
+            **{name: [t[replica] for t in tensors] for name, tensors in self._moments.items()},
+            "steps": self._steps,
+        }
+
+    @torch.no_grad()
+    def restore(self, replica: int, state: dict[str, list[Tensor]]) -> None:
         """Go on from :meth:`state`."""
-        for view, entry in zip(self._views[replica], state, strict=True):
-            if entry:
-                self._optimizer.state[view] = {key: value.clone() for key, value in entry.items()}
+        for name, tensors in self._moments.items():
+            for tensor, saved in zip(tensors, state[name], strict=True):
+                tensor[replica] = saved
+        for count, saved in zip(self._steps, state["steps"], strict=True):
+            count.copy_(saved)
+
+
+def _update(
+    setting: dict[str, Any],
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    moments: dict[str, list[Tensor]],
+    steps: list[Tensor],
+) -> None:
+    if setting["name"] == "adam":
+        adam(
+            parameters,
+            gradients,
+            moments["exp_avg"],
+            moments["exp_avg_sq"],
+            [],
+            steps,
+            fused=True,
+            amsgrad=False,
+            beta1=setting["beta1"],
+            beta2=setting["beta2"],
+            lr=setting["lr"],
+            weight_decay=setting["weight_decay"],
+            eps=setting["eps"],
+            maximize=False,
+        )
+    else:
+        sgd(
+            parameters,
+            gradients,
+            moments["momentum_buffer"],
+            fused=True,
+            weight_decay=setting["weight_decay"],
+            momentum=setting["momentum"],
+            lr=setting["lr"],
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
 
 
 def check(setting: dict[str, Any]) -> None:
     """Raise ``UserError`` for numbers out of range."""
+    if setting["name"] not in ("adam", "sgd"):
+        raise UserError(f"optimizer.name must be adam or sgd, not {setting['name']!r}")
     if not setting["lr"] > 0:
         raise UserError(f"optimizer.lr must be positive, not {setting['lr']}")
     for name in ("beta1", "beta2", "momentum"):
@@ -67,18 +130,3 @@ def check(setting: dict[str, Any]) -> None:
             raise UserError(f"optimizer.{name} must be in [0, 1), not {setting[name]}")
     if setting["weight_decay"] < 0:
         raise UserError(f"optimizer.weight_decay must not be negative, not {setting['weight_decay']}")
-
-
-def _options(setting: dict[str, Any]) -> dict[str, Any]:
-    options = {key: value for key, value in setting.items() if key not in ("name", "beta1", "beta2")}
-    if setting["name"] == "adam":
-        options["betas"] = (setting["beta1"], setting["beta2"])
-    return options
-
-
-def _make(groups: list[dict[str, Any]], name: str) -> torch.optim.Optimizer:
-    if name == "adam":
-        return torch.optim.Adam(groups, fused=True)
-    if name == "sgd":
-        return torch.optim.SGD(groups, fused=True)
-    raise UserError(f"optimizer.name must be adam or sgd, not {name!r}")

@@ -11,6 +11,7 @@ import hydra.utils
 import torch
 from torch import Tensor, nn
 
+from estimators import noise_source
 from tasks.datasets import DataError, Dataset, load_dataset
 from training import optimisers, schedules
 from training.batches import Batches
@@ -51,6 +52,8 @@ class Pack:
         encoder = {id(parameter) for parameter in self.task.encoder_parameters()}
         self._encoder = [index for index, parameter in enumerate(self.parameters) if id(parameter) in encoder]
         self.variance = GradientVariance([self.parameters[index] for index in self._encoder])
+        batch_size = first["batch_size"]
+        self._cotangent = torch.full((self.replicas, batch_size), 1 / batch_size, device=device)
         self.step = 0
         self.seconds = 0.0
         self.loss_sum = torch.zeros(self.replicas, device=device)
@@ -68,7 +71,7 @@ class Pack:
             if isinstance(value, float)
         }
         offered = {"replicas": self.replicas, "context_features": self.task.context_features}
-        with _noise(self.streams):
+        with noise_source(self.streams.fresh("estimator parameters")):
             return _instantiate(self.configs[0]["estimator"], offered=offered, **stacked)
 
     def anneal(self) -> None:
@@ -80,18 +83,16 @@ class Pack:
 
     def train_step(self) -> Tensor:
         """One step of every replica; returns the detached losses ``[replicas]`` (mean over examples, nats)."""
-        from estimators import noise_source
-
         self.anneal()
         batch = self.batches(self.step)
         with noise_source(self.noise):
-            losses = self.task.loss(batch, self.estimator).mean(-1)
-        # Sum over replicas, mean over examples: a replica's gradient is that of its own mean loss.
-        gradients = torch.autograd.grad(losses.sum(), self.parameters, allow_unused=True)
+            losses = self.task.loss(batch, self.estimator)
+        # The gradient of losses.mean(-1).sum(): a replica's is that of its own mean loss.
+        gradients = torch.autograd.grad(losses, self.parameters, self._cotangent, allow_unused=True)
         self.optimizer.step(gradients)
         self.variance.update([gradients[index] for index in self._encoder])  # type: ignore[misc]
         self.step += 1
-        losses = losses.detach()
+        losses = losses.detach().mean(-1)
         self.loss_sum += losses
         self.loss_steps += 1
         return losses
@@ -143,12 +144,6 @@ def _cloned(value: Any) -> Any:
     return value
 
 
-def _noise(streams: Streams) -> Any:
-    from estimators import noise_source
-
-    return noise_source(streams.fresh("estimator parameters"))
-
-
 def _instantiate(config: Config, offered: dict[str, Any] | None = None, **arguments: Any) -> Any:
     """Build ``config["_target_"]``; of the ``offered`` arguments it gets those that its constructor takes."""
     node = {key: value for key, value in config.items() if key != "name"}
@@ -174,7 +169,8 @@ def check(config: Config, data: Dataset) -> None:
             raise UserError(f"{name} must be at least {least}, not {config[name]}")
     if config["batch_size"] > len(data.train):
         raise UserError(
-            f"batch_size={config['batch_size']} is larger than the {len(data.train)} training images of data={data.name}"
+            f"batch_size={config['batch_size']} is larger than the {len(data.train)} training images of "
+            f"data={data.name}; use a smaller batch_size"
         )
     optimisers.check(config["optimizer"])
     schedules.check(config["schedule"], config["estimator"])

@@ -28,7 +28,12 @@ class Progress:
             f"{self.label}: step {step}/{self.steps}, {rate * self.replicas:.0f} replica-steps/s, "
             f"{_clock(left)} left{self.note}"
         )
-        print(f"\r\033[K{line}" if self.tty else line, end="\n" if last or not self.tty else "", file=sys.stderr, flush=True)
+        print(
+            f"\r\033[K{line}" if self.tty else line,
+            end="\n" if last or not self.tty else "",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _clock(seconds: float) -> str:

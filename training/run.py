@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from analysis.records import RunRecord, run_name
 from training.errors import UserError
+from training.heap import keep_freed_memory
 from training.loop import load_checkpoint, train
 from training.pack import Pack
 
@@ -48,6 +49,7 @@ def train_runs(configs: list[dict[str, Any]], overrides: list[str]) -> None:
     first = configs[0]
     device = pick_device(first["device"])
     torch.set_num_threads(first["threads"])
+    keep_freed_memory()
     sweep = Path(first["runs_dir"]).absolute() / first["sweep"]
     claimed: list[tuple[dict[str, Any], RunRecord]] = []
     try:
@@ -116,5 +118,3 @@ def pick_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device must be auto, cpu, cuda or cuda:N, not {name!r}")
     return device
-
-

@@ -6,6 +6,7 @@ the harness does not fill in itself is an option with its default.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import types
@@ -116,16 +117,17 @@ class Config:
 
 def schema_of(target: type) -> type:
     """A dataclass with ``name``, ``_target_`` and an option per argument of ``target``'s constructor."""
-    hints = typing.get_type_hints(target.__init__)
+    constructor = inspect.getattr_static(target, "__init__")
+    hints = typing.get_type_hints(constructor)
     fields: list[tuple[str, Any, Any]] = [
         ("name", str, field(default=MISSING)),
         ("_target_", str, field(default=f"{target.__module__.split('.')[0]}.{target.__name__}")),
     ]
-    for name, parameter in inspect.signature(target.__init__).parameters.items():
+    for name, parameter in inspect.signature(constructor).parameters.items():
         if name not in FILLED_IN and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             kind, default = _option_type(hints[name]), parameter.default
             if kind == list[int]:
-                fields.append((name, kind, field(default_factory=lambda default=default: list(default))))
+                fields.append((name, kind, field(default_factory=functools.partial(list, default))))
             else:
                 fields.append((name, kind, field(default=default)))
     return make_dataclass(target.__name__, fields)

@@ -33,8 +33,7 @@ class ReplicaSource:
             raise ValueError(f"expected {len(self.seeds)} replicas in dimension {dim} of noise of shape {list(shape)}")
         if self.generators is None:
             self.generators = [torch.Generator(device).manual_seed(seed) for seed in self.seeds]
-        rest = [*shape[:dim], *shape[dim + 1 :]]
-        return torch.stack([open_uniform(rest, dtype, device, generator) for generator in self.generators], dim)
+        return open_uniform(shape, dtype, device, self.generators, dim)
 
     def state(self, replica: int) -> Tensor | None:
         """The state of one replica's generator, ``None`` if it has drawn nothing yet."""

@@ -1,0 +1,53 @@
+"""Likelihoods of observations, in nats."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LARGEST_GROUP = 100
+"""Factors multiplied before a logarithm is taken: each is in [1/2, 1], and 2**-100 is far from underflow."""
+
+
+@cache
+def _group(pixels: int) -> int:
+    return next(group for group in range(LARGEST_GROUP, 0, -1) if pixels % group == 0)
+
+
+class _BernoulliNats(torch.autograd.Function):
+    """``-log p(x | logits)`` summed over the last dimension, cheaper than with ``softplus``.
+
+    ``softplus(a) = max(a, 0) - log sigmoid(|a|)``, and the logarithms of up to ``LARGEST_GROUP`` sigmoids are taken at
+    once as that of their product. This is the largest elementwise cost of a training step and of an evaluation on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, x)
+        factors = logits.abs().sigmoid_().unflatten(-1, (-1, _group(logits.shape[-1])))
+        linear = logits.relu().sum(-1) - torch.linalg.vecdot(logits, x.expand_as(logits))
+        return linear.sub_(factors.prod(-1).log_().sum(-1))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        logits, x = ctx.saved_tensors
+        grad = grad.unsqueeze(-1)
+        by_x = (-logits * grad).sum_to_size(x.shape) if ctx.needs_input_grad[1] else None
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            return (logits.sigmoid() - x) * grad, by_x
+        return logits.sigmoid().sub_(x).mul_(grad), by_x
+
+
+def bernoulli_nats(logits: Tensor, x: Tensor) -> Tensor:
+    """``-log p(x)`` of independent Bernoulli pixels: ``sum_d softplus(logits_d) - x_d logits_d``.
+
+    ``logits`` ``[..., D]`` and ``x`` in [0, 1] that broadcasts to it (a cross-entropy if it is not binary) ->
+    ``[...]`` nats. Twice differentiable, and usable under ``torch.func``.
+    """
+    if torch._C._are_functorch_transforms_active():  # they want a Function of another form, which costs more per call
+        return F.softplus(logits).sum(-1) - torch.linalg.vecdot(logits, x.expand_as(logits))
+    return _BernoulliNats.apply(logits, x)
