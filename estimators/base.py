@@ -39,7 +39,9 @@ class Estimator(nn.Module, ABC):
     - ``exact_for``: if biased, the polynomial degree of the loss in ``z`` up to which the mean is exact, or ``None``;
     - ``evaluations``: calls of ``loss`` per gradient, counted in samples;
     - ``needs_gradient``: whether ``loss`` must be differentiable in ``z``;
-    - ``binary_only``: whether it works for two categories only.
+    - ``binary_only``: whether it works for two categories only;
+    - ``rescales``: whether the gradient with respect to ``logits`` comes out divided by a scale, so that other terms on
+      the same logits (an analytic KL) would be out of proportion beside it and belong into ``loss``.
     """
 
     unbiased: bool
@@ -47,6 +49,7 @@ class Estimator(nn.Module, ABC):
     evaluations: int = 1
     needs_gradient: bool = False
     binary_only: bool = False
+    rescales: bool = False
 
     @abstractmethod
     def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:

@@ -17,8 +17,9 @@ class NVIL(ScoreFunction):
     c, sigma^2: moving average and moving variance of ``loss - B``; B: one hidden layer of ``tanh`` units,
     trained by the squared error ``(loss - c - B)^2 / 2``, whose gradient comes from the same ``backward()``.
 
-    Unbiased without variance normalisation; with it the gradient is rescaled by ``1 / max(1, sigma)``, which changes
-    no direction of a single layer but is a bias in the strict sense, so ``unbiased`` is ``False`` then.
+    Unbiased without variance normalisation. With it the gradient is divided by ``max(1, sigma)``: ``unbiased`` is
+    ``False`` and ``rescales`` is ``True``, and every other term on the same logits belongs into ``loss``. An analytic KL
+    added outside keeps its full weight and collapses the posterior; the published method has the sampled KL in the loss.
 
     Args:
         context_features: size of the last dimension of ``context``; ``None``: no input-dependent baseline.
@@ -74,6 +75,11 @@ class NVIL(ScoreFunction):
     def unbiased(self) -> bool:  # type: ignore[override]
         """``False`` with variance normalisation, which rescales the gradient."""
         return not self.variance_normalisation
+
+    @property
+    def rescales(self) -> bool:  # type: ignore[override]
+        """``True`` with variance normalisation."""
+        return self.variance_normalisation
 
     def signal(self, losses: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         prediction = self._predict(context)

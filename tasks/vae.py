@@ -14,7 +14,7 @@ from tasks.latents import latents_of, log_mean_exp_update
 from tasks.layers import StackedMLP, Uniform
 from tasks.likelihoods import bernoulli_nats
 
-PRIORS, KLS, OUTPUT_BIASES = ("uniform", "learned"), ("analytic", "sampled"), ("zero", "data_mean")
+PRIORS, KLS, OUTPUT_BIASES = ("uniform", "learned"), ("auto", "analytic", "sampled"), ("zero", "data_mean")
 
 CHUNK_IMAGES = 50
 CHUNK_ROWS = 1000
@@ -47,8 +47,11 @@ class VAE(nn.Module):
         hidden: widths of the encoder's hidden layers; the decoder has them reversed. Empty: linear.
         nonlinearity: ``tanh | relu | leaky_relu``.
         prior: ``uniform`` (1/K each) or ``learned`` (free logits, trained along).
-        kl: ``analytic`` (closed form, outside of the estimated expectation) or ``sampled`` (``log q(z) - log p(z)``
-            at the sample, as a part of the loss that the estimator sees; for soft samples it is the linear relaxation).
+        kl: ``analytic`` (closed form, outside of the estimated expectation), ``sampled`` (``log q(z) - log p(z)`` at
+            the sample, as a part of the loss that the estimator sees; for soft samples it is the linear relaxation), or
+            ``auto``: analytic, but sampled for an estimator that rescales its gradient (NVIL's variance normalisation),
+            beside which an analytic KL would weigh as many times too much as the gradient was divided by, and collapse
+            the posterior.
         output_bias: initial bias of the pixels: ``zero``, or ``data_mean`` for the logit of the training mean, clipped
             to [0.001, 0.999].
 
@@ -66,7 +69,7 @@ class VAE(nn.Module):
         hidden: Sequence[int] = (),
         nonlinearity: str = "tanh",
         prior: str = "uniform",
-        kl: str = "analytic",
+        kl: str = "auto",
         output_bias: str = "zero",
     ) -> None:
         super().__init__()
@@ -129,16 +132,23 @@ class VAE(nn.Module):
         """The training objective through ``estimator``: ``batch`` ``[R, E, D]`` -> ``[R, E]`` nats, lower is better."""
         outputs = self.encoder(batch)
         logits = self.latents.logits(outputs)
+        sampled = self.kl_for(estimator) == "sampled"
+        # At an exact sample the gradient of log q itself is the score: of mean zero, and noise.
+        log_q_from = outputs if getattr(estimator, "needs_gradient", True) else outputs.detach()
 
         def loss(z: Tensor) -> Tensor:
             features = self.latents.features(z)
             nats = self.reconstruction(features, batch)
-            if self.kl == "sampled":
-                nats = nats + self.latents.log_ratio(features, outputs, self.prior_outputs)
-            return nats
+            return nats + self.latents.log_ratio(features, log_q_from, self.prior_outputs) if sampled else nats
 
         losses = estimator(logits, loss, context=batch)
-        return losses + self.latents.kl(outputs, self.prior_outputs) if self.kl == "analytic" else losses
+        return losses if sampled else losses + self.latents.kl(outputs, self.prior_outputs)
+
+    def kl_for(self, estimator: Callable[..., Tensor]) -> str:
+        """``analytic`` or ``sampled``: the KL that :meth:`loss` uses with this estimator."""
+        if self.kl != "auto":
+            return self.kl
+        return "sampled" if getattr(estimator, "rescales", False) else "analytic"
 
     @torch.no_grad()
     def evaluate(self, split: str, num_samples: int) -> dict[str, Tensor]:

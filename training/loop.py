@@ -87,7 +87,9 @@ def evaluate(pack: Pack, last: bool) -> list[dict[str, Any]]:
     temperature = getattr(pack.estimator, "temperature", None)
     if isinstance(temperature, Tensor):
         columns["temperature"] = temperature.detach().reshape(pack.replicas)
-    splits = {"valid": config["evaluate_samples"], **({"test": config["test_samples"]} if last else {})}
+    splits = {"valid": config["evaluate_samples"]}
+    if last:
+        splits = {"valid": config["valid_samples"], "test": config["test_samples"]}
     for split, samples in splits.items():
         for name, value in pack.task.evaluate(split, samples).items():
             columns[f"{split}_{name}"] = value
@@ -130,7 +132,7 @@ def summary(pack: Pack, replica: int, status: str, row: dict[str, Any]) -> dict[
     soft = getattr(pack.estimator, "hard", True) is False
     protocol = {
         **pack.task.protocol(),
-        "valid_samples": config["evaluate_samples"],
+        "valid_samples": config["valid_samples"],
         "test_samples": config["test_samples"],
     }
     return {
@@ -140,7 +142,7 @@ def summary(pack: Pack, replica: int, status: str, row: dict[str, Any]) -> dict[
         "config": config,
         "protocol": protocol,
         "objective": {
-            "kl": config["task"].get("kl"),
+            "kl": pack.task.kl_for(pack.estimator),
             "samples": "relaxed" if soft else "hard",
             "is_bound": not soft and protocol["evaluation_is_bound"],
         },

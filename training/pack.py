@@ -76,7 +76,7 @@ class Pack:
 
     def anneal(self) -> None:
         """Set the temperatures of this step."""
-        if self.configs[0]["schedule"]["name"] != "constant":
+        if schedules.anneals(self.configs[0]["schedule"], self.configs[0]["estimator"]):
             for r, config in enumerate(self.configs):
                 start = config["estimator"]["temperature"]
                 self.estimator.temperature[r] = schedules.temperature_at(config["schedule"], start, self.step)
@@ -163,6 +163,7 @@ def check(config: Config, data: Dataset) -> None:
         ("batch_size", 1),
         ("evaluate_every", 1),
         ("evaluate_samples", 1),
+        ("valid_samples", 1),
         ("test_samples", 1),
     ):
         if config[name] < least:

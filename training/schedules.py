@@ -8,26 +8,28 @@ from typing import Any
 from training.errors import UserError
 
 
-def temperature_at(schedule: dict[str, Any], start: float, step: int) -> float:
-    """The temperature at a step (counted from 0).
+def anneals(schedule: dict[str, Any], estimator: dict[str, Any]) -> bool:
+    """Whether the schedule changes this estimator's temperature."""
+    return schedule["name"] != "constant" and (not schedule["only"] or estimator["name"] in schedule["only"])
 
-    ``constant``: ``start``. ``exponential``: ``max(minimum, start * exp(-rate * t))`` where t is the step, refreshed
-    every ``every`` steps (Jang, Gu, Poole, arXiv 1611.01144, with start 1, minimum 0.5).
+
+def temperature_at(schedule: dict[str, Any], start: float, step: int) -> float:
+    """``max(minimum, start * exp(-rate * t))`` where t is the step (from 0), refreshed every ``every`` steps.
+
+    Reference: Jang, Gu, Poole, arXiv 1611.01144 (start 1, minimum 0.5, rate 1e-5 or 1e-4, every 500 or 1000).
     """
-    if schedule["name"] == "constant":
-        return start
     refreshed = step - step % schedule["every"]
     return max(schedule["minimum"], start * math.exp(-schedule["rate"] * refreshed))
 
 
 def check(schedule: dict[str, Any], estimator: dict[str, Any]) -> None:
     """Raise ``UserError`` for a schedule that the estimator cannot follow, or numbers out of range."""
-    if schedule["name"] == "constant":
+    if not anneals(schedule, estimator):
         return
     if "temperature" not in estimator:
         raise UserError(
-            f"schedule={schedule['name']} anneals a temperature, but estimator {estimator['name']} has none; "
-            "use schedule=constant"
+            f"schedule={schedule['name']} anneals a temperature, but estimator={estimator['name']} has none; "
+            "use schedule=constant, or name those to anneal in schedule.only=[...]"
         )
     if not schedule["minimum"] > 0:
         raise UserError(f"schedule.minimum must be positive, not {schedule['minimum']}")

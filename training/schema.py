@@ -65,12 +65,17 @@ class Constant:
 
 @dataclass
 class Exponential:
-    """temperature(t) = max(minimum, temperature * exp(-rate * t)), refreshed every ``every`` steps."""
+    """temperature(t) = max(minimum, temperature * exp(-rate * t)), refreshed every ``every`` steps.
+
+    ``only``: names of the estimators that are annealed, for sweeps in which others keep their temperature or have none;
+    empty: the one that is trained, whichever it is.
+    """
 
     name: str = "exponential"
     rate: float = 1e-4
     minimum: float = 0.5
     every: int = 1000
+    only: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -106,6 +111,7 @@ class Config:
     batch_size: int = 100
     evaluate_every: int = 500
     evaluate_samples: int = 1
+    valid_samples: int = 100
     test_samples: int = 100
     checkpoint_seconds: float = 60.0
     runs_dir: str = "runs"
