@@ -92,7 +92,7 @@ def log_probabilities(logits: Tensor) -> Tensor:
 
 
 def sample_with_log_prob(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """An exact one-hot sample ``z`` (no gradient) and ``log q(z)`` summed over latents, ``[*batch]`` (with gradient)."""
+    """An exact one-hot sample ``z`` (no gradient) and ``log q(z)`` over all latents, ``[*batch]`` (with gradient)."""
     if is_binary(logits):
         odds = scores(logits)
         bits = (perturbed_scores(logits.detach()) > 0).to(logits.dtype)

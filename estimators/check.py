@@ -139,7 +139,8 @@ def _shapes_and_values(checked: _Checked, categories: int) -> Iterator[str]:
     samples = sum(z.numel() for z in seen) // logits.numel()
     exact = isinstance(checked.estimator, Exact)
     if samples != checked.estimator.evaluations and not exact:
-        yield f"evaluates the loss at {samples} samples per gradient but declares evaluations = {checked.estimator.evaluations}"
+        declared = checked.estimator.evaluations
+        yield f"evaluates the loss at {samples} samples per gradient but declares evaluations = {declared}"
     if (
         checked.estimator.unbiased
         and any(((z != 0) & (z != 1)).any() for z in seen)

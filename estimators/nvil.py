@@ -18,8 +18,9 @@ class NVIL(ScoreFunction):
     trained by the squared error ``(loss - c - B)^2 / 2``, whose gradient comes from the same ``backward()``.
 
     Unbiased without variance normalisation. With it the gradient is divided by ``max(1, sigma)``: ``unbiased`` is
-    ``False`` and ``rescales`` is ``True``, and every other term on the same logits belongs into ``loss``. An analytic KL
-    added outside keeps its full weight and collapses the posterior; the published method has the sampled KL in the loss.
+    ``False`` and ``rescales`` is ``True``, and every other term on the same logits belongs into ``loss``. An analytic
+    KL added outside keeps its full weight and collapses the posterior; the published method has the sampled KL in the
+    loss.
 
     Args:
         context_features: size of the last dimension of ``context``; ``None``: no input-dependent baseline.

@@ -22,7 +22,7 @@ class _BernoulliNats(torch.autograd.Function):
     """``-log p(x | logits)`` summed over the last dimension, cheaper than with ``softplus``.
 
     ``softplus(a) = max(a, 0) - log sigmoid(|a|)``, and the logarithms of up to ``LARGEST_GROUP`` sigmoids are taken at
-    once as that of their product. This is the largest elementwise cost of a training step and of an evaluation on a CPU.
+    once as that of their product. This is the largest elementwise cost of a step and of an evaluation on a CPU.
     """
 
     @staticmethod

@@ -24,7 +24,7 @@ def tiny_data(levels=1, images=40):
     return Dataset("tiny", (2, 3), "static" if levels == 1 else "none", split, split, split)
 
 
-def tiny_vae(categories=2, latents=3, seeds=(0, 1), spread=0.7, **options):
+def tiny_vae(categories=2, latents=3, seeds=(0, 1), spread=0.5, **options):
     """A VAE whose joint states can be enumerated, with parameters far from their start."""
     vae = VAE(tiny_data(), Streams(seeds), latents=latents, categories=categories, **options)
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_the_gradient_of_a_score_function_is_that_of_enumeration_in_the_mean():
 
 
 def test_the_kl_goes_where_the_estimator_can_scale_it():
-    """Beside NVIL's variance normalisation an analytic KL would be out of proportion: ``auto`` puts it into the loss."""
+    """Beside NVIL's variance normalisation an analytic KL would weigh too much: ``auto`` puts it into the loss."""
     vae = tiny_vae()
     assert vae.kl_for(NVIL()) == "sampled" and vae.kl_for(NVIL(variance_normalisation=False)) == "analytic"
     assert vae.kl_for(GumbelSoftmax()) == vae.kl_for(REINFORCE()) == "analytic"
@@ -201,8 +201,13 @@ def test_stacked_linear_is_one_linear_layer_per_replica():
 
 def test_initial_weights_depend_on_the_runs_own_seed_alone():
     packs = [Streams(seeds).fresh("parameters") for seeds in ([5], [1, 5, 9])]
-    alone, third = (StackedMLP([4, 8, 3], "tanh", source_replicas, source) for source, source_replicas in zip(packs, (1, 3), strict=True))
-    assert torch.equal(alone.weights[0][0], third.weights[0][1]) and torch.equal(alone.weights[1][0], third.weights[1][1])
+    alone, third = (
+        StackedMLP([4, 8, 3], "tanh", source_replicas, source)
+        for source, source_replicas in zip(packs, (1, 3), strict=True)
+    )
+    assert torch.equal(alone.weights[0][0], third.weights[0][1]) and torch.equal(
+        alone.weights[1][0], third.weights[1][1]
+    )
     assert alone.weights[0].abs().max() <= math.sqrt(6 / 12)
 
 

@@ -6,8 +6,9 @@ import os
 import sys
 from collections.abc import Callable
 
-from hydra.errors import ConfigCompositionException, HydraException
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 
 class UserError(Exception):
@@ -23,22 +24,27 @@ def explained(app: Callable[[], None]) -> None:
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {_explain(error)}")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(
+            f"error: cannot write to {error.filename} ({error.strerror}); choose another folder with runs_dir=PATH"
+        )
     except KeyboardInterrupt:
         sys.exit("stopped; start the same command again to go on")
 
 
 def _explain(error: BaseException) -> str:
-    """Hydra's message and its cause's in one line, with the allowed names where a key is unknown."""
+    """Hydra's message and its causes' in one line, with the allowed names where a key is unknown."""
     parts: list[str] = []
     chain: BaseException | None = error
-    while chain is not None and isinstance(chain, HydraException | OmegaConfBaseException):
-        first = [line.strip() for line in str(chain).splitlines() if line.strip()]
-        if first and first[0] not in parts:
-            parts += [line for line in first if not line.startswith(("full_key", "object_type", "reference_type"))]
-        if isinstance(chain, ConfigKeyError) and chain.parent_node is not None:
-            allowed = sorted(str(key) for key in chain.parent_node)  # type: ignore[attr-defined]
-            parts.append(f"allowed here: {', '.join(allowed)}")
+    while isinstance(chain, HydraException | OmegaConfBaseException):
+        lines = [line.strip() for line in str(chain).splitlines()]
+        parts += [line for line in lines if line and not line.startswith(_NOT_FOR_USERS)]
+        if isinstance(chain, OmegaConfBaseException) and isinstance(chain.parent_node, DictConfig):
+            parts.append(f"allowed here: {', '.join(sorted(map(str, chain.parent_node)))}")
         chain = chain.__cause__
-    if isinstance(error, ConfigCompositionException):
-        parts.append("`python train.py --help` lists all options")
-    return "; ".join(dict.fromkeys(parts))
+    return "; ".join(dict.fromkeys([*parts, "python train.py --help lists all options"]))
+
+
+_NOT_FOR_USERS = ("full_key", "object_type", "reference_type", "To append to your config use")

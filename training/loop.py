@@ -20,8 +20,6 @@ from training.loggers import make_logger
 from training.pack import Pack
 from training.progress import Progress
 
-HEARTBEAT_SECONDS = 20.0
-
 
 def train(pack: Pack, records: list[RunRecord]) -> None:
     """Train ``pack`` to its last step and write each run's metrics, pictures, checkpoint and result."""
@@ -34,7 +32,7 @@ def train(pack: Pack, records: list[RunRecord]) -> None:
     # Looking at a loss waits for the device; on a CPU that is free, on a GPU it is done now and then.
     look_every = 1 if pack.device.type == "cpu" else 50
     first_bad = torch.full((pack.replicas,), -1, device=pack.device)
-    saved = beaten = began = time.monotonic()
+    saved = began = time.monotonic()
     earlier = pack.seconds
     not_training = 0.0
     while pack.step < steps and alive:
@@ -62,10 +60,6 @@ def train(pack: Pack, records: list[RunRecord]) -> None:
         if now - saved > config["checkpoint_seconds"]:
             save(pack, records, alive)
             saved = now
-        if now - beaten > HEARTBEAT_SECONDS:
-            for record in records:
-                record.heartbeat()
-            beaten = now
         not_training += time.monotonic() - now
     progress.update(pack.step, last=True)
     if alive:

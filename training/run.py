@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from analysis.records import RunRecord, run_name
+from analysis.records import HEARTBEAT_SECONDS, RunRecord, run_name
 from training.errors import UserError
 from training.heap import keep_freed_memory
 from training.loop import load_checkpoint, train
@@ -88,12 +90,32 @@ def _train_pack(
         own = [line for line in overrides if not line.startswith(("seed=", "replicas="))]
         record.start(yaml.safe_dump(config, sort_keys=False), [*own, f"seed={config['seed']}"], keep_until=pack.step)
     try:
-        train(pack, records)
+        with _heartbeats(records):
+            train(pack, records)
     except Exception as error:
         for record in records:
             if not record.is_finished():
                 record.status("failed", error=f"{type(error).__name__}: {error}")
         raise
+
+
+@contextlib.contextmanager
+def _heartbeats(records: list[RunRecord]) -> Iterator[None]:
+    """Keep the claims alive from a thread: an evaluation can take longer than a claim lasts."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(HEARTBEAT_SECONDS / 6):
+            for record in records:
+                record.heartbeat()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _claim(record: RunRecord) -> bool:

@@ -1,0 +1,124 @@
+"""The command line as a user meets it: sweeps, help, experiments, and mistakes in one sentence."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from analysis import records
+from training import schema
+from training.errors import explained
+from training.pack import Pack
+from training.run import pick_device, replicated
+
+ROOT = Path(__file__).parents[1]
+FAST = ["steps=10", "evaluate_every=10", "test_samples=1", "valid_samples=1", "progress=false", "task.latents=4"]
+
+
+def call(monkeypatch, *arguments):
+    """Run ``train.py`` in this process; returns what ``sys.exit`` was given (``None`` for success)."""
+    import train
+
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    GlobalHydra.instance().clear()
+    try:
+        explained(train.main)
+    except SystemExit as stopped:
+        return stopped.code
+    return None
+
+
+def test_a_sweep_from_the_command_line_to_the_frame(monkeypatch, tmp_path):
+    arguments = ["-m", "estimator=nvil,straight_through", "seed=1,4", *FAST, f"runs_dir={tmp_path}", "sweep=grid"]
+    assert call(monkeypatch, *arguments) is None
+    frame = records.load(tmp_path / "grid")
+    assert frame.groupby(["estimator", "seed"]).ngroups == 4 and set(frame["status"]) == {"finished"}
+    overrides = (records.find_runs(tmp_path)[0] / records.OVERRIDES).read_text()
+    assert "estimator=nvil" in overrides and "seed=1" in overrides
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["estimator=nvli"], ["nvli", "gumbel_softmax", "nvil"]),
+        (["task=vae"], ["vae", "vae_bernoulli"]),
+        (["data=cifar"], ["cifar", "binarized_mnist"]),
+        (["estimator.temprature=1"], ["temprature", "allowed here", "temperature"]),
+        (["optimizer.lrr=1"], ["lrr", "allowed here", "lr", "beta1"]),
+        (["stepz=1"], ["stepz", "allowed here", "steps"]),
+        (["steps=many"], ["steps", "many", "Integer"]),
+        (["optimizer.lr=fast"], ["lr", "fast", "Float"]),
+        (["task.hidden=wide"], ["hidden", "wide"]),
+        (["optimizer.lr=0"], ["optimizer.lr must be positive"]),
+        (["estimator.temperature=0"], ["temperature must be positive"]),
+        (["batch_size=100000"], ["batch_size=100000 is larger"]),
+        (["steps="], ["steps"]),
+    ],
+)
+def test_mistakes_are_one_sentence(monkeypatch, tmp_path, arguments, words):
+    code = call(monkeypatch, *arguments, *FAST[2:], f"runs_dir={tmp_path}")
+    assert isinstance(code, str) and code.startswith("error: ") and "Traceback" not in code and "\n" not in code
+    assert all(word in code for word in words), code
+    assert not list(tmp_path.rglob("*.json*"))
+
+
+def test_an_unwritable_runs_directory_is_named(monkeypatch, tmp_path):
+    """A file stands where the directory should be (as root, no permission would stop the test)."""
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    for arguments in ([], ["-m", "seed=0,1"]):
+        code = call(monkeypatch, *arguments, *FAST, f"runs_dir={blocked}/runs")
+        assert isinstance(code, str) and code.startswith("error: ") and str(blocked) in code and "\n" not in code
+
+
+def test_mistakes_and_help_in_a_real_process(tmp_path):
+    def run(*arguments):
+        return subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+    wrong = run("estimator=nvli", f"runs_dir={tmp_path}")
+    assert wrong.returncode == 1 and wrong.stderr.count("\n") == 1 and "Traceback" not in wrong.stderr
+    absent = run("device=cuda:99", f"runs_dir={tmp_path}")
+    assert absent.returncode == 1 and absent.stderr.splitlines()[-1].startswith("error: device=cuda:99")
+    assert "Traceback" not in absent.stderr
+    shown = run("--help")
+    assert shown.returncode == 0
+    for word in ("estimator: ", "nvil", "optimizer", "lr: ", "python train.py -m", "evaluate_every"):
+        assert word in shown.stdout
+
+
+def options(group):
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("group", ["estimator", "task", "data", "optimizer", "schedule", "logger"])
+def test_every_option_composes_under_its_own_name(group):
+    schema.register()
+    with initialize_config_module("conf", version_base="1.3"):
+        for name in options(group):
+            composed = compose("config", overrides=[f"{group}={name}"])
+            assert OmegaConf.select(composed, f"{group}.name") == name
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_experiment_composes_and_says_its_command(name):
+    schema.register()
+    with initialize_config_module("conf", version_base="1.3"):
+        composed = compose("config", overrides=[f"+experiment={name}"], return_hydra_config=True)
+        assert composed.sweep == name
+        for key, value in (composed.hydra.sweeper.params or {}).items():
+            for choice in str(value).split(","):
+                compose("config", overrides=[f"+experiment={name}", f"{key}={choice}"])
+    head = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text().splitlines()[1]
+    assert head.startswith("# ") and f"python train.py -m +experiment={name}" in head
+
+
+def test_exact_trains_where_it_can_enumerate():
+    schema.register()
+    with initialize_config_module("conf", version_base="1.3"):
+        composed = compose("config", overrides=["estimator=exact", "task.latents=4", "steps=1"])
+    pack = Pack(replicated(OmegaConf.to_container(composed, resolve=True)), pick_device("cpu"))
+    assert pack.train_step().isfinite().all()

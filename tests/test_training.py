@@ -1,0 +1,344 @@
+"""The loop: packs, seeds, resuming, optimisers, schedules, gradient variance, divergence."""
+
+import json
+import math
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from analysis import records
+from training import optimisers, schedules, schema
+from training.errors import UserError
+from training.gradient_variance import GradientVariance
+from training.pack import Pack
+from training.run import replicated, train_runs
+from training.streams import Streams
+
+CPU = torch.device("cpu")
+FAST = ["steps=40", "evaluate_every=20", "test_samples=3", "valid_samples=2", "progress=false", "task.latents=6"]
+
+
+def config(*overrides, **settings):
+    """A composed config as the loop sees it."""
+    schema.register()
+    with initialize_config_module("conf", version_base="1.3"):
+        composed = compose("config", overrides=[*FAST, *overrides])
+    return OmegaConf.to_container(composed, resolve=True) | settings
+
+
+def rows(path):
+    return records.read_metrics(path / records.METRICS)
+
+
+def run_paths(runs_dir, sweep="main"):
+    return sorted(path for path in (runs_dir / sweep).iterdir() if path.is_dir())
+
+
+def train(tmp_path, *overrides, **settings):
+    job = config(*overrides, **settings, runs_dir=str(tmp_path))
+    train_runs(replicated(job), list(overrides))
+    return [tmp_path / job["sweep"] / records.run_name(run) for run in replicated(job)]
+
+
+def drop_times(row):
+    return {key: value for key, value in row.items() if key != "seconds"}
+
+
+ESTIMATORS = ["gumbel_softmax", "st_gumbel_softmax", "straight_through", "nvil", "reinforce"]
+
+
+@pytest.mark.parametrize("task", ["vae_bernoulli", "vae_categorical"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_run_alone_and_in_a_pack_of_eight(estimator, task):
+    """Losses of 200 steps agree to 1e-4 relative, whatever is trained beside the run."""
+    job = config(f"estimator={estimator}", f"task={task}", "task.latents=20", "batch_size=50")
+    together = Pack([{**job, "seed": seed} for seed in range(8)], CPU)
+    alone = Pack([{**job, "seed": 5}], CPU)
+    for _ in range(200):
+        ours, all_losses = alone.train_step(), together.train_step()
+        assert torch.allclose(ours[0], all_losses[5], rtol=1e-4)
+    assert torch.allclose(alone.variance.value()[0], together.variance.value()[5], rtol=1e-3)
+    for split in ("valid", "test"):
+        for name, value in alone.task.evaluate(split, 3).items():
+            assert torch.allclose(value[0], together.task.evaluate(split, 3)[name][5], rtol=1e-4)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_two_runs_of_one_config_are_bit_identical(tmp_path, estimator):
+    first = train(tmp_path / "a", f"estimator={estimator}")[0]
+    second = train(tmp_path / "b", f"estimator={estimator}")[0]
+    assert list(map(drop_times, rows(first))) == list(map(drop_times, rows(second)))
+    assert first.name == second.name
+
+
+def test_replicas_of_different_settings_train_as_alone():
+    """Learning rate, temperature and schedule per replica: each replica equals its solo run."""
+    job = config("estimator=gumbel_softmax", "schedule=exponential", "schedule.every=5", "schedule.rate=0.01")
+    variants = []
+    for seed, (lr, temperature, rate) in enumerate([(1e-3, 1.0, 0.01), (1e-3, 0.7, 0.02), (1e-2, 1.0, 0.0)]):
+        variant = json.loads(json.dumps(job)) | {"seed": seed}
+        variant["optimizer"]["lr"], variant["estimator"]["temperature"] = lr, temperature
+        variant["schedule"]["rate"] = rate
+        variants.append(variant)
+    together = Pack(variants, CPU)
+    solos = [Pack([variant], CPU) for variant in variants]
+    for _ in range(30):
+        losses = together.train_step()
+        for r, solo in enumerate(solos):
+            assert torch.allclose(solo.train_step()[0], losses[r], rtol=1e-4)
+    temperatures = together.estimator.temperature.flatten()
+    expected = [max(0.5, start * math.exp(-rate * 25)) for start, rate in ((1.0, 0.01), (0.7, 0.02), (1.0, 0.0))]
+    assert temperatures.tolist() == pytest.approx(expected)
+
+
+def test_one_pack_is_a_plain_torch_loop():
+    """A hand-written loop (torch modules, torch.optim.Adam, the same noise) gives the same losses."""
+    job = config(
+        "estimator=gumbel_softmax", "estimator.temperature=0.6", "optimizer.lr=1e-2", "data.binarization=static"
+    )
+    pack, streams = Pack([job], CPU), Streams([job["seed"]])
+    encoder, decoder = torch.nn.Linear(64, 6), torch.nn.Linear(6, 64)
+    with torch.no_grad():
+        for layer, stacked in ((encoder, pack.task.encoder), (decoder, pack.task.decoder)):
+            layer.weight.copy_(stacked.weights[0][0].T)
+            layer.bias.copy_(stacked.biases[0][0, 0])
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-2)
+    order, noise = streams.permutations("order/0", len(pack.data.train))[0], streams.source("estimator")
+    for step in range(10):
+        x = pack.data.train.pixels[order[step * 100 : (step + 1) * 100]].float()
+        odds = encoder(x)
+        u = noise((1, 100, 6), torch.float32, CPU, 1)[0]
+        y = ((odds + u.log() - torch.log1p(-u)) / 0.6).sigmoid()
+        nats = torch.nn.functional.binary_cross_entropy_with_logits(decoder(y), x, reduction="none").sum(-1)
+        q = torch.distributions.Bernoulli(logits=odds)
+        kl = torch.distributions.kl_divergence(q, torch.distributions.Bernoulli(torch.full_like(odds, 0.5))).sum(-1)
+        loss = (nats + kl).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert pack.train_step().item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["nvil", "gumbel_softmax"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_interrupted_and_resumed_is_never_interrupted(tmp_path, monkeypatch, estimator, optimizer):
+    """Bit for bit, with a checkpoint between two evaluations, schedules and dynamic binarisation on."""
+    overrides = [f"estimator={estimator}", f"optimizer={optimizer}", "optimizer.lr=1e-3", "replicas=2"]
+    if estimator == "gumbel_softmax":
+        overrides += ["schedule=exponential", "schedule.every=7", "schedule.rate=0.02"]
+    whole = train(tmp_path / "whole", *overrides)
+    stop_at = 27
+
+    class Killed(BaseException):
+        pass
+
+    original = Pack.train_step
+
+    def killed(self):
+        if self.step == stop_at:
+            raise Killed
+        return original(self)
+
+    monkeypatch.setattr(Pack, "train_step", killed)
+    with pytest.raises(Killed):
+        train(tmp_path / "resumed", *overrides, checkpoint_seconds=0.0)
+    assert not any(records.RunRecord(path).is_finished() for path in run_paths(tmp_path / "resumed"))
+    assert [row["step"] for row in rows(run_paths(tmp_path / "resumed")[0])] == [20]
+    monkeypatch.setattr(Pack, "train_step", original)
+    resumed = train(tmp_path / "resumed", *overrides)
+    for a, b in zip(whole, resumed, strict=True):
+        assert list(map(drop_times, rows(a))) == list(map(drop_times, rows(b)))
+
+
+def test_finished_runs_are_skipped_and_a_sweep_can_be_extended(tmp_path, capsys):
+    train(tmp_path, "replicas=2")
+    before = {path: (path / records.RESULT).stat().st_mtime_ns for path in run_paths(tmp_path)}
+    train(tmp_path, "replicas=3")
+    assert capsys.readouterr().out.count("finished already") == 2
+    assert len(run_paths(tmp_path)) == 3
+    assert all((path / records.RESULT).stat().st_mtime_ns == time for path, time in before.items())
+
+
+def test_a_run_that_another_process_trains_is_left_alone(tmp_path, capsys):
+    job = config(runs_dir=str(tmp_path))
+    record = records.RunRecord(tmp_path / "main" / records.run_name(replicated(job)[0]))
+    assert record.claim()
+    train_runs(replicated(job), [])
+    assert "being trained by another process" in capsys.readouterr().out and not record.is_finished()
+
+
+def test_the_record_of_a_run(tmp_path):
+    path = train(tmp_path, "estimator=nvil", "seed=3", "optimizer.lr=2e-3")[0]
+    result = json.loads((path / records.RESULT).read_text())
+    assert result["status"] == "finished" and result["step"] == 40 and result["loss_evaluations"] == 40
+    assert {"data", "binarization", "prior", "test_samples", "evaluation_is_bound"} <= result["protocol"].keys()
+    assert result["objective"] == {"kl": "sampled", "samples": "hard", "is_bound": True}
+    assert {"python", "torch"} <= result["versions"].keys() and result["wall_seconds"] > 0
+    saved = yaml.safe_load((path / records.CONFIG).read_text())
+    assert saved["seed"] == 3 and saved["replicas"] == 1 and saved["optimizer"]["lr"] == 2e-3
+    frame = records.load(tmp_path)
+    assert frame["step"].tolist() == [20, 40] and set(frame["status"]) == {"finished"}
+    assert frame["estimator"].iloc[0] == "nvil" and frame["optimizer.lr"].iloc[0] == 2e-3
+    last = frame.iloc[-1]
+    assert last["test_bound"] >= last["test_elbo"] - 0.5 and last["gradient_variance"] > 0
+    assert {"originals", "reconstructions", "samples"} == set(__import__("numpy").load(path / records.IMAGES))
+
+
+def test_a_soft_objective_is_not_called_a_bound(tmp_path):
+    path = train(tmp_path, "estimator=gumbel_softmax")[0]
+    assert json.loads((path / records.RESULT).read_text())["objective"]["is_bound"] is False
+
+
+def test_a_diverged_replica_does_not_touch_its_neighbours(tmp_path, monkeypatch):
+    """One learning rate explodes: its run is marked with its step, the others equal those of a healthy pack bitwise."""
+    job = config("estimator=gumbel_softmax", runs_dir=str(tmp_path))
+
+    def variants(lr):
+        runs = [json.loads(json.dumps(job)) | {"seed": seed} for seed in range(3)]
+        runs[1]["optimizer"]["lr"] = lr
+        return runs
+
+    train_runs(variants(1e38), [])
+    train_runs(variants(1e-3), [])
+    by_name = {path.name: path for path in run_paths(tmp_path)}
+    sick, healthy = (by_name[records.run_name(variants(lr)[1])] for lr in (1e38, 1e-3))
+    result = json.loads((sick / records.RESULT).read_text())
+    assert result["status"] == "diverged" and 1 <= result["diverged_at"] <= 40
+    assert json.loads((healthy / records.RESULT).read_text())["status"] == "finished"
+    pack = [Pack(variants(lr), CPU) for lr in (1e38, 1e-3)]
+    for _ in range(20):
+        a, b = (p.train_step() for p in pack)
+        assert torch.equal(a[[0, 2]], b[[0, 2]])
+
+
+def test_an_exception_is_a_failed_run_with_its_reason(tmp_path, monkeypatch):
+    def broken(self, split, samples):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("tasks.vae.VAE.evaluate", broken)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        train(tmp_path)
+    frame = records.load(tmp_path)
+    assert frame["status"].tolist() == ["failed"] and "out of luck" in frame["error"].iloc[0]
+    assert not (run_paths(tmp_path)[0] / records.CLAIM).exists()
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_the_optimiser_is_torchs_per_replica(name):
+    """Three replicas, two of equal settings, one parameter without a gradient: each equals torch.optim on its own."""
+    options = {"weight_decay": 0.1} | (
+        {"beta1": 0.8, "beta2": 0.99, "eps": 1e-6} if name == "adam" else {"momentum": 0.7}
+    )
+    settings = [{"name": name, "lr": lr, **options} for lr in (0.1, 0.02, 0.02)]
+    parameters = [torch.nn.Parameter(torch.randn(3, 4, 2)), torch.nn.Parameter(torch.randn(3, 1, 2))]
+    unused = torch.nn.Parameter(torch.ones(3, 2))
+    own = [[torch.nn.Parameter(p.detach()[r].clone()) for p in parameters] for r in range(3)]
+    ours = optimisers.ReplicaOptimizer([*parameters, unused], settings)
+    theirs = []
+    for r, setting in enumerate(settings):
+        if name == "adam":
+            theirs.append(torch.optim.Adam(own[r], lr=setting["lr"], betas=(0.8, 0.99), eps=1e-6, weight_decay=0.1))
+        else:
+            theirs.append(torch.optim.SGD(own[r], lr=setting["lr"], momentum=0.7, weight_decay=0.1))
+    for _ in range(5):
+        gradients = [torch.randn_like(p) for p in parameters]
+        ours.step([*gradients, None])
+        for r in range(3):
+            for p, gradient in zip(own[r], gradients, strict=True):
+                p.grad = gradient[r].clone()
+            theirs[r].step()
+    for r in range(3):
+        for stacked, p in zip(parameters, own[r], strict=True):
+            assert torch.allclose(stacked[r], p, rtol=1e-5, atol=1e-7)
+    assert torch.equal(unused, torch.ones(3, 2))
+
+
+def test_gradient_variance_is_the_bias_corrected_variance():
+    """Against the definition written out in float64, and against the true variance of stationary gradients."""
+    torch.manual_seed(0)
+    tracker = GradientVariance([torch.zeros(2, 3, 4), torch.zeros(2, 1, 4)])
+    first = [torch.zeros(2, 3, 4).double(), torch.zeros(2, 1, 4).double()]
+    second = [m.clone() for m in first]
+    scale = torch.tensor([1.0, 3.0]).reshape(2, 1, 1)
+    for _ in range(3000):
+        gradients = [scale * torch.randn_like(m, dtype=torch.float32) + 5 for m in first]
+        tracker.update(gradients)
+        for m1, m2, g in zip(first, second, gradients, strict=True):
+            m1.mul_(0.999).add_(g.double(), alpha=0.001)
+            m2.mul_(0.999).add_(g.double() ** 2, alpha=0.001)
+    weight = 1 - 0.999**3000
+    variances = torch.cat(
+        [(m2 / weight - (m1 / weight) ** 2).flatten(1) for m1, m2 in zip(first, second, strict=True)], 1
+    )
+    assert torch.allclose(tracker.value().double(), variances.mean(1), rtol=1e-3)
+    assert torch.allclose(tracker.value(), torch.tensor([1.0, 9.0]), rtol=0.1)
+
+
+@pytest.mark.parametrize(("rate", "floor"), [(1e-5, 69_315), (1e-4, 6_932)])
+def test_the_papers_temperature_schedule(rate, floor):
+    """max(0.5, exp(-r t)) refreshed every N steps; the floor is reached at step 69,315 (r = 1e-5) or 6,932 (1e-4)."""
+    schedule = {"name": "exponential", "rate": rate, "minimum": 0.5, "every": 1}
+    assert schedules.temperature_at(schedule, 1.0, floor - 2) > 0.5 == schedules.temperature_at(schedule, 1.0, floor)
+    coarse = schedule | {"every": 500}
+    assert schedules.temperature_at(coarse, 1.0, 1499) == math.exp(-rate * 1000)
+
+
+def test_only_the_named_estimators_are_annealed():
+    job = config("estimator=nvil", "schedule=exponential", "schedule.only=[gumbel_softmax]")
+    Pack([job], CPU).train_step()
+    job = config("estimator=straight_through", "schedule=exponential", "schedule.rate=1", "schedule.every=1")
+    pack = Pack([job], CPU)
+    pack.train_step()
+    pack.train_step()
+    assert pack.estimator.temperature.item() == pytest.approx(0.5)
+
+
+def test_an_unreadable_or_malicious_checkpoint_starts_the_run_again(tmp_path, monkeypatch, capsys):
+    import pickle
+
+    class Malicious:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    expected = [drop_times(row) for row in rows(train(tmp_path / "a")[0])]
+    for number, content in enumerate((b"", b"garbage", pickle.dumps(Malicious()))):
+        job = config(runs_dir=str(tmp_path / f"b{number}"))
+        path = tmp_path / f"b{number}" / "main" / records.run_name(replicated(job)[0])
+        path.mkdir(parents=True)
+        (path / records.CHECKPOINT).write_bytes(content)
+        train_runs(replicated(job), [])
+        assert "not a readable checkpoint" in capsys.readouterr().out
+        assert [drop_times(row) for row in rows(path)] == expected
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["steps=0"], "steps must be at least 1"),
+        (["batch_size=5000"], "batch_size=5000 is larger than the 1197 training images of data=digits"),
+        (["optimizer.lr=0"], "optimizer.lr must be positive"),
+        (["optimizer=sgd", "optimizer.momentum=1"], r"optimizer.momentum must be in \[0, 1\)"),
+        (["estimator.temperature=0"], "GumbelSoftmax: temperature must be positive"),
+        (["estimator.temperature=-1"], "temperature must be positive"),
+        (["task.categories=1"], "task.categories must be at least 2"),
+        (["estimator=nvil", "schedule=exponential"], "anneals a temperature, but estimator=nvil has none"),
+        (["data.binarization=sometimes"], "binarization"),
+        (["data.name=cifar"], "cifar"),
+        (["data=mnist", "data.root=/nonexistent", "data.download=false"], "/nonexistent"),
+        (["device=cuda:7"], "CUDA devices are visible"),
+        (["device=abacus"], "device must be"),
+        (["replicas=0"], "replicas must be at least 1"),
+        (["seed=-1"], "seed must not be negative"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_leaves_nothing(tmp_path, overrides, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        train(tmp_path, *overrides)
+    assert "\n" not in str(caught.value)
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+    with pytest.raises(FileNotFoundError):
+        records.load(tmp_path)
