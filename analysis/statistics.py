@@ -26,8 +26,8 @@ from analysis.records import UNSCIENTIFIC
 CELL = ["estimator", "task", "data"]
 COMPARISON = ["task", "data"]
 BOUNDS = ("bound", "pseudo_bound")
-FEW = 10
-"""Below this many values the interval is Student's t, from here on the bootstrap's."""
+FEW = 31
+"""Below this many values the interval is Student's t, from here on the bootstrap's, which covers too little for fewer."""
 
 _NOT_SETTINGS = {
     *("run", "sweep", "path", "status", "error", "seed", *CELL),
@@ -45,7 +45,7 @@ class ProtocolsDiffer(ValueError):
 def interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
     """Mean of ``values [n]`` with a two-sided confidence interval of the mean: ``(mean, low, high)``.
 
-    ``n = 1``: no interval (``nan``). ``n < 10``: Student's t. Otherwise: bias-corrected and accelerated (BCa)
+    ``n = 1``: no interval (``nan``). ``n < 31``: Student's t. Otherwise: bias-corrected and accelerated (BCa)
     bootstrap with a fixed seed. Values that are all equal give width zero. Raises ``ValueError`` for no values.
     """
     sample = np.asarray(values, dtype=float)

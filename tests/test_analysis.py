@@ -42,8 +42,8 @@ def test_interval_by_hand():
     mean, low, high = interval([5.0])
     assert mean == 5.0 and np.isnan([low, high]).all()
     assert interval([0.1] * 3) == interval([0.1] * 20) == (0.1, 0.1, 0.1)
-    assert [interval_name(n) for n in (1, 9, 10)] == ["none", "Student t", "BCa bootstrap"]
-    values = np.random.default_rng(0).normal(size=12)
+    assert [interval_name(n) for n in (1, 30, 31)] == ["none", "Student t", "BCa bootstrap"]
+    values = np.random.default_rng(0).normal(size=40)
     assert interval(values) == interval(values)
     with pytest.raises(ValueError, match="n >= 1"):
         interval([])
@@ -56,18 +56,17 @@ def test_one_outlier_seed_moves_the_mean_and_widens_the_interval():
     assert high - mean == pytest.approx(27.76445, abs=1e-4) == mean - low
 
 
-@pytest.mark.parametrize(("n", "repeats", "floor"), [(5, 2000, 0.93), (20, 250, 0.86)])
+@pytest.mark.parametrize(("n", "repeats", "floor"), [(5, 2000, 0.93), (20, 2000, 0.93), (40, 250, 0.88)])
 def test_coverage(n, repeats, floor):
     """Of 95 % intervals of normal samples the share that holds the true mean.
 
-    Student's t covers exactly .95: 2000 repeats fall below .93 or above .97 with probability
-    4e-5 (4.1 standard errors).
-    The bootstrap covers less at n = 20, about .93: 250 repeats fall below .86 with probability 3e-5 (4.3 standard
-    errors of .016). Seeds are fixed, so a failure means that the code changed.
+    Student's t covers exactly .95: 2000 repeats fall below .93 or above .97 with probability 4e-5 (4.1 standard
+    errors). The bootstrap covers a little less at n = 40, about .94: 250 repeats fall below .88 with probability 3e-5
+    (4 standard errors of .015). Seeds are fixed, so a failure means that the code changed.
     """
     samples = np.random.default_rng(1).normal(3.0, 2.0, (repeats, n))
     covered = [low <= 3.0 <= high for _, low, high in map(interval, samples)]
-    assert floor <= np.mean(covered) <= (0.97 if n == 5 else 0.99)
+    assert floor <= np.mean(covered) <= (0.97 if n < 31 else 0.99)
 
 
 # --- selection and summary -------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -331,14 +333,33 @@ def test_an_unreadable_or_malicious_checkpoint_starts_the_run_again(tmp_path, mo
         (["data=mnist", "data.root=/nonexistent", "data.download=false"], "/nonexistent"),
         (["device=cuda:7"], "CUDA devices are visible"),
         (["device=abacus"], "device must be"),
+        (["logger=wandb", "logger.mode=sometimes"], "logger.mode must be offline or online"),
+        (["logger=wandb", "logger.mode=online"], "needs a key: set WANDB_API_KEY"),
         (["replicas=0"], "replicas must be at least 1"),
         (["seed=-1"], "seed must not be negative"),
     ],
 )
-def test_a_users_mistake_is_one_sentence_and_leaves_nothing(tmp_path, overrides, sentence):
+def test_a_users_mistake_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, overrides, sentence):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UserError, match=sentence) as caught:
         train(tmp_path, *overrides)
     assert "\n" not in str(caught.value)
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
     with pytest.raises(FileNotFoundError):
         records.load(tmp_path)
+
+
+def test_wandb_offline_keeps_one_run_per_run_beside_the_local_record(tmp_path):
+    """Read back with wandb's own reader of its offline format."""
+    paths = train(tmp_path, "estimator=nvil", "logger=wandb", "replicas=2", "sweep=grid")
+    assert all(records.RunRecord(path).is_finished() for path in paths)
+    for path in paths:
+        (folder,) = (path / "wandb").glob("offline-run-*")
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        entries = [json.loads(line) for line in lines]
+        (run,) = (entry["run"] for entry in entries if entry["type"] == "run")
+        assert run["display_name"] == path.name and run["run_group"] == "grid"
+        assert sum(entry["type"] == "history" for entry in entries) == len(rows(path))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from estimators import noise_source
 from tasks.datasets import DataError, Dataset, load_dataset
-from training import optimisers, schedules
+from training import loggers, optimisers, schedules
 from training.batches import Batches
 from training.errors import UserError
 from training.gradient_variance import GradientVariance
@@ -173,5 +173,6 @@ def check(config: Config, data: Dataset) -> None:
             f"batch_size={config['batch_size']} is larger than the {len(data.train)} training images of "
             f"data={data.name}; use a smaller batch_size"
         )
+    loggers.check(config["logger"])
     optimisers.check(config["optimizer"])
     schedules.check(config["schedule"], config["estimator"])

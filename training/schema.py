@@ -160,14 +160,14 @@ def register() -> None:
     """Put all schemas into Hydra's config store; ``conf/*/*.yaml`` build on them."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
-    store.store(group="schema", name="data", node=Data)
+    store.store(group="hydra/schema", name="data", node=Data)
     for method in estimators.METHODS:
-        store.store(group="schema/estimator", name=snake_case(method.__name__), node=schema_of(method))
-    store.store(group="schema/task", name="vae", node=schema_of(tasks.VAE))
+        store.store(group="hydra/schema/estimator", name=snake_case(method.__name__), node=schema_of(method))
+    store.store(group="hydra/schema/task", name="vae", node=schema_of(tasks.VAE))
     for group, nodes in {
         "optimizer": (Adam, SGD),
         "schedule": (Constant, Exponential),
         "logger": (NoLogger, Wandb),
     }.items():
         for node in nodes:
-            store.store(group=f"schema/{group}", name=node.__name__.lower(), node=node)
+            store.store(group=f"hydra/schema/{group}", name=node.__name__.lower(), node=node)
