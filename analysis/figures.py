@@ -44,11 +44,16 @@ def chosen(frame: pd.DataFrame) -> pd.DataFrame:
 
 @matplotlib.rc_context(RC)
 def learning_curves(frame: pd.DataFrame) -> Figure | None:
-    """Negative validation ELBO (nats) against steps: mean over seeds with its pointwise 95 % interval (Student's t).
+    """Negative validation bound (nats) against steps: mean over seeds with its pointwise 95 % interval (Student's t).
 
-    One panel per task and data set; unfinished runs are drawn one by one, thin. ``None`` if there is nothing to draw.
+    The bound is the importance-weighted one that the table has, if it was evaluated along the way with as many samples
+    as at the end, and the ELBO otherwise. One panel per task and data set; unfinished runs are drawn one by one, thin.
+    ``None`` if there is nothing to draw.
     """
-    return _panels(frame, ("valid_elbo", "valid_pseudo_elbo"), _learning_curve)
+    along = {name: frame[name] for name in ("evaluate_samples", "valid_samples") if name in frame}
+    same = len(along) == 2 and (along["evaluate_samples"] == along["valid_samples"]).all()
+    bounds = ("bound", "pseudo_bound") if same and (along["evaluate_samples"] > 1).all() else ("elbo", "pseudo_elbo")
+    return _panels(frame, tuple(f"valid_{name}" for name in bounds), _learning_curve)
 
 
 @matplotlib.rc_context(RC)
@@ -102,8 +107,9 @@ def _thousands(value: float, _: float) -> str:
 
 
 def _learning_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[str, Any]) -> None:
-    pseudo = metric == "valid_pseudo_elbo"
-    axes.set_ylabel("negative validation pseudo-ELBO [nats]" if pseudo else "negative validation ELBO [nats]")
+    what = metric.removeprefix("valid_").replace("pseudo_", "pseudo-").replace("elbo", "ELBO")
+    samples = f" (m = {group['valid_samples'].iloc[0]})" if what.endswith("bound") else ""
+    axes.set_ylabel(f"negative validation {what}{samples} [nats]")
     lowest, highest = [], []
     for steps, values in _curves(axes, group, metric, handles, transform=np.negative, back=lambda mean: mean):
         late = values[steps >= EARLY * steps.max()]
