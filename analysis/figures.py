@@ -108,8 +108,9 @@ def _thousands(value: float, _: float) -> str:
 
 def _learning_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[str, Any]) -> None:
     what = metric.removeprefix("valid_").replace("pseudo_", "pseudo-").replace("elbo", "ELBO")
-    samples = f" (m = {group['valid_samples'].iloc[0]})" if what.endswith("bound") else ""
-    axes.set_ylabel(f"negative validation {what}{samples} [nats]")
+    if what.endswith("bound"):
+        axes.set_title(f"{axes.get_title()}, m = {group['valid_samples'].iloc[0]}")
+    axes.set_ylabel(f"negative validation {what} [nats]")
     lowest, highest = [], []
     for steps, values in _curves(axes, group, metric, handles, transform=np.negative, back=lambda mean: mean):
         late = values[steps >= EARLY * steps.max()]

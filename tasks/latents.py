@@ -6,6 +6,8 @@ latent), categorical ones on K logits. ``outputs`` are ``[..., examples, latents
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,13 +31,15 @@ class Bernoulli:
         """Exact samples as features, from uniform noise ``u`` ``[..., latents]``."""
         return (u < outputs.sigmoid()).to(outputs.dtype)
 
-    def kl(self, outputs: Tensor, prior: Tensor) -> Tensor:
-        """``KL(q || p)`` summed over latents, in nats, ``[..., examples]``."""
+    def kl(self, outputs: Tensor, prior: Tensor | None) -> Tensor:
+        """``KL(q || p)`` summed over latents, in nats, ``[..., examples]``; ``prior=None`` is uniform."""
         return self.log_ratio(outputs.sigmoid(), outputs, prior)
 
-    def log_ratio(self, features: Tensor, outputs: Tensor, prior: Tensor) -> Tensor:
+    def log_ratio(self, features: Tensor, outputs: Tensor, prior: Tensor | None) -> Tensor:
         """``log q(z) - log p(z)`` in nats; linear in ``features``, so at the mean it is the KL. ``[..., examples]``."""
-        return (features * (outputs - prior)).sum(-1) - (F.softplus(outputs) - F.softplus(prior)).sum(-1)
+        if prior is None:
+            return (features * outputs - F.softplus(outputs)).sum(-1) + self.latents * math.log(2)
+        return (features * (outputs - prior) - F.softplus(outputs)).sum(-1) + F.softplus(prior).sum(-1)
 
 
 class Categorical:
@@ -58,13 +62,14 @@ class Categorical:
         index = (u.unsqueeze(-1) >= cumulative).sum(-1)
         return self.features(F.one_hot(index, self.categories).to(outputs.dtype))
 
-    def kl(self, outputs: Tensor, prior: Tensor) -> Tensor:
-        """``KL(q || p)`` summed over latents, in nats, ``[..., examples]``."""
+    def kl(self, outputs: Tensor, prior: Tensor | None) -> Tensor:
+        """``KL(q || p)`` summed over latents, in nats, ``[..., examples]``; ``prior=None`` is uniform."""
         return self.log_ratio(self.features(self.logits(outputs).softmax(-1)), outputs, prior)
 
-    def log_ratio(self, features: Tensor, outputs: Tensor, prior: Tensor) -> Tensor:
+    def log_ratio(self, features: Tensor, outputs: Tensor, prior: Tensor | None) -> Tensor:
         """``log q(z) - log p(z)`` in nats; linear in ``features``, so at the mean it is the KL. ``[..., examples]``."""
-        log_q, log_p = self.logits(outputs).log_softmax(-1), self.logits(prior).log_softmax(-1)
+        log_q = self.logits(outputs).log_softmax(-1)
+        log_p = -math.log(self.categories) if prior is None else self.logits(prior).log_softmax(-1)
         return (features * (log_q - log_p).flatten(-2)).sum(-1)
 
 

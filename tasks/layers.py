@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -48,14 +49,25 @@ class StackedMLP(nn.Module):
         if nonlinearity not in NONLINEARITIES:
             raise ValueError(f"task.nonlinearity must be one of {', '.join(NONLINEARITIES)}, not {nonlinearity!r}")
         self.nonlinearity = NONLINEARITIES[nonlinearity]
-        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        for layer, (inputs, outputs) in enumerate(pairwise(widths)):
             u = uniform((replicas, 1, inputs, outputs), torch.float32, torch.device("cpu"), 2).squeeze(1)
-            self.weights.append(nn.Parameter((2 * u - 1) * (6 / (inputs + outputs)) ** 0.5))
-            self.biases.append(nn.Parameter(torch.zeros(replicas, 1, outputs)))
+            weight = (2 * u - 1) * (6 / (inputs + outputs)) ** 0.5
+            self.register_parameter(f"weight{layer}", nn.Parameter(weight))
+            self.register_parameter(f"bias{layer}", nn.Parameter(torch.zeros(replicas, 1, outputs)))
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """``[replicas, inputs, outputs]`` per layer."""
+        return list(self.parameters())[0::2]
+
+    @property
+    def biases(self) -> list[Tensor]:
+        """``[replicas, 1, outputs]`` per layer."""
+        return list(self.parameters())[1::2]
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., replicas, examples, inputs]`` -> ``[..., replicas, examples, outputs]``."""
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = stacked_linear(x if layer == 0 else self.nonlinearity(x), weight, bias)
+        own = list(self._parameters.values())  # as weights and biases, without the cost of walking modules
+        for layer in range(0, len(own), 2):
+            x = stacked_linear(x if layer == 0 else self.nonlinearity(x), own[layer], own[layer + 1])
         return x

@@ -139,10 +139,14 @@ class VAE(nn.Module):
         def loss(z: Tensor) -> Tensor:
             features = self.latents.features(z)
             nats = self.reconstruction(features, batch)
-            return nats + self.latents.log_ratio(features, log_q_from, self.prior_outputs) if sampled else nats
+            return nats + self.latents.log_ratio(features, log_q_from, self._prior) if sampled else nats
 
         losses = estimator(logits, loss, context=batch)
-        return losses if sampled else losses + self.latents.kl(outputs, self.prior_outputs)
+        return losses if sampled else losses + self.latents.kl(outputs, self._prior)
+
+    @property
+    def _prior(self) -> Tensor | None:
+        return self.prior_outputs if self.prior == "learned" else None  # None: uniform, in closed form
 
     def kl_for(self, estimator: Callable[..., Tensor]) -> str:
         """``analytic`` or ``sampled``: the KL that :meth:`loss` uses with this estimator."""
@@ -171,14 +175,14 @@ class VAE(nn.Module):
         count = 0
         for x in self._chunks(getattr(self.data, split)):
             outputs = self.encoder(x)
-            kl = self.latents.kl(outputs, self.prior_outputs)
+            kl = self.latents.kl(outputs, self._prior)
             log_likelihood, log_total = torch.zeros_like(kl), None
             for samples in _chunk_sizes(num_samples, max(1, CHUNK_ROWS // x.shape[1])):
                 shape = (samples, *outputs.shape[:2], self.latents.latents)
                 features = self.latents.sample(outputs, uniform(shape, outputs.dtype, outputs.device, 1))
                 log_p = -self.reconstruction(features, x)
                 log_likelihood += log_p.sum(0)
-                log_ratio = self.latents.log_ratio(features, outputs, self.prior_outputs)
+                log_ratio = self.latents.log_ratio(features, outputs, self._prior)
                 log_total = log_mean_exp_update(log_total, log_p - log_ratio)
             assert log_total is not None
             elbo += (log_likelihood / num_samples - kl).double().sum(-1)
