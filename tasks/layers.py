@@ -67,7 +67,8 @@ class StackedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., replicas, examples, inputs]`` -> ``[..., replicas, examples, outputs]``."""
-        own = list(self._parameters.values())  # as weights and biases, without the cost of walking modules
+        # weights and biases in turn, without the cost of walking modules
+        own = [parameter for parameter in self._parameters.values() if parameter is not None]
         for layer in range(0, len(own), 2):
             x = stacked_linear(x if layer == 0 else self.nonlinearity(x), own[layer], own[layer + 1])
         return x
