@@ -27,7 +27,7 @@ CELL = ["estimator", "task", "data"]
 COMPARISON = ["task", "data"]
 BOUNDS = ("bound", "pseudo_bound")
 FEW = 31
-"""Below this many values the interval is Student's t, from here on the bootstrap's, which covers too little for fewer."""
+"""Below this many values the interval is Student's t, then the bootstrap's, which covers too little for fewer."""
 
 _NOT_SETTINGS = {
     *("run", "sweep", "path", "status", "error", "seed", *CELL),

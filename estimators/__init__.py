@@ -4,32 +4,113 @@ The contract is in :mod:`estimators.base`; every method is one file. ``check_est
 own included, against exact enumeration.
 """
 
+from estimators.arm import ARM
+from estimators.arms import ARMS
+from estimators.arsm import ARSM
 from estimators.base import Estimator, Pathwise, ScoreFunction
+from estimators.carms import CARMS
 from estimators.categorical import gradient_only
-from estimators.check import ContractError, check_estimator
+from estimators.categorical_disarm import DisARMIW, DisARMStickBreaking, DisARMTree
+from estimators.concrete import relaxed_log_prob, relaxed_log_sample
+from estimators.contract import ContractError, check_estimator
+from estimators.darn import DARN
+from estimators.decoupled_straight_through import DecoupledStraightThrough
+from estimators.disarm import DisARM
+from estimators.discrete_vae import OverlappingExponential, SpikeAndExponential
+from estimators.double_cv import DoubleCV
 from estimators.exact import Exact
+from estimators.gapped_straight_through import GappedStraightThrough
+from estimators.gumbel_rao import GumbelRao
 from estimators.gumbel_softmax import GumbelSoftmax
+from estimators.identity_straight_through import IdentityStraightThrough
+from estimators.indecater import IndeCateR
+from estimators.muprop import MuProp
 from estimators.noise import noise_source, uniform
 from estimators.nvil import NVIL
+from estimators.rebar import REBAR
 from estimators.reinforce import REINFORCE
+from estimators.reinmax import ReinMax
+from estimators.relax import RELAX
+from estimators.rloo import RLOO
+from estimators.rodeo import RODEO
 from estimators.straight_through import StraightThrough
+from estimators.unordered_set import UnorderedSet
+from estimators.vimco import VIMCO
 
-METHODS = (Exact, REINFORCE, NVIL, StraightThrough, GumbelSoftmax)
+METHODS = (
+    ARM,
+    ARMS,
+    ARSM,
+    CARMS,
+    DisARMIW,
+    DisARMStickBreaking,
+    DisARMTree,
+    DARN,
+    DecoupledStraightThrough,
+    DisARM,
+    OverlappingExponential,
+    SpikeAndExponential,
+    DoubleCV,
+    Exact,
+    GappedStraightThrough,
+    GumbelRao,
+    GumbelSoftmax,
+    IdentityStraightThrough,
+    IndeCateR,
+    MuProp,
+    NVIL,
+    REBAR,
+    REINFORCE,
+    ReinMax,
+    RELAX,
+    RLOO,
+    RODEO,
+    StraightThrough,
+    UnorderedSet,
+    VIMCO,
+)
 """Every method, for tests and tables: add yours here and it is held to the contract."""
 
 __all__ = [
     "METHODS",
-    "NVIL",
-    "REINFORCE",
+    "ARM",
+    "ARMS",
+    "ARSM",
+    "CARMS",
     "ContractError",
+    "DARN",
+    "DecoupledStraightThrough",
+    "DisARM",
+    "DisARMIW",
+    "DisARMStickBreaking",
+    "DisARMTree",
+    "DoubleCV",
     "Estimator",
     "Exact",
+    "GappedStraightThrough",
+    "GumbelRao",
     "GumbelSoftmax",
+    "IdentityStraightThrough",
+    "IndeCateR",
+    "MuProp",
+    "NVIL",
+    "OverlappingExponential",
     "Pathwise",
+    "REBAR",
+    "REINFORCE",
+    "RELAX",
+    "RLOO",
+    "RODEO",
+    "ReinMax",
     "ScoreFunction",
+    "SpikeAndExponential",
     "StraightThrough",
+    "UnorderedSet",
+    "VIMCO",
     "check_estimator",
     "gradient_only",
     "noise_source",
+    "relaxed_log_prob",
+    "relaxed_log_sample",
     "uniform",
 ]

@@ -37,7 +37,9 @@ class Estimator(nn.Module, ABC):
 
     - ``unbiased``: the mean of the estimated gradient is the exact gradient for every loss;
     - ``exact_for``: if biased, the polynomial degree of the loss in ``z`` up to which the mean is exact, or ``None``;
-    - ``evaluations``: calls of ``loss`` per gradient, counted in samples;
+    - ``objective``: ``"mean"``, E_q[loss(z)], or ``"multi_sample_bound"`` (VIMCO), whose loss is a negative log weight;
+    - ``evaluations``: calls of ``loss`` per gradient, counted in samples (:meth:`evaluations_for`, where it depends on
+      the shape of the logits);
     - ``needs_gradient``: whether ``loss`` must be differentiable in ``z``;
     - ``binary_only``: whether it works for two categories only;
     - ``rescales``: whether the gradient with respect to ``logits`` comes out divided by a scale, so that other terms on
@@ -50,10 +52,15 @@ class Estimator(nn.Module, ABC):
     needs_gradient: bool = False
     binary_only: bool = False
     rescales: bool = False
+    objective: str = "mean"
 
     @abstractmethod
     def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
         """The method itself; ``logits`` have been checked and ``loss`` checks what it is given and returns."""
+
+    def evaluations_for(self, logits: Tensor) -> int:
+        """Evaluations of ``loss`` per gradient, in samples, for logits of this shape."""
+        return self.evaluations
 
     def forward(self, logits: Tensor, loss: Loss, context: Tensor | None = None) -> Tensor:
         """``[*batch]`` losses: see the contract in :mod:`estimators.base`. Raises ``ValueError`` on bad shapes."""

@@ -27,6 +27,10 @@ class Exact(Estimator):
         super().__init__()
         self.max_states = max_states
 
+    def evaluations_for(self, logits: Tensor) -> int:
+        """``K**L``."""
+        return logits.shape[-1] ** logits.shape[-2]
+
     def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
         latents, categories = logits.shape[-2:]
         states = categories**latents

@@ -56,12 +56,12 @@ class StackedMLP(nn.Module):
             self.register_parameter(f"bias{layer}", nn.Parameter(torch.zeros(replicas, 1, outputs)))
 
     @property
-    def weights(self) -> list[Tensor]:
+    def weights(self) -> list[nn.Parameter]:
         """``[replicas, inputs, outputs]`` per layer."""
         return list(self.parameters())[0::2]
 
     @property
-    def biases(self) -> list[Tensor]:
+    def biases(self) -> list[nn.Parameter]:
         """``[replicas, 1, outputs]`` per layer."""
         return list(self.parameters())[1::2]
 

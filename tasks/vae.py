@@ -49,9 +49,9 @@ class VAE(nn.Module):
         prior: ``uniform`` (1/K each) or ``learned`` (free logits, trained along).
         kl: ``analytic`` (closed form, outside of the estimated expectation), ``sampled`` (``log q(z) - log p(z)`` at
             the sample, as a part of the loss that the estimator sees; for soft samples it is the linear relaxation), or
-            ``auto``: analytic, but sampled for an estimator that rescales its gradient (NVIL's variance normalisation),
-            beside which an analytic KL would weigh as many times too much as the gradient was divided by, and collapse
-            the posterior.
+            ``auto``: analytic, but sampled for an estimator of a multi-sample bound (VIMCO), whose loss is the log
+            weight, and for one that rescales its gradient (NVIL's variance normalisation), beside which an analytic KL
+            would weigh as many times too much as the gradient was divided by, and collapse the posterior.
         output_bias: initial bias of the pixels: ``zero``, or ``data_mean`` for the logit of the training mean, clipped
             to [0.001, 0.999].
 
@@ -133,8 +133,9 @@ class VAE(nn.Module):
         outputs = self.encoder(batch)
         logits = self.latents.logits(outputs)
         sampled = self.kl_for(estimator) == "sampled"
-        # At an exact sample the gradient of log q itself is the score: of mean zero, and noise.
-        log_q_from = outputs if getattr(estimator, "needs_gradient", True) else outputs.detach()
+        # At one exact sample the gradient of log q itself is the score: of mean zero, and noise.
+        is_noise = getattr(estimator, "objective", "mean") == "mean" and not getattr(estimator, "needs_gradient", True)
+        log_q_from = outputs.detach() if is_noise else outputs
 
         def loss(z: Tensor) -> Tensor:
             features = self.latents.features(z)
@@ -152,7 +153,8 @@ class VAE(nn.Module):
         """``analytic`` or ``sampled``: the KL that :meth:`loss` uses with this estimator."""
         if self.kl != "auto":
             return self.kl
-        return "sampled" if getattr(estimator, "rescales", False) else "analytic"
+        of_weights = getattr(estimator, "objective", "mean") == "multi_sample_bound"
+        return "sampled" if of_weights or getattr(estimator, "rescales", False) else "analytic"
 
     @torch.no_grad()
     def evaluate(self, split: str, num_samples: int) -> dict[str, Tensor]:

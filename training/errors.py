@@ -41,9 +41,9 @@ def _explain(error: BaseException) -> str:
     while isinstance(chain, HydraException | OmegaConfBaseException):
         lines = [line.strip() for line in str(chain).splitlines()]
         parts += [line for line in lines if line and not line.startswith(_NOT_FOR_USERS)]
-        unknown_key = isinstance(chain, OmegaConfBaseException) and " not in " in str(chain)
-        if unknown_key and isinstance(chain.parent_node, DictConfig):
-            parts.append(f"allowed here: {', '.join(sorted(map(str, chain.parent_node)))}")
+        node = getattr(chain, "parent_node", None)
+        if isinstance(node, DictConfig) and " not in " in str(chain):  # an unknown key
+            parts.append(f"allowed here: {', '.join(sorted(map(str, node)))}")
         chain = chain.__cause__
     return "; ".join(dict.fromkeys([*parts, "python train.py --help lists all options"]))
 

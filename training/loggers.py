@@ -40,7 +40,13 @@ class WandbLogger:
         import wandb
 
         options = config["logger"]
-        quiet = {"silent": True, "console": "off", "x_disable_stats": True, "disable_git": True, "disable_code": True}
+        quiet: dict[str, Any] = {
+            "silent": True,
+            "console": "off",
+            "x_disable_stats": True,
+            "disable_git": True,
+            "disable_code": True,
+        }
         try:
             self._run = wandb.init(
                 project=options["project"],

@@ -94,7 +94,7 @@ def evaluate(pack: Pack, last: bool) -> list[dict[str, Any]]:
         {
             "step": pack.step,
             "seconds": round(pack.seconds, 3),
-            "loss_evaluations": pack.step * pack.estimator.evaluations,
+            "loss_evaluations": pack.step * pack.evaluations,
             **{name: column[r] if math.isfinite(column[r]) else None for name, column in values.items()},
         }
         for r in range(pack.replicas)
@@ -140,7 +140,7 @@ def summary(pack: Pack, replica: int, status: str, row: dict[str, Any]) -> dict[
             "samples": "relaxed" if soft else "hard",
             "is_bound": not soft and protocol["evaluation_is_bound"],
         },
-        "loss_evaluations": pack.step * pack.estimator.evaluations,
+        "loss_evaluations": pack.step * pack.evaluations,
         "wall_seconds": round(pack.seconds, 3),
         "peak_memory_bytes": _peak_memory(pack.device),
         "device": device_name(pack.device),

@@ -108,7 +108,7 @@ def _update(
         sgd(
             parameters,
             gradients,
-            moments["momentum_buffer"],
+            list(moments["momentum_buffer"]),
             fused=True,
             weight_decay=setting["weight_decay"],
             momentum=setting["momentum"],

@@ -45,6 +45,8 @@ class Pack:
         self.streams = Streams([config["seed"] for config in configs])
         self.task = _instantiate(first["task"], data=self.data, streams=self.streams).to(device)
         self.estimator = self._make_estimator().to(device)
+        shape = (1, self.task.latents.latents, self.task.latents.categories)
+        self.evaluations: int = self.estimator.evaluations_for(torch.empty(shape))
         self.batches = Batches(self.data, first["batch_size"], self.streams, device)
         self.noise = self.streams.source("estimator")
         self.parameters: list[nn.Parameter] = [*self.task.parameters(), *self.estimator.parameters()]
@@ -70,9 +72,21 @@ class Pack:
             for key, value in self.configs[0]["estimator"].items()
             if isinstance(value, float)
         }
-        offered = {"replicas": self.replicas, "context_features": self.task.context_features}
+        latents = self.task.latents
+        offered = {
+            "replicas": self.replicas,
+            "context_features": self.task.context_features,
+            "latents": latents.latents,
+            "categories": latents.categories,
+        }
         with noise_source(self.streams.fresh("estimator parameters")):
-            return _instantiate(self.configs[0]["estimator"], offered=offered, **stacked)
+            estimator = _instantiate(self.configs[0]["estimator"], offered=offered, **stacked)
+        if getattr(estimator, "binary_only", False) and latents.categories != 2:
+            raise UserError(
+                f"estimator={self.configs[0]['estimator']['name']} is defined for Bernoulli latents, but task="
+                f"{self.configs[0]['task']['name']} has {latents.categories} categories; use task=vae_bernoulli"
+            )
+        return estimator
 
     def anneal(self) -> None:
         """Set the temperatures of this step."""

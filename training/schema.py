@@ -6,11 +6,12 @@ the harness does not fill in itself is an option with its default.
 
 from __future__ import annotations
 
+import collections.abc
 import functools
 import inspect
-import re
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ import tasks
 
 FILLED_IN = ("self", "data", "streams", "replicas", "context_features")
 """Constructor arguments that the harness supplies."""
+FILLED_IN_FOR_ESTIMATORS = ("latents", "categories")
+"""And those that an estimator gets from its task."""
 
 
 @dataclass
@@ -121,7 +124,7 @@ class Config:
     progress: bool = True
 
 
-def schema_of(target: type) -> type:
+def schema_of(target: type, filled_in: Sequence[str] = FILLED_IN) -> type:
     """A dataclass with ``name``, ``_target_`` and an option per argument of ``target``'s constructor."""
     constructor = inspect.getattr_static(target, "__init__")
     hints = typing.get_type_hints(constructor)
@@ -130,7 +133,7 @@ def schema_of(target: type) -> type:
         ("_target_", str, field(default=f"{target.__module__.split('.')[0]}.{target.__name__}")),
     ]
     for name, parameter in inspect.signature(constructor).parameters.items():
-        if name not in FILLED_IN and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        if name not in filled_in and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             kind, default = _option_type(hints[name]), parameter.default
             if kind == list[int]:
                 fields.append((name, kind, field(default_factory=functools.partial(list, default))))
@@ -140,20 +143,16 @@ def schema_of(target: type) -> type:
 
 
 def _option_type(hint: Any) -> Any:
-    """``float | Tensor`` -> float, ``Sequence[int]`` -> list[int], ``int | None`` stays; what a config can hold."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        arguments = typing.get_args(hint)
-        if float in arguments:
-            return float
-        return hint
-    if typing.get_origin(hint) is not None:
-        return list[int]
-    return hint
-
-
-def snake_case(name: str) -> str:
-    """``GumbelSoftmax`` -> ``gumbel_softmax``, ``NVIL`` -> ``nvil``."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    """What a config can hold: ``float | Tensor`` -> float (or None, if allowed), ``Sequence[int]`` -> list[int], a
+    literal -> str, all else as it is."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        optional = type(None) in arguments
+        kind = float if float in arguments else _option_type(next(kind for kind in arguments if kind is not type(None)))
+        return kind | None if optional else kind
+    if origin is typing.Literal:
+        return str
+    return list[int] if origin is collections.abc.Sequence else hint
 
 
 def register() -> None:
@@ -161,8 +160,9 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(group="hydra/schema", name="data", node=Data)
+    for_estimators = (*FILLED_IN, *FILLED_IN_FOR_ESTIMATORS)
     for method in estimators.METHODS:
-        store.store(group="hydra/schema/estimator", name=snake_case(method.__name__), node=schema_of(method))
+        store.store(group="hydra/schema/estimator", name=method.__name__, node=schema_of(method, for_estimators))
     store.store(group="hydra/schema/task", name="vae", node=schema_of(tasks.VAE))
     for group, nodes in {
         "optimizer": (Adam, SGD),

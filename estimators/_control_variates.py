@@ -1,0 +1,231 @@
+"""What REBAR, RELAX, Double CV and RODEO share: coupled relaxed samples, and learning by variance descent.
+
+*Variance descent*: with ``G`` the estimated gradient of one example in its scores (log-odds for K = 2, logits
+otherwise), the learned parts follow the gradient of ``|G|^2``: the mean of ``G`` does not depend on them, so this is an
+unbiased gradient of the variance. It arises in the caller's one ``backward()`` through terms of value zero, weighted
+over examples as the caller weights the losses. It never reaches ``logits`` or what ``loss`` closes over.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from estimators import noise
+from estimators.base import Estimator, Loss, in_functorch, per_example
+from estimators.categorical import Number, gradient_only, harden, is_binary, relax, scores
+
+IMPOSSIBLE = -1e4
+"""Log-odds and log-probabilities are cut here: the probability is exactly 0 in every dtype and all terms are finite."""
+
+
+def sum_event(x: Tensor, logits: Tensor) -> Tensor:
+    """The sum over one example's scores, ``[*batch]``."""
+    return x.sum(dim=-1) if is_binary(logits) else x.sum(dim=(-2, -1))
+
+
+def per_score(x: Tensor, logits: Tensor) -> Tensor:
+    """``[*batch]`` losses, shaped to broadcast against scores."""
+    return x[..., None] if is_binary(logits) else x[..., None, None]
+
+
+def attach(gradient: Tensor, logits: Tensor) -> Tensor:
+    """``[*batch]`` terms of value 0 whose gradient in the scores of ``logits`` is ``gradient``."""
+    clean = scores(logits)
+    clean = clean.masked_fill(clean.isinf(), 0.0)  # 0 * inf would be NaN, and the gradient there is 0
+    return gradient_only(sum_event(gradient.detach().to(clean.dtype) * clean, logits))
+
+
+def descend_variance(gradient: Tensor, logits: Tensor) -> Tensor:
+    """``[*batch]`` terms of value 0 with the gradient of ``|gradient|^2`` in what the graph of ``gradient`` holds."""
+    return gradient_only(sum_event(2 * gradient.detach() * gradient, logits)).to(logits.dtype)
+
+
+def value_and_slope(function: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor]:
+    """``function(point)`` ``[*batch]`` and its derivative in ``point``, from one evaluation."""
+    result: Any = torch.func.vjp(function, point)
+    value, pull_back = result
+    return value, pull_back(torch.ones_like(value))[0]
+
+
+class Coupled:
+    """A hard sample ``z`` and two relaxed ones before softmax: ``hat``, whose argmax is ``z``, and ``tilde`` given
+    ``z``.
+
+    With ``theta`` the log-probabilities and G standard Gumbel (K = 2: ``theta`` log-odds a, l standard logistic):
+    hat = theta + G;  tilde = G_z for the sampled category and -log(exp(-G_z) + exp(-theta_k - G_k)) for the others;
+    K = 2: hat = a + l;  tilde = +-softplus(l + softplus(+-a)), the sign that of the sampled bit.
+    """
+
+    def __init__(self, logits: Tensor, tied: bool) -> None:
+        self.logits = logits
+        if is_binary(logits):
+            self.theta = scores(logits).clamp(IMPOSSIBLE, -IMPOSSIBLE)
+        else:
+            self.theta = logits.log_softmax(dim=-1).clamp_min(IMPOSSIBLE)
+        hat = self.theta + self._noise()
+        self.z = harden(hat, logits)
+        if is_binary(logits):
+            self.bits = (hat > 0).to(hat.dtype)
+            self.score = self.bits - self.theta.sigmoid()
+        else:
+            self.score = self.z - self.theta.exp()
+        tilde = hat if tied else self._conditional(self._noise())
+        self.points = hat[None] if tied else torch.stack((hat, tilde))
+        """``[1 or 2, *scores]``: first ``hat``, last ``tilde``; tied, the two are the same numbers."""
+
+    def _noise(self) -> Tensor:
+        dtype = torch.promote_types(self.theta.dtype, torch.float32)
+        draw = noise.logistic if is_binary(self.logits) else noise.gumbel
+        return draw(self.theta.shape, dtype=dtype, device=self.theta.device)
+
+    def _conditional(self, fresh: Tensor) -> Tensor:
+        if is_binary(self.logits):
+            sign = 2 * self.bits - 1
+            return -sign * F.logsigmoid(-fresh + F.logsigmoid(-sign * self.theta))
+        top = (self.z * fresh).sum(dim=-1, keepdim=True)
+        return torch.where(self.z > 0, top, -torch.logaddexp(-self.theta - fresh, -top))
+
+    def pull_back_tilde(self, cotangent: Tensor) -> Tensor:
+        """``(d tilde / d theta)^T cotangent`` at constant noise, which depends on the noise through ``tilde`` only."""
+        tilde = self.points[-1]
+        if is_binary(self.logits):
+            sign = 2 * self.bits - 1
+            return -torch.expm1(-tilde.abs()) * (sign * self.theta).sigmoid() * cotangent
+        weighted = -torch.expm1(tilde - tilde.amax(dim=-1, keepdim=True)) * cotangent
+        return weighted - self.theta.exp() * weighted.sum(dim=-1, keepdim=True)
+
+    def gradient(self, losses: Tensor, control: Callable[[Tensor], Tensor]) -> Tensor:
+        """``(loss - c(tilde)) * score + d/d theta (c(hat) - c(tilde))`` in the scores, for ``c = control(points)``."""
+        c, q = value_and_slope(control, self.points)
+        return per_score(losses - c[-1], self.logits) * self.score + q[0] - self.pull_back_tilde(q[-1])
+
+
+class RelaxedControlVariate(Estimator):
+    """REBAR and RELAX: ``c = scale * loss(softmax(. / temperature)) + network(softmax(. / temperature))``."""
+
+    unbiased = True
+    has_network: bool
+
+    def __init__(
+        self, temperature: Number, scale: Number, learn: bool, tied: bool, use_loss: bool, replicas: int | None
+    ) -> None:
+        super().__init__()
+        checked = torch.as_tensor(scale)
+        if not bool(((checked > 0) if learn else (checked >= 0)).all() and checked.isfinite().all()):
+            bound = "positive (it is learned as a logarithm; learn=False allows 0)" if learn else "at least 0"
+            raise ValueError(f"{type(self).__name__}: scale must be finite and {bound}, not {checked.tolist()}")
+        self.learn, self.tied, self.use_loss, self.needs_gradient = learn, tied, use_loss, use_loss
+        self.evaluations = 1 + (0 if not use_loss else 1 if tied else 2)
+        temperature = self._positive("temperature", temperature)
+        if learn:
+            shape = () if replicas is None else (replicas, 1, 1, 1)
+            self.log_temperature = self._log_parameter("temperature", temperature, shape)
+            self.log_scale = self._log_parameter("scale", scale, shape)
+        else:
+            self.fixed_temperature = temperature
+            self.fixed_scale = self._number("scale", scale)
+
+    def _log_parameter(self, name: str, value: Number, shape: tuple[int, ...]) -> nn.Parameter:
+        start = torch.as_tensor(value, dtype=torch.get_default_dtype()).log()
+        if start.dim() and not (start.dim() >= 3 and start.shape[-2:] == (1, 1)):
+            raise ValueError(
+                f"{type(self).__name__}: a learned {name} is one number, or one per replica [replicas, 1, 1, 1], not "
+                f"{list(start.shape)}; learn=False takes any that broadcasts against logits"
+            )
+        return nn.Parameter(start.expand(shape if start.dim() == 0 else start.shape).clone())
+
+    @property
+    def temperature(self) -> Number:
+        """Of the relaxed samples: a tensor with a gradient if it is learned."""
+        return self.log_temperature.exp() if self.learn else self.fixed_temperature
+
+    @property
+    def scale(self) -> Number:
+        """eta, the factor of the relaxed loss: a tensor with a gradient if it is learned."""
+        return self.log_scale.exp() if self.learn else self.fixed_scale
+
+    @abstractmethod
+    def network(self, y: Tensor, context: Tensor | None) -> Tensor:
+        """The learned part ``[n, *batch]`` of ``c`` at relaxed ``y`` ``[n, *batch, latents, categories]``."""
+
+    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+        frozen = logits.detach()
+        context = None if context is None else context.detach()
+        sample = Coupled(frozen, self.tied)
+        losses = loss(sample.z)
+        temperature, scale = torch.as_tensor(self.temperature), torch.as_tensor(self.scale)
+        learning = self.learn and torch.is_grad_enabled() and not in_functorch()
+        if learning:  # one copy per example, so that each gets its own gradient
+            temperature = temperature.expand(*logits.shape[:-2], 1, 1)
+            scale = scale.expand(*logits.shape[:-2], 1, 1)
+
+        def gradient(temperature: Tensor, scale: Tensor) -> Tensor:
+            def control(points: Tensor) -> Tensor:
+                y = relax(points, frozen, temperature)
+                relaxed = per_example(scale) * loss(y) if self.use_loss else y.new_zeros(y.shape[:-2])
+                return relaxed + self.network(y, context) if self.has_network else relaxed
+
+            return sample.gradient(losses.detach(), control)
+
+        slopes = None
+        with torch.no_grad():
+            if learning:
+                result: Any = torch.func.vjp(gradient, temperature.detach(), scale.detach())
+                estimated, pull_back = result
+                slopes = pull_back(2 * estimated)
+            else:
+                estimated = gradient(temperature, scale)
+        estimated = estimated.detach()
+        total = losses + attach(estimated, logits)
+        if slopes is not None:
+            # As the graph would reach what loss closes over, the slopes are numbers and the graph is made here.
+            descent = temperature * slopes[0].detach() + scale * slopes[1].detach()
+            total = total + gradient_only(descent.squeeze((-2, -1))).to(losses.dtype)
+            if self.has_network:
+                # The network's part of the estimate, with a graph to the network's parameters alone.
+                part = sample.gradient(
+                    torch.zeros_like(losses),
+                    lambda points: self.network(relax(points, frozen, temperature.detach()), context),
+                )
+                total = total + gradient_only(sum_event(2 * estimated * part, logits)).to(losses.dtype)
+        return total
+
+
+class Network(nn.Module):
+    """``[..., (replicas,) rows, features] -> [..., (replicas,) rows, outputs]``; one network per replica.
+
+    Args:
+        sizes: features, hidden widths, outputs.
+        activation: between the layers.
+        zero_output: start the last layer at zero, so that the network starts as the constant 0.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], activation: Callable[[Tensor], Tensor], replicas: int | None, zero_output: bool
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        stack = () if replicas is None else (replicas,)
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for layer, (fan_in, fan_out) in enumerate(pairwise(sizes)):
+            bound = 0.0 if zero_output and layer == len(sizes) - 2 else (6 / (fan_in + fan_out)) ** 0.5
+            # Through the library's noise, with a dummy dimension of examples: a replica's weights are from its stream.
+            u = noise.uniform(
+                (*stack, 1, fan_in, fan_out), dtype=torch.get_default_dtype(), device=torch.device("cpu")
+            ).reshape(*stack, fan_in, fan_out)
+            self.weights.append(nn.Parameter((2 * u - 1) * bound))
+            self.biases.append(nn.Parameter(torch.zeros(*stack, 1, fan_out)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = x @ weight + bias
+            if layer < len(self.weights) - 1:
+                x = self.activation(x)
+        return x
