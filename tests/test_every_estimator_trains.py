@@ -1,5 +1,6 @@
 """Every estimator of ``conf/estimator`` in the harness, on both tasks: trains, with the same numbers in any pack."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 
 from training import schema
 from training.errors import UserError
+from training.loop import evaluate, summary
 from training.pack import Pack
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "estimator").glob("*.yaml"))
@@ -21,7 +23,7 @@ TASKS = {
 def pack(name, task, seeds):
     schema.register()
     with initialize_config_module("conf", version_base="1.3"):
-        overrides = [f"estimator={name}", *TASKS[task], "batch_size=20", "optimizer.lr=1e-3"]
+        overrides = [f"estimator={name}", *TASKS[task], "batch_size=20", "optimizer.lr=1e-3", "test_samples=2"]
         config = OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
     return Pack([{**config, "seed": seed} for seed in seeds], torch.device("cpu"))
 
@@ -46,3 +48,6 @@ def test_training_alone_and_in_a_pack(name, task):
     again = pack(name, task, [4])
     again.restore([state])
     assert torch.equal(again.train_step(), alone.train_step())
+    (row,) = evaluate(alone, last=True)
+    assert row["step"] == 13 and row["loss_evaluations"] >= 13 and None not in row.values()
+    json.dumps(summary(alone, 0, "finished", row))

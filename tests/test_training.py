@@ -155,6 +155,24 @@ def test_interrupted_and_resumed_is_never_interrupted(tmp_path, monkeypatch, est
         assert list(map(drop_times, rows(a))) == list(map(drop_times, rows(b)))
 
 
+def test_killed_between_the_last_checkpoint_and_the_result(tmp_path, monkeypatch):
+    whole = train(tmp_path / "whole")[0]
+
+    class Killed(BaseException):
+        pass
+
+    def killed(self, result):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(records.RunRecord, "finish", killed)
+        train(tmp_path / "killed")
+    resumed = train(tmp_path / "killed")[0]
+    assert list(map(drop_times, rows(resumed))) == list(map(drop_times, rows(whole)))
+    results = [json.loads((path / records.RESULT).read_text()) for path in (whole, resumed)]
+    assert drop_times(results[0]["metrics"]) == drop_times(results[1]["metrics"])
+
+
 def test_finished_runs_are_skipped_and_a_sweep_can_be_extended(tmp_path, capsys):
     train(tmp_path, "replicas=2")
     before = {path: (path / records.RESULT).stat().st_mtime_ns for path in run_paths(tmp_path)}

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.records import CHECKPOINT, IMAGES, RunRecord, write_atomically
+from analysis.records import CHECKPOINT, IMAGES, METRICS, RunRecord, read_metrics, write_atomically
 from training.loggers import make_logger
 from training.pack import Pack
 from training.progress import Progress
@@ -55,9 +55,7 @@ def train(pack: Pack, records: list[RunRecord]) -> None:
                 records[r].append(rows[r])
                 loggers[r].log(rows[r])
             progress.note = _note(rows, alive)
-        if pack.step == steps:
-            break
-        if now - saved > config["checkpoint_seconds"]:
+        if pack.step < steps and now - saved > config["checkpoint_seconds"]:
             save(pack, records, alive)
             saved = now
         not_training += time.monotonic() - now
@@ -67,7 +65,9 @@ def train(pack: Pack, records: list[RunRecord]) -> None:
         for r, pictures in enumerate(pack.task.examples()):
             if r in alive:
                 _save_pictures(records[r].path / IMAGES, pictures)
-                records[r].finish(summary(pack, r, "finished", rows[r]))
+                # From the file: a run that was killed after its last checkpoint has no row in memory.
+                last_row = read_metrics(records[r].path / METRICS)[-1]
+                records[r].finish(summary(pack, r, "finished", last_row))
                 loggers[r].finish("finished")
 
 
@@ -79,7 +79,7 @@ def evaluate(pack: Pack, last: bool) -> list[dict[str, Any]]:
         "gradient_variance": pack.variance.value(),
     }
     temperature = getattr(pack.estimator, "temperature", None)
-    if isinstance(temperature, Tensor):
+    if isinstance(temperature, Tensor) and temperature.numel() == pack.replicas:
         columns["temperature"] = temperature.detach().reshape(pack.replicas)
     splits = {"valid": config["evaluate_samples"]}
     if last:
