@@ -39,7 +39,8 @@ def open_uniform(
     if double:
         noise = noise.clamp_(2.0**-54, 1 - 2.0**-53)
     else:
-        noise = (noise * 2.0**-31).add_(2.0**-32).clamp_(max=1 - 2.0**-24)
+        # The factor is a last bit below 2**-31, so that the largest integers do not round to 1.
+        noise = (noise * (2.0**-31 * (1 - 2.0**-24))).add_(2.0**-32)
     return noise.movedim(0, dim) if len(generators) > 1 and dim else noise
 
 
@@ -69,8 +70,7 @@ def noise_source(source: NoiseSource | None) -> Iterator[None]:
 
 def logistic(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device, event_dims: int = 1) -> Tensor:
     """Standard logistic noise ``log u - log(1 - u)``: the difference of two Gumbel variables."""
-    u = uniform(shape, dtype=dtype, device=device, event_dims=event_dims)
-    return u.log() - torch.log1p(-u)
+    return uniform(shape, dtype=dtype, device=device, event_dims=event_dims).logit()
 
 
 def gumbel(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device, event_dims: int = 2) -> Tensor:
