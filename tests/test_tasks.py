@@ -160,6 +160,18 @@ def test_kl_and_log_ratio(categories):
     assert torch.allclose(family.log_ratio(features, outputs, prior), ratio, atol=1e-5)
 
 
+def test_the_written_out_derivative_of_the_kl_to_the_uniform_prior():
+    family = latents_of(4, 2)
+    outputs = (3 * torch.randn(3, 4, dtype=torch.float64)).requires_grad_()
+    uniform = torch.zeros(1, 4, dtype=torch.float64)
+    assert torch.allclose(family.kl(outputs, None), family.kl(outputs, uniform))
+    assert torch.autograd.gradcheck(lambda a: family.kl(a, None), (outputs,))
+    assert torch.autograd.gradgradcheck(lambda a: family.kl(a, None), (outputs,))
+    assert torch.func.grad(lambda a: family.kl(a, None).sum())(outputs.detach()).isfinite().all()
+    extreme = torch.tensor([[-1e3, 1e3, 0.0, 90.0]], requires_grad=True)
+    assert torch.autograd.grad(family.kl(extreme, None).sum(), extreme)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("categories", [2, 5])
 def test_samples_of_the_task_follow_the_distribution(categories):
     """Frequencies within 6 standard errors, exactly one-hot."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from training.errors import UserError
@@ -16,7 +15,7 @@ from training.errors import UserError
 class ReplicaOptimizer:
     """Updates parameters ``[replicas, ...]`` from gradients of the same shape, each replica with its own settings.
 
-    The arithmetic is torch's (its fused functional forms). Neighbouring replicas with equal settings are updated in one
+    The arithmetic is torch's (its fused kernels). Neighbouring replicas with equal settings are updated in one
     call, so a pack that is sorted by settings makes as many calls as it has different ones.
 
     Args:
@@ -88,20 +87,21 @@ def _update(
     steps: list[Tensor],
 ) -> None:
     if setting["name"] == "adam":
-        adam(
+        # What torch.optim.Adam(fused=True) calls in the end; its own way there costs a solo step on a CPU two percent.
+        torch._foreach_add_(steps, 1)
+        torch._fused_adam_(
             parameters,
             gradients,
             moments["exp_avg"],
             moments["exp_avg_sq"],
             [],
             steps,
-            fused=True,
-            amsgrad=False,
+            lr=setting["lr"],
             beta1=setting["beta1"],
             beta2=setting["beta2"],
-            lr=setting["lr"],
             weight_decay=setting["weight_decay"],
             eps=setting["eps"],
+            amsgrad=False,
             maximize=False,
         )
     else:
