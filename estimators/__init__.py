@@ -24,6 +24,7 @@ from estimators.gumbel_rao import GumbelRao
 from estimators.gumbel_softmax import GumbelSoftmax
 from estimators.identity_straight_through import IdentityStraightThrough
 from estimators.indecater import IndeCateR
+from estimators.moments import GradientMoments, gradient_moments
 from estimators.muprop import MuProp
 from estimators.noise import noise_source, uniform
 from estimators.nvil import NVIL
@@ -87,6 +88,7 @@ __all__ = [
     "DoubleCV",
     "Estimator",
     "Exact",
+    "GradientMoments",
     "GappedStraightThrough",
     "GumbelRao",
     "GumbelSoftmax",
@@ -108,6 +110,7 @@ __all__ = [
     "UnorderedSet",
     "VIMCO",
     "check_estimator",
+    "gradient_moments",
     "gradient_only",
     "noise_source",
     "relaxed_log_prob",
