@@ -265,7 +265,7 @@ def test_fixed_mnist_refuses_other_binarizations(binarization: str) -> None:
 def test_config_files_name_what_load_dataset_takes(name: str) -> None:
     yaml = pytest.importorskip("yaml")
     config = yaml.safe_load((Path(__file__).parents[1] / "conf" / "data" / f"{name}.yaml").read_text())
-    assert config.pop("defaults") == ["/schema/data@_here_", "_self_"]
+    assert config.pop("defaults") == ["/hydra/schema/data@_here_", "_self_"]
     assert config == {
         "name": name,
         "root": "${oc.env:DATA_DIR,data}",
