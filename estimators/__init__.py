@@ -7,7 +7,7 @@ own included, against exact enumeration.
 from estimators.arm import ARM
 from estimators.arms import ARMS
 from estimators.arsm import ARSM
-from estimators.base import Estimator, Pathwise, ScoreFunction
+from estimators.base import Estimator, Pathwise, ScoreFunction, per_example
 from estimators.carms import CARMS
 from estimators.categorical import gradient_only
 from estimators.categorical_disarm import DisARMIW, DisARMStickBreaking, DisARMTree
@@ -113,6 +113,7 @@ __all__ = [
     "gradient_moments",
     "gradient_only",
     "noise_source",
+    "per_example",
     "relaxed_log_prob",
     "relaxed_log_sample",
     "uniform",

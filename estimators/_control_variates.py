@@ -8,7 +8,6 @@ over examples as the caller weights the losses. It never reaches ``logits`` or w
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -151,9 +150,9 @@ class RelaxedControlVariate(Estimator):
         """eta, the factor of the relaxed loss: a tensor with a gradient if it is learned."""
         return self.log_scale.exp() if self.learn else self.fixed_scale
 
-    @abstractmethod
     def network(self, y: Tensor, context: Tensor | None) -> Tensor:
-        """The learned part ``[n, *batch]`` of ``c`` at relaxed ``y`` ``[n, *batch, latents, categories]``."""
+        """The learned part ``[n, *batch]`` of ``c`` at relaxed ``y`` ``[n, *batch, latents, categories]``, else 0."""
+        return y.new_zeros(y.shape[:-2])
 
     def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
         frozen = logits.detach()

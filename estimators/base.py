@@ -65,7 +65,14 @@ class Estimator(nn.Module, ABC):
     def forward(self, logits: Tensor, loss: Loss, context: Tensor | None = None) -> Tensor:
         """``[*batch]`` losses: see the contract in :mod:`estimators.base`. Raises ``ValueError`` on bad shapes."""
         self._check_logits(logits)
-        return self.estimate(logits, self._checked(loss), context)
+        losses = self.estimate(logits, self._checked(loss), context)
+        if losses.shape != logits.shape[:-2]:
+            raise ValueError(
+                f"{type(self).__name__}: returned shape {list(losses.shape)} instead of [*batch] = "
+                f"{list(logits.shape[:-2])}; a hyperparameter that is a tensor broadcasts against logits and meets "
+                "losses through estimators.per_example"
+            )
+        return losses
 
     def _check_logits(self, logits: Tensor) -> None:
         name = type(self).__name__

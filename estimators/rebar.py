@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from estimators._control_variates import RelaxedControlVariate
 from estimators.categorical import Number
 
@@ -59,6 +57,3 @@ class REBAR(RelaxedControlVariate):
         replicas: int | None = None,
     ) -> None:
         super().__init__(temperature, scale, learn=learn, tied=tied, use_loss=True, replicas=replicas)
-
-    def network(self, y: Tensor, context: Tensor | None) -> Tensor:
-        raise NotImplementedError("REBAR has no network")

@@ -130,7 +130,7 @@ class Reduces(REINFORCE):
         (MiscountedEvaluations(), "evaluates the loss at 2 samples per gradient but declares evaluations = 1"),
         (NotFinite(), "non-finite"),
         (ClaimsQuadratic(), "exact in the mean for losses of degree 2"),
-        (Reduces(), r"returns shape \[\] instead of"),
+        (Reduces(), r"returned shape \[\] instead of"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Estimator) else "",
 )

@@ -8,6 +8,7 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+import estimators
 from training import schema
 from training.errors import UserError
 from training.loop import evaluate, summary
@@ -51,3 +52,28 @@ def test_training_alone_and_in_a_pack(name, task):
     (row,) = evaluate(alone, last=True)
     assert row["step"] == 13 and row["loss_evaluations"] >= 13 and None not in row.values()
     json.dumps(summary(alone, 0, "finished", row))
+
+
+class ConstantBaseline(estimators.ScoreFunction):
+    """The README's example of an estimator of one's own."""
+
+    def __init__(self, constant: float = 1.0):
+        super().__init__()
+        self.constant = constant
+
+    def signal(self, losses, context):
+        return losses - estimators.per_example(self.constant), None
+
+
+def test_an_estimator_of_ones_own_without_a_schema():
+    """A config with ``name``, ``_target_`` and options is all that it takes; its numbers come per replica."""
+    schema.register()
+    with initialize_config_module("conf", version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", overrides=["task.latents=4"]), resolve=True)
+    own = {"name": "constant_baseline", "_target_": f"{__name__}.ConstantBaseline", "constant": 30.0}
+    packs = [
+        Pack([{**config, "estimator": own, "seed": s} for s in seeds], torch.device("cpu")) for seeds in ([1, 2], [2])
+    ]
+    for _ in range(5):
+        together, alone = (pack.train_step() for pack in packs)
+        assert torch.allclose(together[1], alone[0], rtol=1e-5)
