@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from estimators.noise import NoiseSource, open_uniform
+from estimators.noise import open_uniform
 
 
 def derive_seed(seed: int, purpose: str) -> int:
@@ -81,6 +81,3 @@ class Streams:
         """Go on from the states of :meth:`state`, one per replica."""
         for purpose in {purpose for state in states for purpose in state}:
             self.source(purpose).restore([state.get(purpose) for state in states], device)
-
-
-__all__ = ["NoiseSource", "ReplicaSource", "Streams", "derive_seed"]
