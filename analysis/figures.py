@@ -60,6 +60,9 @@ def learning_curves(frame: pd.DataFrame) -> Figure | None:
 def gradient_variance(frame: pd.DataFrame) -> Figure | None:
     """Mean per-parameter gradient variance (log scale) against steps: geometric mean over seeds with 95 % interval.
 
+    It is that of the gradient as applied. An estimator with variance normalisation divides its gradient by a scale, so
+    its curve cannot be compared with the others'; the panel says so.
+
     Panels, unfinished runs and ``None`` as in :func:`learning_curves`.
     """
     return _panels(frame, ("gradient_variance",), _variance_curve)
@@ -122,6 +125,10 @@ def _learning_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[
 
 def _variance_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[str, Any]) -> None:
     axes.set_ylabel("gradient variance")
+    normalised = "estimator.variance_normalisation"
+    if normalised in group and (rescaled := in_order(set(group.loc[group[normalised].eq(True), "estimator"]))):
+        labels = ", ".join(look(name).label for name in rescaled)
+        axes.set_title(f"{axes.get_title()}\n({labels}: rescaled, not comparable)")
     axes.set_yscale("log")
     positive = group[group[metric] > 0]
     for _ in _curves(axes, positive, metric, handles, transform=np.log, back=np.exp):
