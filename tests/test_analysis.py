@@ -387,3 +387,12 @@ def test_a_sweep_of_damaged_runs_only(sweep, capsys):
     (path / "result.json").write_text("{}")
     assert report.main([str(sweep)]) == 2
     assert "no readable run" in capsys.readouterr().err
+
+
+def test_the_variance_figure_says_which_gradients_are_rescaled(sweep):
+    for scaled in (True, False):
+        write_run(
+            sweep / str(scaled), make_config(seed=0, estimator__variance_normalisation=scaled), valid=-1.0, test=-1.0
+        )
+        figure = figures.gradient_variance(load(sweep / str(scaled)))
+        assert ("not comparable" in figure.axes[0].get_title()) == scaled
