@@ -5,7 +5,7 @@ from omegaconf import DictConfig
 
 from training import schema
 from training.errors import explained
-from training.run import train_job
+from training.sweep import train_job
 
 schema.register()
 

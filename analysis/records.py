@@ -8,7 +8,8 @@ A run is a directory ``runs/<sweep>/<run>/`` with
 ``metrics.jsonl``   one row per evaluated step, appended and flushed as training goes
 ``images.npz``      reconstructions and decoded samples for the figures (optional)
 ``checkpoint.pt``   the training state, replaced atomically
-``claim``           exists while a process trains the run; its modification time is a heartbeat
+``claim``           exists while a process trains the run (:mod:`analysis.claims`)
+``log.txt``         when it started, stopped, went on, failed (with the traceback), for people
 ``result.json``     written last and atomically: a run with a result is finished, one without is not
 ==================  ==================================================================================
 
@@ -17,16 +18,17 @@ A diverged run has a result too (with ``status: diverged``): it is over, and it 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
 import os
-import socket
+import re
 import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from analysis.claims import Claim
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,15 +36,26 @@ if TYPE_CHECKING:
 CONFIG = Path(".hydra") / "config.yaml"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 METRICS, STATUS, RESULT = "metrics.jsonl", "status.json", "result.json"
-CLAIM, TAKEOVER = "claim", "claim.takeover"
-IMAGES, CHECKPOINT = "images.npz", "checkpoint.pt"
+IMAGES, CHECKPOINT, LOG = "images.npz", "checkpoint.pt", "log.txt"
 STATUSES = ("queued", "running", "finished", "diverged", "failed")
 
-HEARTBEAT_SECONDS = 120.0
-"""A claim whose heartbeat is older than this belongs to a dead process and may be taken over."""
-
 # Settings that change where, how fast or how visibly a run happens, but not its numbers.
-UNSCIENTIFIC = ("runs_dir", "sweep", "logger", "device", "threads", "replicas", "checkpoint_seconds", "progress")
+UNSCIENTIFIC = (
+    "runs_dir",
+    "sweep",
+    "logger",
+    "device",
+    "threads",
+    "replicas",
+    "checkpoint_seconds",
+    "progress",
+    "workers",
+    "pack_size",
+    "retries",
+    "retry",
+    "dry_run",
+    "cluster",
+)
 
 
 class DamagedRecord(ValueError):
@@ -62,7 +75,7 @@ def run_name(config: dict[str, Any]) -> str:
     text = json.dumps(scientific(config), sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(text.encode()).hexdigest()[:10]
     names = "-".join(config[group]["name"] for group in ("estimator", "task", "data"))
-    return f"{names}-s{config['seed']}-{digest}"
+    return f"{re.sub('[^A-Za-z0-9_.-]', '_', names)[:100]}-s{config['seed']}-{digest}"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -83,57 +96,64 @@ def _to_json(content: dict[str, Any], **options: Any) -> bytes:
 
 
 class RunRecord:
-    """Writes the record of one run. ``path`` is the run's directory; it is created by :meth:`claim`."""
+    """Writes the record of one run. ``path`` is the run's directory; it is created by ``claim.take()``."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        self.claim = Claim(self.path)
+
+    def outcome(self) -> str | None:
+        """``finished`` or ``diverged`` if the run is over, else ``None``.
+
+        Raises:
+            DamagedRecord: if there is a result that cannot be trusted: not readable, another run's, or its config or
+                metrics are not what they were when it was written.
+        """
+        try:
+            result = _read_json(self.path / RESULT)
+        except FileNotFoundError:
+            return None
+        if result.get("run") != self.path.name:
+            raise DamagedRecord(f"{self.path / RESULT}: is the result of run {result.get('run')!r}")
+        if result.get("status") not in ("finished", "diverged"):
+            raise DamagedRecord(f"{self.path / RESULT}: has no status that this module writes")
+        sizes = result.get("bytes", {})
+        for name, size in sizes.items() if isinstance(sizes, dict) else ():
+            if _size(self.path / name) != size:
+                raise DamagedRecord(f"{self.path / name}: was changed after the run (it had {size} bytes)")
+        return str(result["status"])
 
     def is_finished(self) -> bool:
-        """Whether a readable result is there (finished or diverged)."""
+        """Whether a trustworthy result is there (finished or diverged)."""
         try:
-            return "status" in _read_json(self.path / RESULT)
+            return self.outcome() is not None
+        except DamagedRecord:
+            return False
+
+    def word(self) -> str:
+        """The status word on disk; ``queued`` if there is none that can be read."""
+        try:
+            word = _read_json(self.path / STATUS).get("status")
         except (FileNotFoundError, DamagedRecord):
-            return False
+            return "queued"
+        return word if word in STATUSES else "queued"
 
-    def claim(self) -> bool:
-        """Take the run for this process; ``False`` if a living process has it. Atomic: ``O_EXCL`` decides."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        claim, owner = self.path / CLAIM, f"{socket.gethostname()} {os.getpid()}\n"
-        try:
-            with open(claim, "x") as file:
-                file.write(owner)
-            return True
-        except FileExistsError:
-            return _is_stale(claim) and self._take_over(claim, owner)
-
-    def _take_over(self, claim: Path, owner: str) -> bool:
-        lock = claim.with_name(TAKEOVER)
-        try:
-            open(lock, "x").close()
-        except FileExistsError:  # another process is at it, or was killed at it: then the next attempt succeeds
-            if _is_stale(lock):
-                lock.unlink(missing_ok=True)
-            return False
-        try:
-            if not _is_stale(claim):  # another process took it over between our look and our lock
-                return False
-            write_atomically(claim, owner.encode())
-            return True
-        finally:
-            lock.unlink(missing_ok=True)
-
-    def heartbeat(self) -> None:
-        """Say that the process that claimed the run is alive."""
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(self.path / CLAIM)
-
-    def release(self) -> None:
-        """Give the claim back."""
-        (self.path / CLAIM).unlink(missing_ok=True)
+    def error(self) -> str | None:
+        """Why the run diverged or failed, in words."""
+        for file, key in ((RESULT, "divergence"), (STATUS, "error")):
+            try:
+                if text := _read_json(self.path / file).get(key):
+                    return str(text)
+            except (FileNotFoundError, DamagedRecord):
+                continue
+        return None
 
     def start(self, config_yaml: str, overrides: list[str], keep_until: int = 0) -> None:
         """Begin (or, with ``keep_until``, go on): write the config, drop rows of steps after ``keep_until``."""
         (self.path / CONFIG).parent.mkdir(parents=True, exist_ok=True)
+        for name in (CONFIG, OVERRIDES, METRICS, STATUS, CHECKPOINT, IMAGES, RESULT):
+            for left_behind in (self.path / name).parent.glob(f".{Path(name).name}.*.tmp"):  # by a killed process
+                left_behind.unlink(missing_ok=True)
         write_atomically(self.path / CONFIG, config_yaml.encode())
         write_atomically(self.path / OVERRIDES, "".join(f"- {json.dumps(line)}\n" for line in overrides).encode())
         (self.path / RESULT).unlink(missing_ok=True)
@@ -155,26 +175,20 @@ class RunRecord:
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result, last; ``result["status"]`` is ``finished`` or ``diverged``."""
         self.status(result["status"])
-        write_atomically(self.path / RESULT, _to_json({**result, "run": self.path.name}, indent=2))
+        sizes = {str(name): _size(self.path / name) for name in (CONFIG, METRICS)}
+        write_atomically(self.path / RESULT, _to_json({**result, "run": self.path.name, "bytes": sizes}, indent=2))
+
+    def log(self, text: str) -> None:
+        """Add a line (or a traceback) to the run's log, with the time."""
+        with open(self.path / LOG, "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text.rstrip()}\n")
 
 
-def _is_stale(claim: Path) -> bool:
-    """No heartbeat for long, or its process on this machine is gone."""
+def _size(path: Path) -> int | None:
     try:
-        age = time.time() - claim.stat().st_mtime
-        host, pid = claim.read_text().split()
-    except FileNotFoundError:
-        return False
-    except ValueError:  # claimed a moment ago and not yet written, or written by nobody
-        return age > HEARTBEAT_SECONDS
-    if host == socket.gethostname() and pid.isdigit():
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-    return age > HEARTBEAT_SECONDS
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from training.interrupt import Stopped
+
 
 class UserError(Exception):
     """A mistake in what the user asked for; its text is the sentence that the user reads."""
@@ -22,6 +24,8 @@ def explained(app: Callable[[], None]) -> None:
         app()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except Stopped as stopped:
+        sys.exit(str(stopped))
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {_explain(error)}")
     except OSError as error:

@@ -8,6 +8,8 @@ import platform
 import resource
 import subprocess
 import time
+from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,60 +17,82 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.records import CHECKPOINT, IMAGES, METRICS, RunRecord, read_metrics, write_atomically
+from analysis.records import IMAGES, METRICS, RunRecord, read_metrics, write_atomically
+from training import checkpoints
+from training.interrupt import Stopped, asked
 from training.loggers import make_logger
 from training.pack import Pack
-from training.progress import Progress
+from training.progress import Report
+
+LOOK_EVERY_ON_GPU = 50
+REPORT_SECONDS = 0.5
 
 
-def train(pack: Pack, records: list[RunRecord]) -> None:
-    """Train ``pack`` to its last step and write each run's metrics, pictures, checkpoint and result."""
+def train(pack: Pack, records: list[RunRecord], report: Report, lost: Collection[RunRecord] = ()) -> None:
+    """Train ``pack`` to its last step and write each run's metrics, pictures, checkpoint and result.
+
+    A replica whose loss or gradient is not finite is frozen and recorded as ``diverged``; the others go on. A run in
+    ``lost`` (another process has taken it over) is dropped.
+
+    Raises:
+        Stopped: if a signal asked for it; checkpoints are written and the runs are ``queued``.
+    """
     config = pack.configs[0]
     steps, every = config["steps"], config["evaluate_every"]
     loggers = [make_logger(run, record.path) for run, record in zip(pack.configs, records, strict=True)]
-    label = f"{config['estimator']['name']} on {config['task']['name']} x {pack.replicas}"
-    progress = Progress(label, pack.step, steps, pack.replicas, config["progress"])
-    alive = list(range(pack.replicas))
-    # Looking at a loss waits for the device; on a CPU that is free, on a GPU it is done now and then.
-    look_every = 1 if pack.device.type == "cpu" else 50
-    first_bad = torch.full((pack.replicas,), -1, device=pack.device)
-    saved = began = time.monotonic()
+    label = f"{config['estimator']['name']} on {config['task']['name']}"
+    report({"event": "pack", "label": label, "replicas": pack.replicas, "step": pack.step, "steps": steps})
+    alive, note = list(range(pack.replicas)), ""
+    # Looking at the device's numbers waits for it; on a CPU that is free, on a GPU it is done now and then.
+    look_every = 1 if pack.device.type == "cpu" else LOOK_EVERY_ON_GPU
+    saved = reported = began = time.monotonic()
     earlier = pack.seconds
     not_training = 0.0
+
+    def end(replica: int, result: dict[str, Any], error: str | None = None) -> None:
+        records[replica].finish(result)
+        records[replica].log(f"{result['status']} at step {pack.step}{': ' + error if error else ''}")
+        loggers[replica].finish(result["status"])
+        over = {"event": "run", "run": records[replica].path.name, "status": result["status"], "error": error}
+        report(over)
+
     while pack.step < steps and alive:
-        losses = pack.train_step()
-        first_bad = torch.where((first_bad < 0) & ~losses.isfinite(), pack.step, first_bad)
-        progress.update(pack.step)
-        evaluating = pack.step % every == 0 or pack.step == steps
-        if evaluating or pack.step % look_every == 0:
-            for r in [r for r in alive if first_bad[r] >= 0]:
-                alive.remove(r)
-                pack.seconds = earlier + time.monotonic() - began - not_training
-                result = summary(pack, r, "diverged", {}) | {"diverged_at": int(first_bad[r])}
-                records[r].finish(result)
-                loggers[r].finish("diverged")
+        pack.train_step()
         now = time.monotonic()
         pack.seconds = earlier + now - began - not_training
+        evaluating = pack.step % every == 0 or pack.step == steps
+        saving = pack.step < steps and (now - saved > config["checkpoint_seconds"] or asked())
+        if evaluating or saving or pack.step % look_every == 0:
+            for r, details in pack.divergences(alive, everywhere=evaluating or saving):
+                alive.remove(r)
+                end(r, summary(pack, r, "diverged", {}) | details, details["divergence"])
+        alive = [r for r in alive if records[r] not in lost]
         if evaluating and alive:
             rows = evaluate(pack, last=pack.step == steps)
             for r in alive:
                 records[r].append(rows[r])
                 loggers[r].log(rows[r])
-            progress.note = _note(rows, alive)
-        if pack.step < steps and now - saved > config["checkpoint_seconds"]:
-            save(pack, records, alive)
+            note = _note(rows, alive)
+        if saving:
+            checkpoints.save(pack, [(r, records[r]) for r in alive])
             saved = now
+            if asked():
+                for r in alive:
+                    records[r].status("queued", step=pack.step)
+                    records[r].log(f"stopped at step {pack.step} by a signal; its checkpoint is written")
+                raise Stopped(f"stopped at step {pack.step} of {steps}; start the same command again to go on")
+        if evaluating or now - reported > REPORT_SECONDS:
+            report({"event": "step", "step": pack.step, "note": note})
+            reported = now
         not_training += time.monotonic() - now
-    progress.update(pack.step, last=True)
     if alive:
-        save(pack, records, alive)
+        checkpoints.save(pack, [(r, records[r]) for r in alive])
         for r, pictures in enumerate(pack.task.examples()):
             if r in alive:
                 _save_pictures(records[r].path / IMAGES, pictures)
                 # From the file: a run that was killed after its last checkpoint has no row in memory.
                 last_row = read_metrics(records[r].path / METRICS)[-1]
-                records[r].finish(summary(pack, r, "finished", last_row))
-                loggers[r].finish("finished")
+                end(r, summary(pack, r, "finished", last_row))
 
 
 def evaluate(pack: Pack, last: bool) -> list[dict[str, Any]]:
@@ -99,25 +123,6 @@ def evaluate(pack: Pack, last: bool) -> list[dict[str, Any]]:
         }
         for r in range(pack.replicas)
     ]
-
-
-def save(pack: Pack, records: list[RunRecord], alive: list[int]) -> None:
-    """Write a checkpoint per run, atomically."""
-    for r in alive:
-        buffer = io.BytesIO()
-        torch.save(pack.state(r), buffer)
-        write_atomically(records[r].path / CHECKPOINT, buffer.getvalue())
-
-
-def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The state in a run's directory, or ``None`` if there is none that can be read."""
-    try:
-        return torch.load(path / CHECKPOINT, weights_only=True)
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # a truncated or foreign file raises many kinds; the run starts again and says so
-        print(f"{path / CHECKPOINT}: not a readable checkpoint ({type(error).__name__}); the run starts again")
-        return None
 
 
 def summary(pack: Pack, replica: int, status: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -163,6 +168,7 @@ def _peak_memory(device: torch.device) -> int:
     return kilobytes if platform.system() == "Darwin" else kilobytes * 1024
 
 
+@cache
 def _commit() -> str | None:
     """The repository's commit, with ``+`` if files differ from it; ``None`` outside of a checkout."""
     here = Path(__file__).parent
@@ -184,4 +190,4 @@ def _save_pictures(path: Path, pictures: dict[str, Tensor]) -> None:
 def _note(rows: list[dict[str, Any]], alive: list[int]) -> str:
     name = next(name for name in rows[0] if name.startswith("valid_") and name.endswith("elbo"))
     values = [rows[r][name] for r in alive if rows[r][name] is not None]
-    return f", {name} {sum(values) / len(values):.2f}" if values else ""
+    return f"{name} {sum(values) / len(values):.2f}" if values else ""

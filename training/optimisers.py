@@ -31,11 +31,15 @@ class ReplicaOptimizer:
         self._moments = {name: [torch.zeros_like(p) for p in self._parameters] for name in moments}
         # Fused Adam wants its step count as a tensor per parameter.
         self._steps = [torch.zeros((), device=p.device) for p in self._parameters]
-        starts = [r for r in range(len(settings)) if r == 0 or settings[r] != settings[r - 1]]
-        ends = [*starts[1:], len(settings)]
-        self._spans = [(slice(start, end), settings[start]) for start, end in zip(starts, ends, strict=True)]
+        self._settings = list(settings)
         self._used: list[int] = []
         self._prepared: list[tuple[Any, ...]] = []
+
+    def freeze(self, replicas: Sequence[int]) -> None:
+        """Leave these replicas as they are from now on, as long as their gradients are given as zero."""
+        for replica in replicas:
+            self._settings[replica] = self._settings[replica] | {"lr": 0.0}
+        self._used, self._prepared = [], []
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor | None]) -> None:
@@ -51,6 +55,9 @@ class ReplicaOptimizer:
     def _prepare(self, used: list[int]) -> None:
         """Slice what does not change from step to step."""
         self._used = used
+        settings = self._settings
+        starts = [r for r in range(len(settings)) if r == 0 or settings[r] != settings[r - 1]]
+        spans = [(slice(a, b), settings[a]) for a, b in zip(starts, [*starts[1:], len(settings)], strict=True)]
         self._prepared = [
             (
                 span,
@@ -59,7 +66,7 @@ class ReplicaOptimizer:
                 {name: [tensors[index][span] for index in used] for name, tensors in self._moments.items()},
                 [self._steps[index] if number == 0 else self._steps[index].clone() for index in used],
             )
-            for number, (span, setting) in enumerate(self._spans)
+            for number, (span, setting) in enumerate(spans)
         ]
 
     def state(self, replica: int) -> dict[str, list[Tensor]]:

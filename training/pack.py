@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -21,6 +22,9 @@ from training.streams import Streams
 
 Config = dict[str, Any]
 
+SMALL = 4096
+"""Largest gradient per replica, in numbers, that is looked at in every step."""
+
 load_once = lru_cache(maxsize=2)(load_dataset)
 """A sweep's jobs run in one process and share their data."""
 
@@ -28,17 +32,18 @@ load_once = lru_cache(maxsize=2)(load_dataset)
 class Pack:
     """Task, estimator, optimiser, data and randomness of the runs in ``configs``, one replica each.
 
-    The configs may differ in numbers only (seed, learning rate, temperature, ...).
+    The configs may differ in numbers only (seed, learning rate, temperature, ...). ``data`` stands in for the data that
+    they name.
 
     Raises:
         UserError: for a value that the data, the task, the estimator or the optimiser does not accept.
     """
 
-    def __init__(self, configs: Sequence[Config], device: torch.device) -> None:
+    def __init__(self, configs: Sequence[Config], device: torch.device, data: Dataset | None = None) -> None:
         self.configs, self.device = list(configs), device
         first = configs[0]
         try:
-            self.data = load_once(**first["data"])
+            self.data = data or load_once(**first["data"])
         except DataError as error:
             raise UserError(str(error)) from None
         check(first, self.data)
@@ -60,6 +65,11 @@ class Pack:
         self.seconds = 0.0
         self.loss_sum = torch.zeros(self.replicas, device=device)
         self.loss_steps = 0
+        # The first step whose loss or gradient was not finite, and the range of the logits at the last finite one.
+        self.first_bad = torch.full((self.replicas,), -1, device=device)
+        self.logits_range = torch.zeros(2, self.replicas, device=device)
+        self._seen: list[Tensor] = []
+        self.estimator.register_forward_pre_hook(lambda _, arguments: self._seen.append(arguments[0].detach()))
 
     @property
     def replicas(self) -> int:
@@ -98,11 +108,13 @@ class Pack:
     def train_step(self) -> Tensor:
         """One step of every replica; returns the detached losses ``[replicas]`` (mean over examples, nats)."""
         self.anneal()
+        self._seen.clear()
         batch = self.batches(self.step)
         with noise_source(self.noise):
             losses = self.task.loss(batch, self.estimator)
         # The gradient of losses.mean(-1).sum(): a replica's is that of its own mean loss.
         gradients = torch.autograd.grad(losses, self.parameters, self._cotangent, allow_unused=True)
+        gradients = self._without_bad(losses.detach(), gradients)
         self.optimizer.step(gradients)
         self.variance.update([gradients[index] for index in self._encoder])  # type: ignore[misc]
         self.step += 1
@@ -110,6 +122,55 @@ class Pack:
         self.loss_sum += losses
         self.loss_steps += 1
         return losses
+
+    @torch.no_grad()
+    def _without_bad(self, losses: Tensor, gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """Note the replicas whose loss or gradient is not finite; their gradients are 0 from now on, and they rest.
+
+        Of the gradients only the biases' are looked at: what is not finite at an output is not finite there either, and
+        weights would cost another pass over memory. :meth:`divergences` looks at the parameters now and then.
+        """
+        finite = losses.isfinite().all(-1)
+        for gradient in gradients:
+            if gradient is not None and gradient[0].numel() <= SMALL:
+                finite &= gradient.flatten(1).sum(1).isfinite()
+        bad = (self.first_bad < 0) & ~finite
+        if bad.any():
+            self.first_bad[bad] = self.step + 1
+            self.logits_range[0, bad] = torch.stack([x.amin((-3, -2, -1)) for x in self._seen]).amin(0)[..., bad]
+            self.logits_range[1, bad] = torch.stack([x.amax((-3, -2, -1)) for x in self._seen]).amax(0)[..., bad]
+            self.optimizer.freeze(bad.nonzero().flatten().tolist())
+        resting = self.first_bad >= 0
+        if not resting.any():
+            return gradients
+        return [g if g is None else g.masked_fill(resting.reshape(-1, *(1,) * (g.dim() - 1)), 0.0) for g in gradients]
+
+    @torch.no_grad()
+    def divergences(self, replicas: Sequence[int], everywhere: bool) -> list[tuple[int, dict[str, Any]]]:
+        """Those of ``replicas`` that diverged, with the step, the temperature and the range of their logits in it.
+
+        ``everywhere``: look at all parameters, too.
+        """
+        if everywhere:
+            sums = torch.stack([parameter.flatten(1).sum(1) for parameter in self.parameters])
+            self.first_bad[(self.first_bad < 0) & ~sums.isfinite().all(0)] = self.step
+        found = []
+        for r in [r for r in replicas if self.first_bad[r] >= 0]:
+            name, step = self.configs[r]["estimator"]["name"], int(self.first_bad[r])
+            low, high = self.logits_range[:, r].tolist()
+            temperature = self._temperature(r)
+            at = "" if temperature is None else f", temperature {temperature:.4g}"
+            text = f"not finite at step {step}: {name}{at}, logits from {low:.4g} to {high:.4g}"
+            details = {"diverged_at": step, "divergence": text, "temperature": temperature}
+            found.append((r, details | {"logits_min": _finite(low), "logits_max": _finite(high)}))
+        return found
+
+    def _temperature(self, replica: int) -> float | None:
+        temperature = getattr(self.estimator, "temperature", None)
+        if temperature is None:
+            return None
+        values = torch.as_tensor(temperature).detach().flatten()
+        return float(values[replica if len(values) == self.replicas else 0])
 
     def _stacked(self) -> dict[str, Tensor]:
         """Every parameter and buffer with a leading replica dimension, by name."""
@@ -145,6 +206,11 @@ class Pack:
             self.loss_sum[replica] = state["loss_sum"]
             self.optimizer.restore(replica, state["optimizer"])
             self.variance.restore(replica, state["variance"], self.step)
+
+
+def _finite(value: float) -> float | str:
+    """For JSON, which has no infinities."""
+    return value if math.isfinite(value) else str(value)
 
 
 def _cloned(value: Any) -> Any:

@@ -1,44 +1,71 @@
-"""The progress line: rate, time left, the current bound."""
+"""What happens while runs are trained, as events, and the line that shows them for one pack.
+
+An event is a dict with the key ``event`` (plain values only: events travel between processes as JSON):
+
+=========== =====================================================================================
+``skipped``  ``run``, ``reason``: it is not trained
+``pack``     ``label``, ``replicas``, ``step``, ``steps``: a group of runs begins or goes on
+``step``     ``step``, ``note``: where it is
+``run``      ``run``, ``status`` (``finished | diverged | failed``), ``error``: a run is over
+``message``  ``text``: something that people should know
+=========== =====================================================================================
+"""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
+
+Event = dict[str, Any]
+Report = Callable[[Event], None]
 
 
-class Progress:
-    """Prints a line that rewrites itself on a terminal, and one line every 30 s elsewhere."""
+def clock(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
+    if seconds == float("inf"):
+        return "unknown time"
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
-    def __init__(self, label: str, start: int, steps: int, replicas: int, enabled: bool) -> None:
-        self.label, self.start, self.steps, self.replicas, self.enabled = label, start, steps, replicas, enabled
-        self.tty = sys.stderr.isatty()
-        self.began = time.monotonic()
-        self.printed = self.began
-        self.note = ""
 
-    def update(self, step: int, last: bool = False) -> None:
-        """Say that ``step`` steps are done (at most twice a second on a terminal)."""
-        now = time.monotonic()
+class PackLine:
+    """A report for one pack: a line that rewrites itself on a terminal, and one line every 30 s elsewhere."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled, self.tty = enabled, sys.stderr.isatty()
+        self.label, self.steps, self.replicas, self.start, self.began, self.printed = "", 0, 0, 0, 0.0, 0.0
+
+    def __call__(self, event: Event) -> None:
+        kind = event["event"]
+        if kind == "skipped":
+            self._say(f"{event['reason']}: {event['run']}", sys.stdout)
+        elif kind == "message":
+            self._say(event["text"], sys.stderr)
+        elif kind == "run" and event["status"] == "diverged":
+            self._say(f"diverged: {event['run']}: {event['error']}", sys.stderr)
+        elif kind == "pack":
+            self.label, self.steps, self.replicas = event["label"], event["steps"], event["replicas"]
+            self.start, self.began = event["step"], time.monotonic()
+            self.printed = self.began
+        elif kind == "step":
+            self._line(event["step"], event["note"])
+
+    def _say(self, text: str, stream: Any) -> None:
+        print(text, file=stream, flush=True)
+
+    def _line(self, step: int, note: str) -> None:
+        now, last = time.monotonic(), step == self.steps
         if not self.enabled or not (last or now - self.printed > (0.5 if self.tty else 30)):
             return
         self.printed = now
         rate = (step - self.start) / max(now - self.began, 1e-9)
         left = (self.steps - step) / rate if rate else float("inf")
         line = (
-            f"{self.label}: step {step}/{self.steps}, {rate * self.replicas:.0f} replica-steps/s, "
-            f"{_clock(left)} left{self.note}"
+            f"{self.label} x {self.replicas}: step {step}/{self.steps}, {rate * self.replicas:.0f} replica-steps/s, "
+            f"{clock(left)} left{', ' + note if note else ''}"
         )
-        print(
-            f"\r\033[K{line}" if self.tty else line,
-            end="\n" if last or not self.tty else "",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
-def _clock(seconds: float) -> str:
-    if seconds == float("inf"):
-        return "unknown time"
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+        end = "\n" if last or not self.tty else ""
+        print(f"\r\033[K{line}" if self.tty else line, end=end, file=sys.stderr, flush=True)

@@ -1,130 +1,203 @@
-"""From a composed config to the runs it asks for: which are finished, which to train, and where."""
+"""Train runs: claim them, go on from their checkpoints, pack them, record what happens to each."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
+import gc
 import threading
-from collections.abc import Iterator
-from pathlib import Path
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import yaml
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
 
-from analysis.records import HEARTBEAT_SECONDS, RunRecord, run_name
+from analysis.claims import HEARTBEAT_SECONDS
+from analysis.records import DamagedRecord, RunRecord
+from training import checkpoints, memory
 from training.errors import UserError
 from training.heap import keep_freed_memory
-from training.loop import load_checkpoint, train
+from training.interrupt import Stopped
+from training.loop import train
 from training.pack import Pack
+from training.plan import RunPlan
+from training.progress import Report
 
 
-def train_job(config: DictConfig) -> None:
-    """Train the ``replicas`` runs of one Hydra job that are neither finished nor being trained elsewhere.
+@dataclass
+class Member:
+    """A run of a pack: what is asked for, its record, and where it goes on."""
+
+    plan: RunPlan
+    record: RunRecord
+    state: dict[str, Any] | None = None
+
+    @property
+    def step(self) -> int:
+        return self.state["step"] if self.state else 0
+
+
+def train_runs(runs: Sequence[RunPlan], report: Report, solo: bool = False) -> None:
+    """Train the runs of one pack that are neither finished nor being trained elsewhere.
+
+    Runs at different steps, or more than fit into memory, are trained one group after the other. What goes wrong is
+    recorded as ``failed`` with its traceback in the run's log; other groups go on.
+
+    Args:
+        runs: with equal structure (:func:`training.plan.structure`).
+        report: told what happens, as events (:mod:`training.progress`).
+        solo: raise errors after recording them; a mistake of the user raises before any record is touched.
 
     Raises:
-        UserError: for a mistake in the config; no run's record is touched then.
+        Stopped: if a signal asked for it; checkpoints are written.
+        UserError: for a mistake of the user, or a folder that cannot be written (``solo`` only).
     """
-    job: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    train_runs(replicated(job), overrides)
-
-
-def replicated(job: dict[str, Any]) -> list[dict[str, Any]]:
-    """One config per run: the seeds ``seed .. seed + replicas - 1``, each as if it had been asked for alone."""
-    if job["replicas"] < 1:
-        raise UserError(f"replicas must be at least 1, not {job['replicas']}")
-    if job["seed"] < 0:
-        raise UserError(f"seed must not be negative, not {job['seed']}")
-    runs = []
-    for offset in range(job["replicas"]):
-        run = copy.deepcopy(job)
-        run["seed"], run["replicas"] = job["seed"] + offset, 1
-        runs.append(run)
-    return runs
-
-
-def train_runs(configs: list[dict[str, Any]], overrides: list[str]) -> None:
-    """Train the runs of ``configs`` that are to be trained, those at the same step as one pack."""
-    first = configs[0]
+    first = runs[0].config
     device = pick_device(first["device"])
     torch.set_num_threads(first["threads"])
     keep_freed_memory()
-    sweep = Path(first["runs_dir"]).absolute() / first["sweep"]
-    claimed: list[tuple[dict[str, Any], RunRecord]] = []
+    members: list[Member] = []
     try:
-        for config in configs:
-            record = RunRecord(sweep / run_name(config))
-            if record.is_finished():
-                print(f"finished already: {record.path.name}")
-            elif not _claim(record):
-                print(f"being trained by another process: {record.path.name}")
-            elif record.is_finished():  # the other process finished between the two looks
-                record.release()
-            else:
-                claimed.append((config, record))
-        by_step: dict[int, list[tuple[dict[str, Any], RunRecord, dict[str, Any] | None]]] = {}
-        for config, record in claimed:
-            state = load_checkpoint(record.path)
-            by_step.setdefault(state["step"] if state else 0, []).append((config, record, state))
-        for members in by_step.values():
-            _train_pack(members, device, overrides)
+        for run in runs:
+            try:
+                if record := _take(run, report):
+                    members.append(Member(run, record))
+            except OSError as error:
+                mistake = f"runs_dir: cannot write to {run.path} ({error.strerror}); see runs_dir=PATH"
+                if solo:
+                    raise UserError(mistake) from None
+                report({"event": "run", "run": run.name, "status": "failed", "error": mistake})
+        with _heartbeats([member.record for member in members]) as lost:
+            for group in _groups(members, device, report):
+                _train_group(group, device, report, lost, solo)
     finally:
-        for _, record in claimed:
-            record.release()
+        for member in members:
+            member.record.claim.release()
             with contextlib.suppress(OSError):
-                record.path.rmdir()  # nothing was written: leave nothing behind
+                member.record.path.rmdir()  # nothing was written: leave nothing behind
 
 
-def _train_pack(
-    members: list[tuple[dict[str, Any], RunRecord, dict[str, Any] | None]], device: torch.device, overrides: list[str]
-) -> None:
-    configs, records = [member[0] for member in members], [member[1] for member in members]
-    pack = Pack(configs, device)
-    states = [member[2] for member in members if member[2] is not None]
-    if states:
-        pack.restore(states)
-    for config, record in zip(configs, records, strict=True):
-        own = [line for line in overrides if not line.startswith(("seed=", "replicas="))]
-        record.start(yaml.safe_dump(config, sort_keys=False), [*own, f"seed={config['seed']}"], keep_until=pack.step)
+def _take(run: RunPlan, report: Report) -> RunRecord | None:
+    """Claim a run that is to be trained."""
+    record = run.record
+    if record.is_finished():
+        report({"event": "skipped", "run": run.name, "reason": "finished already"})
+        return None
+    if not record.claim.take():
+        report({"event": "skipped", "run": run.name, "reason": "being trained by another process"})
+        return None
     try:
-        with _heartbeats(records):
-            train(pack, records)
+        finished = record.outcome() is not None  # by another process, between the two looks
+    except DamagedRecord as error:
+        report({"event": "message", "text": f"{error}; the run is redone"})
+        finished = False
+    if finished:
+        record.claim.release()
+        return None
+    return record
+
+
+def _groups(members: list[Member], device: torch.device, report: Report) -> list[list[Member]]:
+    """Members that can be trained together: of one step, and no more than fit into memory."""
+    by_step: dict[int, list[Member]] = {}
+    for member in members:
+        member.state, trouble = checkpoints.load(member.record, member.plan.config["steps"])
+        if trouble:
+            report({"event": "message", "text": f"{trouble}; the run starts again"})
+        by_step.setdefault(member.step, []).append(member)
+    groups = []
+    for group in by_step.values():
+        size = memory.largest_pack([member.plan.config for member in group], device)
+        groups += [group[start : start + size] for start in range(0, len(group), size)]
+    return groups
+
+
+def _train_group(group: list[Member], device: torch.device, report: Report, lost: set[RunRecord], solo: bool) -> None:
+    try:
+        _train_pack(group, device, report, lost)
     except Exception as error:
-        for record in records:
-            if not record.is_finished():
-                record.status("failed", error=f"{type(error).__name__}: {error}")
-        raise
+        if not isinstance(error, Stopped) and _is_out_of_memory(error) and len(group) > 1:
+            smaller = len(group) // 2
+        elif isinstance(error, Stopped) or (solo and isinstance(error, UserError)):
+            raise
+        else:
+            _record_failure(group, error, report)
+            if solo:
+                raise
+            return
+    else:
+        return
+    # Outside of the handler: the traceback keeps the pack's tensors alive.
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    report({"event": "message", "text": f"out of memory with {len(group)} runs in a pack: going on with {smaller}"})
+    for half in (group[:smaller], group[smaller:]):
+        for part in _groups(half, device, report):
+            _train_group(part, device, report, lost, solo)
+
+
+def _train_pack(group: list[Member], device: torch.device, report: Report, lost: set[RunRecord]) -> None:
+    configs, records = [member.plan.config for member in group], [member.record for member in group]
+    pack = Pack(configs, device)
+    states = [member.state for member in group if member.state is not None]
+    if states:
+        try:
+            pack.restore(states)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            text = f"{records[0].path}: the checkpoint does not fit this version of the code ({error}); starting again"
+            report({"event": "message", "text": text})
+            pack = Pack(configs, device)
+    for member in group:
+        config = yaml.dump(member.plan.config, sort_keys=False, Dumper=_DUMPER)
+        member.record.start(config, list(member.plan.overrides), keep_until=pack.step)
+        member.record.log(f"{'goes on' if pack.step else 'starts'} at step {pack.step} in a pack of {len(group)}")
+    train(pack, records, report, lost)
+
+
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+def _record_failure(group: list[Member], error: Exception, report: Report) -> None:
+    """``failed`` for each run that is not over, with the traceback in its log."""
+    sentence = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    if _is_out_of_memory(error):
+        sentence = f"one run alone does not fit into memory ({sentence}); use a smaller model or batch_size"
+    for member in group:
+        record = member.record
+        if record.is_finished():
+            continue
+        with contextlib.suppress(OSError):  # a full disk, mostly: then the report is all there is
+            record.log("failed\n" + "".join(traceback.format_exception(error)))
+            record.status("failed", error=sentence)
+        report({"event": "run", "run": record.path.name, "status": "failed", "error": sentence})
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
 
 
 @contextlib.contextmanager
-def _heartbeats(records: list[RunRecord]) -> Iterator[None]:
-    """Keep the claims alive from a thread: an evaluation can take longer than a claim lasts."""
-    done = threading.Event()
+def _heartbeats(records: Sequence[RunRecord]) -> Iterator[set[RunRecord]]:
+    """Keep the claims alive from a thread: an evaluation can take longer than a claim lasts. Yields a set that fills
+    with the records whose claim another process has taken over."""
+    done, lost = threading.Event(), set[RunRecord]()
 
     def beat() -> None:
         while not done.wait(HEARTBEAT_SECONDS / 6):
-            for record in records:
-                record.heartbeat()
+            lost.update(record for record in records if not record.claim.beat())
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
-        yield
+        yield lost
     finally:
         done.set()
         thread.join()
-
-
-def _claim(record: RunRecord) -> bool:
-    try:
-        return record.claim()
-    except OSError as error:
-        raise UserError(
-            f"runs_dir: cannot write to {record.path} ({error.strerror}); choose another folder with runs_dir=PATH"
-        ) from None
 
 
 def pick_device(name: str) -> torch.device:

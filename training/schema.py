@@ -99,6 +99,13 @@ class Wandb:
 
 
 @dataclass
+class NoCluster:
+    """Train on this machine."""
+
+    name: str = "none"
+
+
+@dataclass
 class Config:
     """One run (or ``replicas`` runs with the seeds ``seed .. seed + replicas - 1``)."""
 
@@ -122,6 +129,12 @@ class Config:
     device: str = "auto"
     threads: int = 1
     progress: bool = True
+    cluster: Any = MISSING
+    workers: int = 0
+    pack_size: int = 0
+    retries: int = 2
+    retry: str = ""
+    dry_run: bool = False
 
 
 def schema_of(target: type, filled_in: Sequence[str] = FILLED_IN) -> type:
@@ -168,6 +181,7 @@ def register() -> None:
         "optimizer": (Adam, SGD),
         "schedule": (Constant, Exponential),
         "logger": (NoLogger, Wandb),
+        "cluster": (NoCluster,),
     }.items():
         for node in nodes:
             store.store(group=f"hydra/schema/{group}", name=node.__name__.lower(), node=node)

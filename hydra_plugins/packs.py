@@ -1,0 +1,45 @@
+"""The sweeper of ``python train.py -m``: hands the overrides of a multirun to :mod:`training.sweep`.
+
+Hydra loads plug-ins from this namespace only, and at every start: nothing slow is imported here. (Annotations stay
+unquoted: Hydra runs the file before it is a module, and a dataclass could not look them up.)
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+@dataclass
+class PackSweeperConfig:
+    """``params``: what an experiment file sweeps over, as ``key: values``; the command line comes after it."""
+
+    _target_: str = "hydra_plugins.packs.PackSweeper"
+    params: dict[str, str] | None = field(default=None)
+
+
+ConfigStore.instance().store(
+    group="hydra/sweeper", name="packs", node=PackSweeperConfig, provider="gradient-estimators"
+)
+
+
+class PackSweeper(Sweeper):
+    """Plans all runs of a multirun, and trains those that differ in numbers only together."""
+
+    def __init__(self, params: dict[str, str] | None = None) -> None:
+        self.params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before :meth:`sweep`."""
+        self.context, self.config = hydra_context, config
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Train the product of all choices."""
+        from training.plan import runs_of
+        from training.sweep import run_sweep
+
+        own = [f"{key}={value}" for key, value in self.params.items()]
+        run_sweep(runs_of([*own, *arguments], self.config, self.context.config_loader))

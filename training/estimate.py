@@ -1,0 +1,66 @@
+"""What packs will take: seconds and bytes, measured by a short trial of each kind of pack."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from training import memory
+from training.plan import PackPlan, structure
+from training.progress import clock
+from training.run import pick_device
+
+TRIAL_REPLICAS, TRIAL_STEPS = 4, 10
+BUDGET_SECONDS = 5.0
+"""Kinds of packs that are not tried within this time are taken to be like the mean of those that were."""
+
+
+def lines(packs: Sequence[PackPlan], workers: int) -> list[str]:
+    """A line for each pack, and the sum, for people."""
+    torch.set_num_threads(packs[0][0].config["threads"] if packs else 1)
+    costs: dict[str, tuple[float, float, float]] = {}
+    began = time.monotonic()
+    for pack in packs:
+        key = structure(pack[0].config)
+        if key not in costs and time.monotonic() - began < BUDGET_SECONDS:
+            costs[key] = _cost(pack[0].config)
+    if not costs:
+        return []
+    mean = tuple(sum(cost[i] for cost in costs.values()) / len(costs) for i in range(3))
+    text, ends = [], [0.0] * min(workers, len(packs))
+    for number, pack in enumerate(packs, start=1):
+        seconds, constant, per_replica = costs.get(structure(pack[0].config), mean)
+        seconds *= len(pack)
+        ends[ends.index(min(ends))] += seconds
+        megabytes = (constant + per_replica * len(pack)) / 2**20
+        text.append(f"pack {number}: {pack[0].label} x {len(pack)}: about {clock(seconds)}, {megabytes:.0f} MiB")
+    return [*text, f"about {clock(max(ends))} with {len(ends)} workers"]
+
+
+def _cost(config: dict[str, Any]) -> tuple[float, float, float]:
+    """``(seconds per run, constant bytes, bytes per run)``."""
+    device = pick_device(config["device"])
+    constant, per_replica = memory.bytes_of(config, device)
+    pack = memory.trial_pack(config, TRIAL_REPLICAS, device)
+
+    def seconds(action: Any, times: int) -> float:
+        action()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(times):
+            action()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / times / TRIAL_REPLICAS
+
+    step = seconds(pack.train_step, TRIAL_STEPS)
+    per_sample = seconds(lambda: pack.task.evaluate("valid", memory.TRIAL_SAMPLES), 1)
+    per_sample /= memory.TRIAL_SAMPLES * len(pack.task.data.valid)
+    data = memory.load_once(**config["data"])
+    evaluations = max(config["steps"] // config["evaluate_every"] - 1, 0) * len(data.valid) * config["evaluate_samples"]
+    evaluations += len(data.valid) * config["valid_samples"] + len(data.test) * config["test_samples"]
+    return config["steps"] * step + evaluations * per_sample, constant, per_replica

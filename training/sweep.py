@@ -1,0 +1,191 @@
+"""A sweep: what is to be done and what is not and why, the packs, their training, and the summary."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from analysis.records import CHECKPOINT, RESULT, DamagedRecord
+from training import interrupt, validity
+from training.errors import UserError
+from training.plan import LARGEST_PACK_ON_CPU, PackPlan, RunPlan, packs_of, replicated
+from training.progress import PackLine
+from training.run import pick_device, train_runs
+
+SHOWN = 10
+"""Sentences of one kind that are shown before the rest is counted."""
+
+
+@dataclass
+class Plan:
+    """What a sweep asks for: the packs to train, and why the other runs are not trained."""
+
+    packs: list[PackPlan]
+    done: Counter[str] = field(default_factory=Counter)
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+    damaged: list[str] = field(default_factory=list)
+
+    @property
+    def todo(self) -> int:
+        return sum(map(len, self.packs))
+
+    def lines(self) -> list[str]:
+        """The plan for people, without the packs."""
+        total = self.todo + sum(self.done.values()) + sum(map(len, self.skipped.values()))
+        over = ", ".join(f"{count} {word}" for word, count in sorted(self.done.items()))
+        lines = [f"{total} runs: {self.todo} to do in {len(self.packs)} packs, {over or 'none finished'}"]
+        lines += [f"{damage}; the run is redone" for damage in self.damaged[:SHOWN]]
+        if len(self.damaged) > SHOWN:
+            lines.append(f"... and {len(self.damaged) - SHOWN} more damaged records")
+        lines += [f"{len(names)} runs skipped: {reason}" for reason, names in self.skipped.items()]
+        return lines
+
+
+def make_plan(runs: Sequence[RunPlan], take_back: bool = False) -> Plan:
+    """Sort out what is over, what makes no sense and what is left, and pack that.
+
+    Args:
+        runs: of one sweep.
+        take_back: with ``retry=diverged``, remove the results of those that diverged, so that they start again.
+
+    Raises:
+        UserError: for an option that no run can have.
+    """
+    options = runs[0].config
+    if options["retry"] not in ("", "failed", "diverged"):
+        raise UserError(
+            f"retry must be failed or diverged (or empty: all that is unfinished), not {options['retry']!r}"
+        )
+    plan, todo = Plan([]), []
+    reasons: dict[tuple[Any, ...], str | None] = {}
+    for run in runs:
+        validity.check(run.config)
+        key = tuple(str(run.config[group]) for group in ("estimator", "task"))
+        if key not in reasons:
+            reasons[key] = validity.against(run.config)
+        if reason := reasons[key]:
+            plan.skipped.setdefault(reason, []).append(run.name)
+            continue
+        record = run.record
+        try:
+            outcome = record.outcome()
+        except DamagedRecord as error:
+            plan.damaged.append(str(error))
+            outcome = None
+        wanted = (
+            (record.word() if outcome is None else outcome) == options["retry"] if options["retry"] else not outcome
+        )
+        if wanted and record.claim.is_held():
+            plan.skipped.setdefault("being trained by another process", []).append(run.name)
+        elif wanted:
+            if outcome and take_back:
+                for name in (RESULT, CHECKPOINT):
+                    (record.path / name).unlink(missing_ok=True)
+            todo.append(run)
+        elif outcome:
+            plan.done[outcome] += 1
+        else:
+            plan.skipped.setdefault(f"not {options['retry']}", []).append(run.name)
+    plan.packs = packs_of(todo, worker_count(options), largest_pack(options))
+    return plan
+
+
+def worker_count(options: dict[str, Any]) -> int:
+    """``workers``, or if that is 0 one for each GPU, and without a GPU one for each core."""
+    if options["workers"] < 0:
+        raise UserError(f"workers must be at least 0 (0: one for each GPU or core), not {options['workers']}")
+    if options["workers"]:
+        return int(options["workers"])
+    device = pick_device(options["device"])
+    if device.type == "cuda":
+        return 1 if device.index is not None else torch.cuda.device_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def largest_pack(options: dict[str, Any]) -> int:
+    """``pack_size``, or if that is 0 what a CPU handles well; on a GPU memory alone decides, when the pack is made."""
+    if options["pack_size"] < 0:
+        raise UserError(f"pack_size must be at least 0 (0: chosen), not {options['pack_size']}")
+    if options["pack_size"]:
+        return int(options["pack_size"])
+    return LARGEST_PACK_ON_CPU if pick_device(options["device"]).type == "cpu" else 100_000
+
+
+def train_job(config: DictConfig) -> None:
+    """Train the ``replicas`` runs of one Hydra job in this process.
+
+    Raises:
+        UserError: for a mistake in the config; no run's record is touched then.
+        Stopped: if a signal asked for it.
+    """
+    job: Any = OmegaConf.to_container(config, resolve=True)
+    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    runs = list(replicated(job, overrides))
+    if job["dry_run"]:
+        return run_sweep(runs)
+    validity.check(job)
+    if reason := validity.against(job):
+        raise UserError(reason)
+    with interrupt.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        for pack in packs_of(runs, 1, largest_pack(job)):
+            train_runs(pack, PackLine(job["progress"]), solo=True)
+
+
+def run_sweep(runs: Sequence[RunPlan]) -> None:
+    """Train what is left of a sweep and print a summary.
+
+    Raises:
+        UserError: if a run failed, with the reasons.
+        Stopped: if a signal asked for it.
+    """
+    options = runs[0].config
+    plan = make_plan(runs, take_back=not options["dry_run"])
+    print("\n".join(plan.lines()), flush=True)
+    if options["dry_run"]:
+        from training import estimate
+
+        print("\n".join(estimate.lines(plan.packs, worker_count(options))), flush=True)
+        return
+    if plan.packs:
+        if options["cluster"]["name"] == "none":
+            from training.workers import run_packs
+        else:
+            from training.cluster import run_packs
+        _summarise(plan, run_packs(plan.packs))
+
+
+def _summarise(plan: Plan, failed: dict[str, str]) -> None:
+    """Print how the runs that were to be done ended. Raises ``UserError`` if some failed."""
+    words: Counter[str] = Counter()
+    failures: dict[str, list[str]] = {}
+    for run in (run for pack in plan.packs for run in pack):
+        record = run.record
+        try:
+            word = record.outcome() or record.word()
+        except DamagedRecord as error:
+            word = f"damaged ({error})"
+        if run.name in failed and word not in ("finished", "diverged"):  # also where its record cannot be written
+            word = "failed"
+        words[word] += 1
+        if word == "failed":
+            failures.setdefault(failed.get(run.name) or record.error() or "unknown", []).append(run.name)
+        elif word == "diverged":
+            print(f"diverged: {run.name}: {record.error()}")
+    print(", ".join(f"{count} {word}" for word, count in sorted(words.items())), flush=True)
+    if failures:
+        shown = "; ".join(
+            f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {error}"
+            for error, names in list(failures.items())[:SHOWN]
+        )
+        raise UserError(
+            f"{words['failed']} of {plan.todo} runs failed ({shown}); their log.txt has the traceback, and the same "
+            "command with retry=failed tries them again"
+        )
