@@ -34,7 +34,7 @@ class PackSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before :meth:`sweep`."""
-        self.context, self.config = hydra_context, config
+        self.context, self.master = hydra_context, config
 
     def sweep(self, arguments: list[str]) -> Any:
         """Train the product of all choices."""
@@ -42,4 +42,4 @@ class PackSweeper(Sweeper):
         from training.sweep import run_sweep
 
         own = [f"{key}={value}" for key, value in self.params.items()]
-        run_sweep(runs_of([*own, *arguments], self.config, self.context.config_loader))
+        run_sweep(runs_of([*own, *arguments], self.master, self.context.config_loader))

@@ -24,8 +24,8 @@ def save(pack: Pack, members: Iterable[tuple[int, RunRecord]]) -> None:
 def load(record: RunRecord, steps: int) -> tuple[dict[str, Any] | None, str | None]:
     """A run's state, or ``None`` if it must start from the beginning, and in words why, if there is a reason.
 
-    A file that is no checkpoint (truncated, garbage, a pickle with code in it) is refused, and so is one of another run,
-    and one whose metrics are no longer all there: going on would leave a hole in the record.
+    A file that is no checkpoint (truncated, garbage, a pickle with code in it) is refused, and so is one of another
+    run, and one whose metrics are no longer all there: going on would leave a hole in the record.
     """
     file = record.path / CHECKPOINT
     try:

@@ -113,6 +113,7 @@ class Pack:
         with noise_source(self.noise):
             losses = self.task.loss(batch, self.estimator)
         # The gradient of losses.mean(-1).sum(): a replica's is that of its own mean loss.
+        gradients: Sequence[Tensor | None]
         gradients = torch.autograd.grad(losses, self.parameters, self._cotangent, allow_unused=True)
         gradients = self._without_bad(losses.detach(), gradients)
         self.optimizer.step(gradients)

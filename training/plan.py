@@ -76,7 +76,7 @@ def replicated(config: Config, overrides: Sequence[str] = ()) -> Iterator[RunPla
 
 
 def structure(config: Config) -> str:
-    """What the runs of a pack must have in common, as text: the scientific config without each replica's own numbers."""
+    """What the runs of a pack have in common, as text: the scientific config without each replica's own numbers."""
 
     def common(node: Any) -> Any:
         if isinstance(node, dict):

@@ -156,10 +156,10 @@ def run_sweep(runs: Sequence[RunPlan]) -> None:
         return
     if plan.packs:
         if options["cluster"]["name"] == "none":
-            from training.workers import run_packs
+            from training import workers as executor
         else:
-            from training.cluster import run_packs
-        _summarise(plan, run_packs(plan.packs))
+            from training import cluster as executor  # type: ignore[no-redef]
+        _summarise(plan, executor.run_packs(plan.packs))
 
 
 def _summarise(plan: Plan, failed: dict[str, str]) -> None:
