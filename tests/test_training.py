@@ -264,7 +264,8 @@ def test_the_optimiser_is_torchs_per_replica(name):
         else:
             theirs.append(torch.optim.SGD(own[r], lr=setting["lr"], momentum=0.7, weight_decay=0.1))
     for _ in range(5):
-        gradients = [torch.randn_like(p) for p in parameters]
+        # As autograd hands them out: with strides of their own.
+        gradients = [torch.randn(3, 2, 4).mT, torch.randn(3, 1, 2, 2)[..., 1]]
         ours.step([*gradients, None])
         for r in range(3):
             for p, gradient in zip(own[r], gradients, strict=True):
