@@ -57,7 +57,7 @@ class GumbelSoftmax(Pathwise):
         The mean of the ratio is the *relaxed* KL(q || p), at least the KL of the discrete distributions; with it
         ``loss(z) + ratio`` is a bound if ``z`` is taken for the model's latent variable, and none on the model with
         discrete latents. Both results have their gradient by reparameterisation, the ratio also directly in its
-        arguments. Densities are taken from ``log z``: in single precision most ``z`` round to 0 or 1 at a temperature
+        arguments. Densities are taken from ``log z``: in single precision many ``z`` round to 0 or 1 at a temperature
         of 0.1, and still have a ratio here.
 
         Args:
