@@ -43,7 +43,9 @@ class Estimator(nn.Module, ABC):
     - ``needs_gradient``: whether ``loss`` must be differentiable in ``z``;
     - ``binary_only``: whether it works for two categories only;
     - ``rescales``: whether the gradient with respect to ``logits`` comes out divided by a scale, so that other terms on
-      the same logits (an analytic KL) would be out of proportion beside it and belong into ``loss``.
+      the same logits (an analytic KL) would be out of proportion beside it and belong into ``loss``;
+    - ``relaxed``: whether the value is the loss of relaxed samples: no estimate of E_q[loss(z)], and no bound if the
+      loss is a negative ELBO.
     """
 
     unbiased: bool
@@ -52,6 +54,7 @@ class Estimator(nn.Module, ABC):
     needs_gradient: bool = False
     binary_only: bool = False
     rescales: bool = False
+    relaxed: bool = False
     objective: str = "mean"
 
     @abstractmethod

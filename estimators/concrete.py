@@ -26,7 +26,7 @@ def relaxed_log_sample(logits: Tensor, temperature: Number) -> Tensor:
     same noise. For K = 2 the pre-sigmoid variable is ``log_y[..., 1] - log_y[..., 0]``.
 
     Args:
-        logits: ``[*batch, latents, categories]``, finite.
+        logits: ``[*batch, latents, categories]``; where they are ``-inf``, so is ``log_y``, without a gradient.
         temperature: > 0, a float or a tensor that broadcasts against ``logits``.
     """
     temperature = _positive(temperature)
@@ -48,7 +48,7 @@ def relaxed_log_prob(log_y: Tensor, logits: Tensor, temperature: Number) -> Tens
         log_y: ``[*batch, latents, categories]`` as from :func:`relaxed_log_sample`; a constant added to all
             categories of a latent does not matter.
         logits: of the same shape (or ``[latents, categories]`` for a prior), finite: with an impossible category there
-            is no density.
+            is no density, and the result is ``nan`` or ``-inf``. Leave out a category that is impossible.
         temperature: > 0, a float or a tensor that broadcasts against ``logits``.
 
     Example::

@@ -155,6 +155,8 @@ def _shapes_and_values(checked: _Checked, categories: int) -> Iterator[str]:
     if samples == 1 and not torch.equal(losses.detach(), f(seen[0])):
         yield "does not preserve the value: the losses returned are not the losses at the sample that it drew"
     hard = all(((z == 0) | (z == 1)).all() for z in seen)
+    if samples == 1 and not hard and not checked.estimator.relaxed:
+        yield "returns the loss of a z that is not one-hot, which is not E_q[loss(z)], but declares relaxed = False"
     if hard or checked.estimator.unbiased:
         expected = Exact()(logits[0], f).detach()
         yield from _z_test(checked, losses.detach(), expected, "the value", "is not the mean of E_q[loss(z)]")

@@ -23,6 +23,7 @@ class _Smoothing(Pathwise):
     """
 
     binary_only = True
+    relaxed = True
 
     def __init__(self, beta: Number) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from tasks.latents import latents_of, log_mean_exp_update
 from tasks.layers import StackedMLP, Uniform
 from tasks.likelihoods import bernoulli_nats
 
-PRIORS, KLS, OUTPUT_BIASES = ("uniform", "learned"), ("auto", "analytic", "sampled"), ("zero", "data_mean")
+PRIORS, KLS, OUTPUT_BIASES = ("uniform", "learned"), ("auto", "analytic", "sampled", "relaxed"), ("zero", "data_mean")
 
 CHUNK_IMAGES = 50
 CHUNK_ROWS = 1000
@@ -51,7 +51,14 @@ class VAE(nn.Module):
             the sample, as a part of the loss that the estimator sees; for soft samples it is the linear relaxation), or
             ``auto``: analytic, but sampled for an estimator of a multi-sample bound (VIMCO), whose loss is the log
             weight, and for one that rescales its gradient (NVIL's variance normalisation), beside which an analytic KL
-            would weigh as many times too much as the gradient was divided by, and collapse the posterior.
+            would weigh as many times too much as the gradient was divided by, and collapse the posterior. ``relaxed``,
+            for soft Gumbel-Softmax only: ``log q(z) - log p(z)`` of the Concrete densities at the relaxed sample, with
+            which the objective bounds the model whose latents are the relaxed ones, not the one that is evaluated
+            (Maddison, Mnih, Teh, arXiv 1611.00712, appendix C.2: ``relaxed``, ``sampled`` with soft samples and
+            ``analytic`` are its equations 20, 21 and 22).
+        prior_temperature: > 0, of the prior's Concrete density with ``kl=relaxed`` (the paper has 1/2 beside a
+            posterior at 2/3 for Bernoulli latents); a tensor ``[replicas, 1, 1, 1]`` has one for each replica.
+            ``None``: the estimator's, annealed with it.
         output_bias: initial bias of the pixels: ``zero``, or ``data_mean`` for the logit of the training mean, clipped
             to [0.001, 0.999].
 
@@ -70,6 +77,7 @@ class VAE(nn.Module):
         nonlinearity: str = "tanh",
         prior: str = "uniform",
         kl: str = "auto",
+        prior_temperature: float | Tensor | None = None,
         output_bias: str = "zero",
     ) -> None:
         super().__init__()
@@ -82,6 +90,14 @@ class VAE(nn.Module):
                 raise ValueError(f"task.{option} must be one of {', '.join(allowed)}, not {value!r}")
         if any(width < 1 for width in hidden):
             raise ValueError(f"task.hidden must be widths of at least 1, not {list(hidden)}")
+        if prior_temperature is not None:
+            values = torch.as_tensor(prior_temperature)
+            if kl != "relaxed":
+                raise ValueError(
+                    f"task.prior_temperature is an option of task.kl=relaxed; with task.kl={kl} leave it null"
+                )
+            if not bool(((values > 0) & values.isfinite()).all()):
+                raise ValueError(f"task.prior_temperature must be positive and finite, not {values.flatten().tolist()}")
         self.data, self.streams = data, streams
         self.prior, self.kl = prior, kl
         self.latents = latents_of(latents, categories)
@@ -95,6 +111,9 @@ class VAE(nn.Module):
                 self.decoder.biases[-1].copy_(data.mean.clamp(0.001, 0.999).logit())
         prior_outputs = torch.zeros(replicas, 1, self.latents.width)
         self.prior_outputs = nn.Parameter(prior_outputs) if prior == "learned" else nn.Buffer(prior_outputs)
+        self.prior_temperature = (
+            nn.Buffer(prior_temperature) if isinstance(prior_temperature, Tensor) else prior_temperature
+        )
 
     @property
     def replicas(self) -> int:
@@ -132,7 +151,13 @@ class VAE(nn.Module):
         """The training objective through ``estimator``: ``batch`` ``[R, E, D]`` -> ``[R, E]`` nats, lower is better."""
         outputs = self.encoder(batch)
         logits = self.latents.logits(outputs)
-        sampled = self.kl_for(estimator) == "sampled"
+        kl = self.kl_for(estimator)
+        if kl == "relaxed":
+            z, log_ratio = estimator.sample_with_log_ratio(  # type: ignore[attr-defined]
+                logits, self.latents.logits(self.prior_outputs), self.prior_temperature
+            )
+            return self.reconstruction(self.latents.features(z), batch) + log_ratio
+        sampled = kl == "sampled"
         # At one exact sample the gradient of log q itself is the score: of mean zero, and noise.
         is_noise = getattr(estimator, "objective", "mean") == "mean" and not getattr(estimator, "needs_gradient", True)
         log_q_from = outputs.detach() if is_noise else outputs
@@ -150,7 +175,17 @@ class VAE(nn.Module):
         return self.prior_outputs if self.prior == "learned" else None  # None: uniform, in closed form
 
     def kl_for(self, estimator: Callable[..., Tensor]) -> str:
-        """``analytic`` or ``sampled``: the KL that :meth:`loss` uses with this estimator."""
+        """``analytic``, ``sampled`` or ``relaxed``: the KL that :meth:`loss` uses with this estimator.
+
+        Raises:
+            ValueError: for ``kl=relaxed`` with an estimator whose samples have no Concrete density.
+        """
+        has_density = hasattr(estimator, "sample_with_log_ratio") and getattr(estimator, "relaxed", False)
+        if self.kl == "relaxed" and not has_density:
+            raise ValueError(
+                "task.kl=relaxed needs relaxed samples with a Concrete density: use estimator=gumbel_softmax with "
+                "estimator.hard=false, or keep this estimator with task.kl=auto"
+            )
         if self.kl != "auto":
             return self.kl
         of_weights = getattr(estimator, "objective", "mean") == "multi_sample_bound"

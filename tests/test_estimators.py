@@ -113,6 +113,10 @@ class ClaimsQuadratic(StraightThrough):
     exact_for = 2
 
 
+class ClaimsHard(GumbelSoftmax):
+    relaxed = False
+
+
 class Reduces(REINFORCE):
     def estimate(self, logits, loss, context):
         return super().estimate(logits, loss, context).mean()
@@ -130,6 +134,7 @@ class Reduces(REINFORCE):
         (MiscountedEvaluations(), "evaluates the loss at 2 samples per gradient but declares evaluations = 1"),
         (NotFinite(), "non-finite"),
         (ClaimsQuadratic(), "exact in the mean for losses of degree 2"),
+        (ClaimsHard(), "returns the loss of a z that is not one-hot, .* but declares relaxed = False"),
         (Reduces(), r"returned shape \[\] instead of"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Estimator) else "",

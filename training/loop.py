@@ -128,7 +128,7 @@ def evaluate(pack: Pack, last: bool) -> list[dict[str, Any]]:
 def summary(pack: Pack, replica: int, status: str, row: dict[str, Any]) -> dict[str, Any]:
     """The result of a run: what was measured and everything that it depends on."""
     config = pack.configs[replica]
-    soft = getattr(pack.estimator, "hard", True) is False
+    relaxed = getattr(pack.estimator, "relaxed", False)
     protocol = {
         **pack.task.protocol(),
         "valid_samples": config["valid_samples"],
@@ -142,8 +142,8 @@ def summary(pack: Pack, replica: int, status: str, row: dict[str, Any]) -> dict[
         "protocol": protocol,
         "objective": {
             "kl": pack.task.kl_for(pack.estimator),
-            "samples": "relaxed" if soft else "hard",
-            "is_bound": not soft and protocol["evaluation_is_bound"],
+            "samples": "relaxed" if relaxed else "hard",
+            "is_bound": not relaxed and protocol["evaluation_is_bound"],
         },
         "loss_evaluations": pack.step * pack.evaluations,
         "wall_seconds": round(pack.seconds, 3),

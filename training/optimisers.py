@@ -47,7 +47,8 @@ class ReplicaOptimizer:
         used = [index for index, gradient in enumerate(gradients) if gradient is not None]
         if used != self._used:
             self._prepare(used)
-        present = [gradient for gradient in gradients if gradient is not None]
+        # The fused updates read memory, not strides: a gradient that is a view of something wider would be garbled.
+        present = [gradient.contiguous() for gradient in gradients if gradient is not None]
         for span, setting, parameters, moments, steps in self._prepared:
             own = present if len(self._prepared) == 1 else [gradient[span] for gradient in present]
             _update(setting, parameters, own, moments, steps)

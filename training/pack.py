@@ -48,7 +48,8 @@ class Pack:
             raise UserError(str(error)) from None
         check(first, self.data)
         self.streams = Streams([config["seed"] for config in configs])
-        self.task = _instantiate(first["task"], data=self.data, streams=self.streams).to(device)
+        numbers = self._numbers("task")
+        self.task = _instantiate(first["task"], data=self.data, streams=self.streams, **numbers).to(device)
         self.estimator = self._make_estimator().to(device)
         shape = (1, self.task.latents.latents, self.task.latents.categories)
         self.evaluations: int = self.estimator.evaluations_for(torch.empty(shape))
@@ -76,12 +77,6 @@ class Pack:
         return len(self.configs)
 
     def _make_estimator(self) -> Any:
-        # Numbers become tensors that broadcast against logits [replicas, examples, latents, categories].
-        stacked = {
-            key: torch.tensor([float(config["estimator"][key]) for config in self.configs]).reshape(-1, 1, 1, 1)
-            for key, value in self.configs[0]["estimator"].items()
-            if isinstance(value, float)
-        }
         latents = self.task.latents
         offered = {
             "replicas": self.replicas,
@@ -90,13 +85,30 @@ class Pack:
             "categories": latents.categories,
         }
         with noise_source(self.streams.fresh("estimator parameters")):
-            estimator = _instantiate(self.configs[0]["estimator"], offered=offered, **stacked)
+            estimator = _instantiate(self.configs[0]["estimator"], offered=offered, **self._numbers("estimator"))
         if getattr(estimator, "binary_only", False) and latents.categories != 2:
             raise UserError(
                 f"estimator={self.configs[0]['estimator']['name']} is defined for Bernoulli latents, but task="
                 f"{self.configs[0]['task']['name']} has {latents.categories} categories; use task=vae_bernoulli"
             )
+        try:
+            self.task.kl_for(estimator)
+        except ValueError as error:
+            raise UserError(str(error)) from None
         return estimator
+
+    def _numbers(self, group: str) -> dict[str, Any]:
+        """The floats among a group's options, as tensors ``[replicas, 1, 1, 1]``: they broadcast against logits."""
+        numbers: dict[str, Any] = {}
+        for key in self.configs[0][group]:
+            values = [config[group][key] for config in self.configs]
+            if any(isinstance(value, float) for value in values):
+                if None in values:
+                    raise UserError(
+                        f"{group}.{key} is null in some runs of a pack and a number in others; train them apart"
+                    )
+                numbers[key] = torch.tensor([float(value) for value in values]).reshape(-1, 1, 1, 1)
+        return numbers
 
     def anneal(self) -> None:
         """Set the temperatures of this step."""
