@@ -62,7 +62,7 @@ def write_run(
     """Write one run with ``steps`` evaluated steps; returns its directory. ``row`` gives the metrics of a step."""
     config = config or make_config()
     record = RunRecord(sweep / run_name(config))
-    assert record.claim()
+    assert record.claim.take()
     record.start(yaml.safe_dump(config), [])
     kind = "pseudo_" if pseudo else ""
     last = 0
@@ -86,5 +86,5 @@ def write_run(
     if images:
         arrays = np.random.default_rng(config["seed"]).random((3, 8, 14, 14))
         np.savez(record.path / IMAGES, **dict(zip(("originals", "reconstructions", "samples"), arrays, strict=True)))
-    record.release()
+    record.claim.release()
     return record.path

@@ -13,7 +13,8 @@ from analysis import records
 from training import schema
 from training.errors import explained
 from training.pack import Pack
-from training.run import pick_device, replicated
+from training.plan import replicated
+from training.run import pick_device
 
 ROOT = Path(__file__).parents[1]
 FAST = ["steps=10", "evaluate_every=10", "test_samples=1", "valid_samples=1", "progress=false", "task.latents=4"]
@@ -94,7 +95,7 @@ def options(group):
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("group", ["estimator", "task", "data", "optimizer", "schedule", "logger"])
+@pytest.mark.parametrize("group", ["estimator", "task", "data", "optimizer", "schedule", "logger", "cluster"])
 def test_every_option_composes_under_its_own_name(group):
     schema.register()
     with initialize_config_module("conf", version_base="1.3"):
@@ -120,5 +121,6 @@ def test_exact_trains_where_it_can_enumerate():
     schema.register()
     with initialize_config_module("conf", version_base="1.3"):
         composed = compose("config", overrides=["estimator=exact", "task.latents=4", "steps=1"])
-    pack = Pack(replicated(OmegaConf.to_container(composed, resolve=True)), pick_device("cpu"))
+    (run,) = replicated(OmegaConf.to_container(composed, resolve=True))
+    pack = Pack([run.config], pick_device("cpu"))
     assert pack.train_step().isfinite().all()

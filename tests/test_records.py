@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -154,86 +149,3 @@ def test_name_changes_with_everything_else():
     changes = [{}, {"seed": 1}, {"steps": 7}, {"batch_size": 7}, {"optimizer__lr": 0.7}, {"task__prior": "learned"}]
     changes += [{"data__binarization": "dynamic"}, {"test_samples": 7}, {"something_new": 1}, {"estimator": "rloo"}]
     assert len({run_name(make_config(**change)) for change in changes}) == len(changes)
-
-
-CLAIM_ALL = """
-import sys
-from analysis.records import RunRecord
-record = RunRecord("{sweep}/warm-up-" + sys.argv[1]); record.claim()
-print("ready", flush=True); sys.stdin.readline()
-print([n for n in range(100) if RunRecord(f"{sweep}/{{n}}").claim()], flush=True)
-sys.stdin.readline()
-"""
-
-
-def claims_of(processes, sweep):
-    """Which of the runs 0..99 each of several processes gets that claim them all at the same time."""
-    code = CLAIM_ALL.format(sweep=sweep)
-    pipe = subprocess.PIPE
-    started = [
-        subprocess.Popen([sys.executable, "-c", code, str(n)], cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
-        for n in range(processes)
-    ]
-    for process in started:
-        assert process.stdout.readline() == "ready\n"
-    for process in started:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    got = [json.loads(process.stdout.readline()) for process in started]
-    for process in started:  # they live until all have claimed: the claim of a dead process may be taken over
-        process.communicate("end\n")
-    return got
-
-
-def dead_pid():
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
-def test_a_run_is_claimed_by_exactly_one_process(tmp_path):
-    got = claims_of(2, tmp_path)
-    assert sorted(run for runs in got for run in runs) == list(range(100))
-
-
-def test_a_stale_claim_is_taken_over_by_at_most_one_process(tmp_path):
-    pid = dead_pid()
-    for number in range(100):
-        (tmp_path / str(number)).mkdir()
-        (tmp_path / str(number) / records.CLAIM).write_text(f"{socket.gethostname()} {pid}\n")
-    got = [run for runs in claims_of(3, tmp_path) for run in runs]
-    assert len(got) == len(set(got)) > 0
-
-
-def test_a_living_claim_is_respected_a_silent_one_is_not(tmp_path):
-    record = RunRecord(tmp_path / "run")
-    assert record.claim()
-    assert not RunRecord(record.path).claim()
-    record.release()
-    claim = record.path / records.CLAIM
-    claim.write_text("another-machine 1\n")
-    assert not record.claim()
-    long_ago = time.time() - records.HEARTBEAT_SECONDS - 1
-    os.utime(claim, (long_ago, long_ago))
-    assert record.claim()
-    os.utime(claim, (long_ago, long_ago))
-    record.heartbeat()
-    assert time.time() - claim.stat().st_mtime < 60
-
-
-def test_a_takeover_that_comes_second_gives_the_claim_back(tmp_path, monkeypatch):
-    record, really = RunRecord(tmp_path), records._is_stale
-    (tmp_path / records.CLAIM).write_text(f"{socket.gethostname()} {dead_pid()}\n")
-    others = []
-
-    def slow_is_stale(claim):
-        stale = really(claim)
-        if not others:  # another process takes over after we have looked and before we act
-            others.append(claim.read_text())
-            claim.write_text(f"{socket.gethostname()} {os.getpid()}\n")
-        return stale
-
-    monkeypatch.setattr(records, "_is_stale", slow_is_stale)
-    assert not record.claim()
-    assert (tmp_path / records.CLAIM).read_text() == f"{socket.gethostname()} {os.getpid()}\n"
-    assert [file.name for file in tmp_path.iterdir()] == [records.CLAIM]

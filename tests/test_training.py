@@ -16,7 +16,9 @@ from training import optimisers, schedules, schema
 from training.errors import UserError
 from training.gradient_variance import GradientVariance
 from training.pack import Pack
-from training.run import replicated, train_runs
+from training.plan import RunPlan, replicated
+from training.progress import PackLine
+from training.run import train_runs
 from training.streams import Streams
 
 CPU = torch.device("cpu")
@@ -40,9 +42,13 @@ def run_paths(runs_dir, sweep="main"):
 
 
 def train(tmp_path, *overrides, **settings):
-    job = config(*overrides, **settings, runs_dir=str(tmp_path))
-    train_runs(replicated(job), list(overrides))
-    return [tmp_path / job["sweep"] / records.run_name(run) for run in replicated(job)]
+    runs = list(replicated(config(*overrides, **settings, runs_dir=str(tmp_path)), overrides))
+    train_all(runs)
+    return [run.path for run in runs]
+
+
+def train_all(runs):
+    train_runs(runs, PackLine(False), solo=True)
 
 
 def drop_times(row):
@@ -184,9 +190,10 @@ def test_finished_runs_are_skipped_and_a_sweep_can_be_extended(tmp_path, capsys)
 
 def test_a_run_that_another_process_trains_is_left_alone(tmp_path, capsys):
     job = config(runs_dir=str(tmp_path))
-    record = records.RunRecord(tmp_path / "main" / records.run_name(replicated(job)[0]))
-    assert record.claim()
-    train_runs(replicated(job), [])
+    (run,) = replicated(job)
+    record = run.record
+    assert record.claim.take()
+    train_all([run])
     assert "being trained by another process" in capsys.readouterr().out and not record.is_finished()
 
 
@@ -223,8 +230,8 @@ def test_a_diverged_replica_does_not_touch_its_neighbours(tmp_path, monkeypatch)
         runs[1]["optimizer"]["lr"] = lr
         return runs
 
-    train_runs(variants(1e38), [])
-    train_runs(variants(1e-3), [])
+    train_all([RunPlan(run) for run in variants(1e38)])
+    train_all([RunPlan(run) for run in variants(1e-3)])
     by_name = {path.name: path for path in run_paths(tmp_path)}
     sick, healthy = (by_name[records.run_name(variants(lr)[1])] for lr in (1e38, 1e-3))
     result = json.loads((sick / records.RESULT).read_text())
@@ -245,7 +252,7 @@ def test_an_exception_is_a_failed_run_with_its_reason(tmp_path, monkeypatch):
         train(tmp_path)
     frame = records.load(tmp_path)
     assert frame["status"].tolist() == ["failed"] and "out of luck" in frame["error"].iloc[0]
-    assert not (run_paths(tmp_path)[0] / records.CLAIM).exists()
+    assert not run_paths(tmp_path)[0].joinpath("claim").exists()
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd"])
@@ -329,11 +336,12 @@ def test_an_unreadable_or_malicious_checkpoint_starts_the_run_again(tmp_path, mo
     expected = [drop_times(row) for row in rows(train(tmp_path / "a")[0])]
     for number, content in enumerate((b"", b"garbage", pickle.dumps(Malicious()))):
         job = config(runs_dir=str(tmp_path / f"b{number}"))
-        path = tmp_path / f"b{number}" / "main" / records.run_name(replicated(job)[0])
+        (run,) = replicated(job)
+        path = run.path
         path.mkdir(parents=True)
         (path / records.CHECKPOINT).write_bytes(content)
-        train_runs(replicated(job), [])
-        assert "not a readable checkpoint" in capsys.readouterr().out
+        train_all([run])
+        assert "not a readable checkpoint" in capsys.readouterr().err
         assert [drop_times(row) for row in rows(path)] == expected
     assert not (tmp_path / "owned").exists()
 

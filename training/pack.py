@@ -150,8 +150,9 @@ class Pack:
         bad = (self.first_bad < 0) & ~finite
         if bad.any():
             self.first_bad[bad] = self.step + 1
-            self.logits_range[0, bad] = torch.stack([x.amin((-3, -2, -1)) for x in self._seen]).amin(0)[..., bad]
-            self.logits_range[1, bad] = torch.stack([x.amax((-3, -2, -1)) for x in self._seen]).amax(0)[..., bad]
+            own = [logits.movedim(-4, 0).flatten(1) for logits in self._seen]
+            self.logits_range[0, bad] = torch.cat([x.amin(1, keepdim=True) for x in own], 1).amin(1)[bad]
+            self.logits_range[1, bad] = torch.cat([x.amax(1, keepdim=True) for x in own], 1).amax(1)[bad]
             self.optimizer.freeze(bad.nonzero().flatten().tolist())
         resting = self.first_bad >= 0
         if not resting.any():
