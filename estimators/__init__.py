@@ -31,6 +31,8 @@ from estimators.nvil import NVIL
 from estimators.rebar import REBAR
 from estimators.reinforce import REINFORCE
 from estimators.reinmax import ReinMax
+from estimators.reinmax_cv import ReinMaxCV
+from estimators.reinmax_rao import ReinMaxRao
 from estimators.relax import RELAX
 from estimators.rloo import RLOO
 from estimators.rodeo import RODEO
@@ -63,6 +65,8 @@ METHODS = (
     REBAR,
     REINFORCE,
     ReinMax,
+    ReinMaxCV,
+    ReinMaxRao,
     RELAX,
     RLOO,
     RODEO,
@@ -104,6 +108,8 @@ __all__ = [
     "RLOO",
     "RODEO",
     "ReinMax",
+    "ReinMaxCV",
+    "ReinMaxRao",
     "ScoreFunction",
     "SpikeAndExponential",
     "StraightThrough",
