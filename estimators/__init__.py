@@ -6,6 +6,7 @@ own included, against exact enumeration.
 
 from estimators.arm import ARM
 from estimators.arms import ARMS
+from estimators.ars import ARS
 from estimators.arsm import ARSM
 from estimators.base import Estimator, Pathwise, ScoreFunction, per_example
 from estimators.carms import CARMS
@@ -43,6 +44,7 @@ from estimators.vimco import VIMCO
 METHODS = (
     ARM,
     ARMS,
+    ARS,
     ARSM,
     CARMS,
     DisARMIW,
@@ -80,6 +82,7 @@ __all__ = [
     "METHODS",
     "ARM",
     "ARMS",
+    "ARS",
     "ARSM",
     "CARMS",
     "ContractError",

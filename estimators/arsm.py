@@ -28,8 +28,7 @@ class ARSM(Estimator):
 
     Reference: Yin, Yue, Zhou, "ARSM: Augment-REINFORCE-swap-merge estimator for gradient backpropagation through
     categorical variables", ICML 2019, arXiv 1905.01413. Differences from the authors' code: swaps that give the same
-    sample are evaluated again, because examples differ in which they are; the cheaper ARS (one random reference
-    category, K evaluations) is left out.
+    sample are evaluated again, because examples differ in which they are.
     """
 
     unbiased = True
