@@ -69,8 +69,8 @@ class Pack:
         # Numbers become tensors that broadcast against logits [replicas, examples, latents, categories].
         stacked = {
             key: torch.tensor([float(config["estimator"][key]) for config in self.configs]).reshape(-1, 1, 1, 1)
-            for key, value in self.configs[0]["estimator"].items()
-            if isinstance(value, float)
+            for key in self.configs[0]["estimator"]
+            if any(isinstance(config["estimator"][key], float) for config in self.configs)
         }
         latents = self.task.latents
         offered = {
