@@ -6,6 +6,7 @@ own included, against exact enumeration.
 
 from estimators.arm import ARM
 from estimators.arms import ARMS
+from estimators.ars import ARS
 from estimators.arsm import ARSM
 from estimators.base import Estimator, Pathwise, ScoreFunction, per_example
 from estimators.carms import CARMS
@@ -31,6 +32,8 @@ from estimators.nvil import NVIL
 from estimators.rebar import REBAR
 from estimators.reinforce import REINFORCE
 from estimators.reinmax import ReinMax
+from estimators.reinmax_cv import ReinMaxCV
+from estimators.reinmax_rao import ReinMaxRao
 from estimators.relax import RELAX
 from estimators.rloo import RLOO
 from estimators.rodeo import RODEO
@@ -41,6 +44,7 @@ from estimators.vimco import VIMCO
 METHODS = (
     ARM,
     ARMS,
+    ARS,
     ARSM,
     CARMS,
     DisARMIW,
@@ -63,6 +67,8 @@ METHODS = (
     REBAR,
     REINFORCE,
     ReinMax,
+    ReinMaxCV,
+    ReinMaxRao,
     RELAX,
     RLOO,
     RODEO,
@@ -76,6 +82,7 @@ __all__ = [
     "METHODS",
     "ARM",
     "ARMS",
+    "ARS",
     "ARSM",
     "CARMS",
     "ContractError",
@@ -104,6 +111,8 @@ __all__ = [
     "RLOO",
     "RODEO",
     "ReinMax",
+    "ReinMaxCV",
+    "ReinMaxRao",
     "ScoreFunction",
     "SpikeAndExponential",
     "StraightThrough",

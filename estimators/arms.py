@@ -12,7 +12,7 @@ from torch import Tensor
 from estimators import noise
 from estimators._surrogate import with_gradient
 from estimators.base import Estimator, Loss
-from estimators.categorical import from_bits, scores
+from estimators.categorical import from_bits, no_autocast, scores
 
 
 class ARMS(Estimator):
@@ -75,7 +75,9 @@ class ARMS(Estimator):
         n = self.evaluations
         e = -torch.log1p(-self._uniform(log_m))
         # log(1 - d_k), from a sum without cancellation
-        rest = torch.tensordot(1 - torch.eye(n, dtype=e.dtype, device=e.device), e, dims=1).log() - e.sum(dim=0).log()
+        with no_autocast(e):
+            others = torch.tensordot(1 - torch.eye(n, dtype=e.dtype, device=e.device), e, dims=1)
+        rest = others.log() - e.sum(dim=0).log()
         return (n - 1) * rest < log_m, (2 - torch.exp(-log_m / (n - 1))).clamp_min(0) ** (n - 1)
 
     def _gaussian(self, log_m: Tensor) -> tuple[Tensor, Tensor]:

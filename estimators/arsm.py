@@ -8,7 +8,7 @@ from torch import Tensor
 from estimators import noise
 from estimators._surrogate import with_gradient
 from estimators.base import Estimator, Loss
-from estimators.categorical import one_hot
+from estimators.categorical import no_autocast, one_hot
 
 
 class ARSM(Estimator):
@@ -28,8 +28,7 @@ class ARSM(Estimator):
 
     Reference: Yin, Yue, Zhou, "ARSM: Augment-REINFORCE-swap-merge estimator for gradient backpropagation through
     categorical variables", ICML 2019, arXiv 1905.01413. Differences from the authors' code: swaps that give the same
-    sample are evaluated again, because examples differ in which they are; the cheaper ARS (one random reference
-    category, K evaluations) is left out.
+    sample are evaluated again, because examples differ in which they are.
     """
 
     unbiased = True
@@ -49,7 +48,8 @@ class ARSM(Estimator):
         losses = loss(one_hot(index, logits))
         table = losses.detach()[pair]  # [K, K, *batch], symmetric
         centred = (table - table.mean(dim=0)).to(dtype)
-        gradient = torch.einsum("kj...,...lj->...lk", centred, 1 / categories - (-gumbel).softmax(dim=-1))
+        with no_autocast(centred):
+            gradient = torch.einsum("kj...,...lj->...lk", centred, 1 / categories - (-gumbel).softmax(dim=-1))
         return with_gradient(losses, gradient, logits)
 
 

@@ -174,4 +174,4 @@ def per_example(value: Number) -> Number:
 
 def in_functorch() -> bool:
     """Whether a ``torch.func`` transform is active: then running statistics must not be written."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return torch._C._are_functorch_transforms_active()

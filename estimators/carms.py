@@ -55,7 +55,7 @@ class CARMS(Estimator):
 
     def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
         n = self.evaluations
-        p = probabilities(logits.detach()).double()
+        p = probabilities(logits.detach().double())
         before = torch.einsum("mkc,...c->m...k", _precedes(p.shape[-1], p.device).to(p.dtype), p)
         index = self._sample(p, before)
         losses = loss(one_hot(index, logits))

@@ -22,6 +22,11 @@ def gradient_only(x: Tensor) -> Tensor:
     return x - x.detach()
 
 
+def no_autocast(x: Tensor) -> torch.autocast:
+    """A block without automatic mixed precision, for matrix products that are the estimator's own mathematics."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def is_binary(logits: Tensor) -> bool:
     """Whether the latents are Bernoulli, that is, have two categories."""
     return logits.shape[-1] == 2

@@ -59,9 +59,13 @@ class GumbelRao(Pathwise):
 
     def sample(self, logits: Tensor) -> Tensor:
         hard = harden(perturbed_scores(logits.detach()), logits)
-        conditional = _logistic_given if is_binary(logits) else _gumbels_given
-        perturbed = conditional(hard, logits.detach(), self.num_inner) + gradient_only(finite(scores(logits)))
+        perturbed = perturbed_given(hard, logits.detach(), self.num_inner) + gradient_only(finite(scores(logits)))
         return hard + gradient_only(relax(perturbed, logits, self.temperature).mean(dim=0))
+
+
+def perturbed_given(hard: Tensor, logits: Tensor, draws: int) -> Tensor:
+    """``[draws, ...]`` scores as from :func:`perturbed_scores`, up to a constant, given that they make ``hard``."""
+    return (_logistic_given if is_binary(logits) else _gumbels_given)(hard, logits, draws)
 
 
 def _gumbels_given(hard: Tensor, logits: Tensor, draws: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,6 +14,9 @@ NoiseSource = Callable[[Sequence[int], torch.dtype, torch.device, int], Tensor]
 """``source(shape, dtype, device, event_dims) -> uniform noise of that shape in the open interval (0, 1)``."""
 
 _source: ContextVar[NoiseSource | None] = ContextVar("noise_source", default=None)
+# Blocks that are open in any thread: torch.compile cannot trace a ContextVar, so it is looked at only if there are any.
+_open_blocks = 0
+_lock = threading.Lock()
 
 
 def open_uniform(
@@ -34,6 +38,8 @@ def open_uniform(
     for part, generator in zip(noise.unbind(0) if len(generators) > 1 else (noise,), generators, strict=True):
         if double:
             part.uniform_(generator=generator)
+        elif torch.compiler.is_compiling():  # the same bits; torch.compile cannot trace the method
+            torch.ops.aten.random_.default(part, generator=generator)
         else:
             part.random_(generator=generator)
     if double:
@@ -52,7 +58,7 @@ def uniform(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device, e
     is how a source with a stream per replica knows whose noise is whose. By default the noise comes from torch's
     global generator.
     """
-    source = _source.get()
+    source = _source.get() if _open_blocks else None
     if source is None:
         return open_uniform(shape, dtype, device)
     return source(shape, dtype, device, event_dims)
@@ -60,11 +66,19 @@ def uniform(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device, e
 
 @contextmanager
 def noise_source(source: NoiseSource | None) -> Iterator[None]:
-    """Within the block, :func:`uniform` takes its noise from ``source`` (``None``: torch's global generator)."""
+    """Within the block, :func:`uniform` takes its noise from ``source`` (``None``: torch's global generator).
+
+    The block belongs to its thread and task. While one is open ``torch.compile`` breaks its graph at the source.
+    """
+    global _open_blocks
+    with _lock:
+        _open_blocks += 1
     token = _source.set(source)
     try:
         yield
     finally:
+        with _lock:
+            _open_blocks -= 1
         _source.reset(token)
 
 

@@ -21,7 +21,17 @@ END = "<!-- end of the generated table -->"
 FAMILIES = {
     "enumeration": ("Exact", "IndeCateR"),
     "score function": ("RLOO", "VIMCO", "UnorderedSet"),
-    "coupled samples": ("ARM", "ARMS", "ARSM", "CARMS", "DisARM", "DisARMIW", "DisARMStickBreaking", "DisARMTree"),
+    "coupled samples": (
+        "ARM",
+        "ARMS",
+        "ARS",
+        "ARSM",
+        "CARMS",
+        "DisARM",
+        "DisARMIW",
+        "DisARMStickBreaking",
+        "DisARMTree",
+    ),
     "control variate": ("MuProp", "REBAR", "RELAX", "DoubleCV", "RODEO"),
     "first order": ("DARN",),
 }
@@ -174,7 +184,7 @@ def _mean(estimator: Estimator) -> str:
 def _evaluations(estimator: Estimator) -> str:
     method = type(estimator)
     if method.evaluations_for is not Estimator.evaluations_for:
-        return "`{}`".format(re.findall(r"``([^`]*[*+][^`]*)``", method.evaluations_for.__doc__ or "")[-1])
+        return "`{}`".format(re.findall(r"``([^`]+)``", method.evaluations_for.__doc__ or "")[-1])
     if "num_samples" in inspect.signature(method).parameters:
         return f"`num_samples` ({estimator.evaluations})"
     return str(estimator.evaluations)

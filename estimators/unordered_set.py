@@ -10,7 +10,7 @@ from torch import Tensor
 
 from estimators import noise
 from estimators.base import Estimator, Loss
-from estimators.categorical import gradient_only, log_probabilities, one_hot
+from estimators.categorical import gradient_only, log_probabilities, no_autocast, one_hot
 
 LARGEST_SET = 10
 UNDERFLOW = -87.0
@@ -65,7 +65,8 @@ class UnorderedSet(Estimator):
                 f"UnorderedSet: {categories}**{latents} joint states are fewer than num_samples={self.num_samples}; "
                 "use Exact, which sums over all of them"
             )
-        log_q = log_probabilities(logits)
+        # In half precision the probabilities of the sets, sums of many, would be far off.
+        log_q = log_probabilities(logits.to(torch.promote_types(logits.dtype, torch.float32)))
         with torch.no_grad():
             index, log_prob = stochastic_beam_search(log_q.detach(), self.num_samples)
             everything = latents < 64 and categories**latents == self.num_samples
@@ -74,12 +75,13 @@ class UnorderedSet(Estimator):
             share = (log_prob.unsqueeze(-2) + log_second).exp()  # q(t) R_s(S, t), [*batch, s, t]
             z = one_hot(index, logits).movedim(-3, 0)  # [S, *batch, L, K]
         losses = loss(z)
-        frozen = losses.detach()
-        baseline = (share @ frozen.movedim(0, -1).unsqueeze(-1)).squeeze(-1).movedim(-1, 0)
+        frozen = losses.detach().to(share.dtype)
+        with no_autocast(share):
+            baseline = (share @ frozen.movedim(0, -1).unsqueeze(-1)).squeeze(-1).movedim(-1, 0)
         # where, not a product: 0 * -inf of an impossible category would be NaN
         with_graph = torch.where(z > 0, log_q, 0.0).sum(dim=(-2, -1))
         signal = weight * (frozen - baseline)
-        return (weight * losses + gradient_only(signal * with_graph)).sum(dim=0)
+        return (weight * losses + gradient_only(signal * with_graph)).sum(dim=0).to(losses.dtype)
 
 
 def stochastic_beam_search(log_q: Tensor, size: int) -> tuple[Tensor, Tensor]:

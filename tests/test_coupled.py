@@ -11,10 +11,10 @@ import torch
 from estimators import Exact, check_estimator
 from estimators.arm import ARM
 from estimators.arms import ARMS
+from estimators.ars import ARS
 from estimators.arsm import ARSM
 from estimators.carms import CARMS
 from estimators.categorical_disarm import DisARMIW, DisARMStickBreaking, DisARMTree
-from estimators.contract import ContractError
 from estimators.disarm import DisARM
 from estimators.noise import noise_source, open_uniform
 
@@ -35,23 +35,18 @@ CATEGORICAL = {
     "DisARMStickBreaking as given": DisARMStickBreaking(None),
     "DisARMIW": DisARMIW(),
 }
-ALL = {**BINARY, **CATEGORICAL, "ARSM": ARSM()}
+ALL = {**BINARY, **CATEGORICAL, "ARS": ARS(), "ARSM": ARSM()}
 
 
-@pytest.mark.parametrize("name", [*BINARY, *CATEGORICAL])
+@pytest.mark.parametrize("name", ALL)
 def test_contract(name):
     check_estimator(ALL[name], draws=6_000)
 
 
-def test_contract_of_arsm():
-    """All but the number of evaluations, which depends on the categories (``evaluations`` is that of K = 2)."""
-    broken = []
-    try:
-        check_estimator(ARSM(), draws=6_000)
-    except ContractError as error:
-        broken = str(error).split("\n")
-    assert [line for line in broken if "evaluates the loss at 7 samples per gradient" not in line] == []
-    assert [ARSM().evaluations_for(torch.zeros(1, 1, k)) for k in (2, 4, 10)] == [2, 7, 46]
+def test_evaluations_of_swaps_depend_on_the_categories():
+    logits = [torch.zeros(1, 1, k) for k in (2, 4, 10)]
+    assert [ARSM().evaluations_for(x) for x in logits] == [2, 7, 46]
+    assert [ARS().evaluations_for(x) for x in logits] == [2, 4, 10]
 
 
 def gradients(estimator, logits, loss, draws, noise=None):
@@ -77,7 +72,7 @@ def test_variance_on_one_bernoulli(name, p):
     g = gradients(ALL[name], bernoulli(p), lambda z: z[..., 0, 0] * first + z[..., 0, 1] * second, 60_000)[..., 1]
     g = g.flatten()
     m, q = max(p, 1 - p), 1 - p
-    if name in ("ARM", "ARSM"):
+    if name in ("ARM", "ARS", "ARSM"):
         variance = 1 / 12 - 2 / 3 * (m - 0.5) ** 3 - p**2 * q**2
     else:
         variance = m**2 * (1 - m) * (m - 0.5)
@@ -139,6 +134,33 @@ def test_arsm_of_two_categories_is_arm():
     assert torch.allclose(arsm, arm, atol=1e-12)
 
 
+def with_reference(u, reference, categories):
+    """A source for ARS and ARSM: the Dirichlet variables from ``u``, and one reference category for all."""
+    return lambda shape, *_: u if len(shape) == u.dim() else torch.full(shape, (reference + 0.5) / categories)
+
+
+def test_ars_of_two_categories_is_arm():
+    torch.manual_seed(0)
+    u = torch.rand(2000, 3, dtype=torch.float64)
+    logits = torch.tensor([[0.0, 1.3], [0.0, -0.6], [0.5, 0.1]])
+    arm = gradients(ARM(), logits, cubic, 2000, lambda *_: u)
+    dirichlet = -torch.expm1(-torch.stack((u, 1 - u), dim=-1))
+    for reference in (0, 1):
+        ars = gradients(ARS(), logits, cubic, 2000, with_reference(dirichlet, reference, 2))
+        assert torch.allclose(ars, arm, atol=1e-12)
+
+
+@pytest.mark.parametrize("categories", [2, 3, 5])
+def test_arsm_is_the_mean_of_ars_over_the_reference_category(categories):
+    torch.manual_seed(0)
+    logits, u = torch.randn(3, categories), torch.rand(500, 3, categories, dtype=torch.float64)
+    arsm, *ars = (
+        gradients(estimator, logits, cubic, 500, with_reference(u, reference, categories))
+        for estimator, reference in ((ARSM(), 0), *((ARS(), j) for j in range(categories)))
+    )
+    assert arsm.abs().max() > 0 and torch.allclose(torch.stack(ars).mean(0), arsm, atol=1e-12)
+
+
 def test_two_carms_of_two_categories_are_disarm():
     torch.manual_seed(0)
     u = torch.rand(2000, 3, dtype=torch.float64)
@@ -161,7 +183,7 @@ def test_trees_and_sticks_of_two_categories_are_disarm():
 # --- unbiasedness and couplings where the contract's problems do not go ----------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*CATEGORICAL, "ARSM"])
+@pytest.mark.parametrize("name", [*CATEGORICAL, "ARS", "ARSM"])
 @pytest.mark.parametrize("categories", [3, 5])
 def test_unbiased_with_skewed_probabilities(name, categories):
     """Probabilities from 5e-3 to 0.8: where a coupling misses pairs of categories, the mean is off."""

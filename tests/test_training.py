@@ -102,6 +102,21 @@ def test_replicas_of_different_settings_train_as_alone():
     assert temperatures.tolist() == pytest.approx(expected)
 
 
+def test_a_gap_is_a_number_per_replica_or_a_word():
+    """``estimator.gap`` takes 1.0, 1 and p; replicas with numbers of their own train as each alone."""
+    gaps = [config("estimator=gapped_straight_through", f"estimator.gap={gap}") for gap in ("0.5", "2", "p")]
+    assert [job["estimator"]["gap"] for job in gaps] == [0.5, 2, "p"]
+    together = Pack(gaps[:2], CPU)
+    assert together.estimator.gap.flatten().tolist() == [0.5, 2.0] and Pack(gaps[2:], CPU).estimator.gap == "p"
+    solos = [Pack([job], CPU) for job in gaps]
+    for _ in range(3):
+        numbers = together.train_step()
+        losses = [solo.train_step()[0] for solo in solos]
+        assert torch.allclose(torch.stack(losses[:2]), numbers, rtol=1e-4)
+    weights = [solo.parameters[0][0] for solo in solos]
+    assert all(bool((weights[i] != weights[i - 1]).any()) for i in range(3))
+
+
 def test_one_pack_is_a_plain_torch_loop():
     """A hand-written loop (torch modules, torch.optim.Adam, the same noise) gives the same losses."""
     job = config(
@@ -355,6 +370,7 @@ def test_an_unreadable_or_malicious_checkpoint_starts_the_run_again(tmp_path, mo
         (["optimizer=sgd", "optimizer.momentum=1"], r"optimizer.momentum must be in \[0, 1\)"),
         (["estimator.temperature=0"], "GumbelSoftmax: temperature must be positive"),
         (["estimator.temperature=-1"], "temperature must be positive"),
+        (["estimator=gapped_straight_through", "estimator.gap=q"], "gap must be positive and finite or 'p'"),
         (["task.categories=1"], "task.categories must be at least 2"),
         (["estimator=nvil", "schedule=exponential"], "anneals a temperature, but estimator=nvil has none"),
         (["data.binarization=sometimes"], "binarization"),

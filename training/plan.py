@@ -7,7 +7,7 @@ written. Integers, words and lists are structure, and differ from pack to pack.
 
 from __future__ import annotations
 
-import copy
+import functools
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,7 +32,7 @@ LARGEST_PACK_ON_CPU = 32
 
 @dataclass(frozen=True)
 class RunPlan:
-    """One run: its resolved config (``replicas`` is 1) and the overrides that ask for it."""
+    """One run: its resolved config (``replicas`` is 1; never changed, parts are shared) and the overrides for it."""
 
     config: Config
     overrides: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class RunPlan:
     def path(self) -> Path:
         return Path(self.config["runs_dir"]).absolute() / self.config["sweep"] / self.name
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         return run_name(self.config)
 
@@ -70,9 +70,7 @@ def replicated(config: Config, overrides: Sequence[str] = ()) -> Iterator[RunPla
         raise UserError(f"sweep={sweep!r} names a folder in runs_dir: no slash, at most 200 bytes; see runs_dir=PATH")
     own = tuple(line for line in overrides if not line.startswith(("seed=", "replicas=")))
     for seed in range(config["seed"], config["seed"] + config["replicas"]):
-        run = copy.deepcopy(config)
-        run["seed"], run["replicas"] = seed, 1
-        yield RunPlan(run, (*own, f"seed={seed}"))
+        yield RunPlan({**config, "seed": seed, "replicas": 1}, (*own, f"seed={seed}"))
 
 
 def structure(config: Config) -> str:
@@ -151,31 +149,38 @@ class _Composer:
         self._master, self._loader = master, loader
         self._composed: dict[tuple[str, ...], tuple[DictConfig, Config, bool]] = {}
         self._values: dict[tuple[Any, ...], tuple[str, Any]] = {}
+        self._is_simple: dict[str | None, bool] = {}
 
     def __call__(self, job: Sequence[Override]) -> Config:
         structural = tuple(str(o.input_line) for o in job if not self._is_value(o))
         composed, plain, interpolated = self._base(structural)
         if interpolated:  # a value may change others: leave it all to Hydra
             _, plain, _ = self._base(tuple(str(o.input_line) for o in job))
-            return copy.deepcopy(plain)
-        config = copy.deepcopy(plain)
+            return plain
+        config = dict(plain)
         for override in job:
             if self._is_value(override):
                 key, value = self._value(structural, composed, override)
                 *parents, leaf = key.split(".")
                 node = config
-                for parent in parents:
+                for parent in parents:  # runs share what they have in common: copy what is changed
+                    node[parent] = dict(node[parent])
                     node = node[parent]
                 node[leaf] = value
         return config
 
     def _is_value(self, override: Override) -> bool:
         """Whether the override sets one existing value, and does not choose options or add keys."""
+        if override.input_line not in self._is_simple:
+            self._is_simple[override.input_line] = self._sets_a_value(override)
+        return self._is_simple[override.input_line]
+
+    def _sets_a_value(self, override: Override) -> bool:
         value = override.value()
         simple = isinstance(value, (bool, int, float)) or (isinstance(value, str) and "${" not in value)
-        plain = override.is_force_add() or override.is_add() or override.is_delete() or override.package
-        group = self._loader.repository.group_exists(override.key_or_group)
-        return simple and not plain and not group and not override.is_hydra_override()
+        changes_keys = override.is_add() or override.is_force_add() or override.is_delete() or override.package
+        chooses = self._loader.repository.group_exists(override.key_or_group) or override.is_hydra_override()
+        return simple and not changes_keys and not chooses
 
     def _base(self, structural: tuple[str, ...]) -> tuple[DictConfig, Config, bool]:
         if structural not in self._composed:

@@ -156,12 +156,14 @@ def schema_of(target: type, filled_in: Sequence[str] = FILLED_IN) -> type:
 
 
 def _option_type(hint: Any) -> Any:
-    """What a config can hold: ``float | Tensor`` -> float (or None, if allowed), ``Sequence[int]`` -> list[int], a
-    literal -> str, all else as it is."""
+    """What a config can hold: ``float | Tensor`` -> float (or None, if allowed), with a literal -> a number or str,
+    ``Sequence[int]`` -> list[int], a literal -> str, all else as it is."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         optional = type(None) in arguments
         kind = float if float in arguments else _option_type(next(kind for kind in arguments if kind is not type(None)))
+        if kind is float and any(typing.get_origin(argument) is typing.Literal for argument in arguments):
+            kind = int | float | str  # int: a union does not turn "gap=1" into 1.0
         return kind | None if optional else kind
     if origin is typing.Literal:
         return str

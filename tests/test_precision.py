@@ -1,0 +1,182 @@
+"""Numbers: half precision and autocast, and extreme temperatures and logits, over all methods.
+
+The tests of half precision also run on CUDA where there is a device.
+"""
+
+import copy
+import math
+
+import pytest
+import torch
+
+import estimators
+from estimators import (
+    REBAR,
+    RELAX,
+    RODEO,
+    DecoupledStraightThrough,
+    GappedStraightThrough,
+    GumbelRao,
+    GumbelSoftmax,
+    OverlappingExponential,
+    ReinMax,
+    ReinMaxCV,
+    ReinMaxRao,
+    SpikeAndExponential,
+    StraightThrough,
+)
+
+LATENTS = 3
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+EVERY = {
+    **{(method.__name__, 2): method for method in estimators.METHODS},
+    **{(method.__name__, 4): method for method in estimators.METHODS if not method.binary_only},
+    ("GumbelSoftmax hard", 4): lambda: GumbelSoftmax(hard=True),
+}
+RELAXED = {"GumbelSoftmax", "OverlappingExponential", "SpikeAndExponential"}
+
+
+def build(name, categories, device="cpu"):
+    torch.manual_seed(0)
+    make = EVERY[name, categories]
+    return (RELAX(LATENTS, categories, hidden=4) if make is RELAX else make()).to(device)
+
+
+def quadratic(z):
+    """In float32 at least, returned in the dtype of ``z``: all that is rounded is the estimator's own."""
+    x = z.to(torch.promote_types(z.dtype, torch.float32))
+    weights = torch.linspace(-1, 1.3, z.shape[-1], dtype=x.dtype, device=z.device)
+    return ((x * weights).sum((-2, -1)) ** 2 + x[..., 0].sum(-1)).to(z.dtype)
+
+
+def gradient(estimator, logits, loss=quadratic):
+    """Losses, gradients of the logits and of what the estimator learns, and the ``z`` of the loss's first call."""
+    seen = []
+    leaf = logits.clone().requires_grad_()
+    torch.manual_seed(1)
+    losses = estimator(leaf, lambda z: loss(seen.append(z.detach()) or z))
+    wanted = [leaf, *estimator.parameters()]
+    return losses, torch.autograd.grad(losses.sum(), wanted, allow_unused=True), seen[0]
+
+
+def assert_finite(losses, gradients):
+    assert losses.isfinite().all()
+    assert all(g is None or g.isfinite().all() for g in gradients) and gradients[0] is not None
+
+
+def assert_one_hot(z):
+    assert ((z == 0) | (z == 1)).all() and (z.sum(-1) == 1).all()
+
+
+# --- half precision ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("name", "categories"), EVERY)
+def test_a_model_under_autocast(name, categories, device):
+    """bfloat16 logits from an encoder and a decoder in bfloat16; parameters and their gradients in float32."""
+    estimator = build(name, categories, device)
+    encoder = torch.nn.Linear(7, LATENTS * categories, device=device)
+    decoder = torch.nn.Linear(LATENTS * categories, 5, device=device)
+    seen = []
+
+    def loss(z):
+        seen.append(z.detach())
+        return torch.nn.functional.linear(z.flatten(-2), decoder.weight, decoder.bias).tanh().square().sum(-1)
+
+    with torch.autocast(device, dtype=torch.bfloat16):
+        logits = encoder(torch.randn(64, 7, device=device)).unflatten(-1, (LATENTS, categories))
+        losses = estimator(logits, loss)
+    assert logits.dtype == torch.bfloat16 and seen[0].dtype == torch.bfloat16
+    expected = {torch.bfloat16} if device == "cpu" else {torch.bfloat16, torch.float32}  # CUDA sums in float32
+    assert losses.dtype in expected
+    gradients = torch.autograd.grad(losses.mean(), [*encoder.parameters(), *decoder.parameters()])
+    assert_finite(losses, gradients)
+    assert gradients[0].dtype == torch.float32 and gradients[0].abs().max() > 0
+    if name not in RELAXED:
+        assert_one_hot(seen[0])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("name", "categories"), [key for key in EVERY if key[0] not in ("RELAX", "RODEO")])
+def test_autocast_does_not_touch_the_estimators_own_mathematics(name, categories, device):
+    """With float32 logits and loss all is as without autocast (but for networks, whose products it means to round)."""
+    logits = torch.randn(2000, LATENTS, categories, generator=torch.Generator().manual_seed(2)).to(device)
+    results = []
+    for enabled in (False, True):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=enabled):
+            results.append(gradient(build(name, categories, device), logits))
+    (losses, gradients, z), (same_losses, same_gradients, same_z) = results
+    assert torch.equal(z, same_z) and torch.equal(losses, same_losses)
+    assert torch.equal(gradients[0], same_gradients[0])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("name", "categories"), EVERY)
+def test_bfloat16_logits_give_the_numbers_of_float32_up_to_rounding(name, categories, device):
+    """On the same noise: a bfloat16 number has a relative error of 2^-9, and few samples are so close to a tie."""
+    logits = torch.randn(2000, LATENTS, categories, generator=torch.Generator().manual_seed(2)).bfloat16().to(device)
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        estimator = build(name, categories, device)
+        # A network has the dtype of what it is given, as everywhere in torch.
+        estimator = estimator.to(dtype) if isinstance(estimator, RELAX | RODEO) else estimator
+        losses, gradients, z = gradient(estimator, logits.to(dtype))
+        assert losses.dtype == gradients[0].dtype == z.dtype == dtype
+        assert_finite(losses, gradients)
+        results.append((z.float(), gradients[0].float()))
+    (z, expected), (half_z, half) = results
+    if name in RELAXED:
+        assert torch.allclose(z, half_z, atol=0.02)
+        same = ((z[..., 1] == 0) == (half_z[..., 1] == 0)).all(-1)  # on the spike at 0 there is no gradient
+    else:
+        assert_one_hot(half_z)
+        same = (z == half_z).flatten(-2).all(-1).reshape(-1, len(logits)).all(0)
+    assert same.float().mean() > 0.99
+    assert (half - expected)[same].norm() < 0.03 * expected[same].norm()
+
+
+# --- extremes ------------------------------------------------------------------------------------------------------
+
+AT_TEMPERATURES = {
+    "GumbelSoftmax": GumbelSoftmax,
+    "GumbelSoftmax hard": lambda t: GumbelSoftmax(t, hard=True),
+    "StraightThrough": StraightThrough,
+    "DecoupledStraightThrough": lambda t: DecoupledStraightThrough(t, t),
+    "GappedStraightThrough": lambda t: GappedStraightThrough(t, 1e4),
+    "GappedStraightThrough p": lambda t: GappedStraightThrough(t, "p"),
+    "GumbelRao": GumbelRao,
+    "ReinMax": lambda t: ReinMax(max(t, 1.0)),
+    "ReinMaxCV": ReinMaxCV,
+    "ReinMaxRao": ReinMaxRao,
+    "REBAR": REBAR,
+    "RELAX": lambda t: RELAX(LATENTS, 3, temperature=t, hidden=4),
+    "RELAX of bits": lambda t: RELAX(LATENTS, 2, temperature=t, hidden=4),
+    "SpikeAndExponential": lambda t: SpikeAndExponential(min(1 / t, 80.0)),
+    "OverlappingExponential": lambda t: OverlappingExponential(min(1 / t, 80.0)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [1e-3, 0.1, 1.0, 10.0])
+@pytest.mark.parametrize("name", AT_TEMPERATURES)
+def test_finite_at_every_temperature_and_scale_of_the_logits(name, temperature, dtype):
+    """Also with an impossible category, which is never drawn and gets no gradient."""
+    torch.manual_seed(0)
+    estimator = AT_TEMPERATURES[name](temperature)
+    bits = estimator.binary_only or name == "RELAX of bits"
+    for categories in (2,) if bits else (3,) if name == "RELAX" else (2, 3):
+        scales = torch.tensor([0.0, 1e-3, 1.0, 30.0, 1e3], dtype=dtype).reshape(-1, 1, 1, 1)
+        logits = scales * torch.randn(5, 300, LATENTS, categories, dtype=dtype)
+        impossible = torch.zeros_like(logits, dtype=torch.bool)
+        impossible[:, 150:, 1, -1] = True
+        logits = logits.masked_fill(impossible, -math.inf)
+        losses, gradients, z = gradient(copy.deepcopy(estimator).to(dtype), logits)
+        assert_finite(losses, gradients)
+        assert losses.dtype == gradients[0].dtype == z.dtype == dtype
+        if name in RELAXED:
+            assert z.isfinite().all() and (z >= 0).all()
+            assert torch.allclose(z.sum(-1), torch.ones_like(z[..., 0]))
+        else:
+            assert_one_hot(z)
+            assert (z[impossible] == 0).all() and (gradients[0][impossible] == 0).all()

@@ -1,0 +1,88 @@
+"""``python -m training.status runs/SWEEP``: how many runs are queued, running, finished, diverged, failed, and why.
+
+``interrupted`` is a run that no living process trains and that has no result: the sweep's command, started again, goes
+on with it. A run that nobody has started yet has no folder and is not counted (``dry_run=true`` counts those).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from analysis.records import METRICS, STATUS, DamagedRecord, RunRecord, find_runs
+
+WORDS = ("running", "queued", "interrupted", "finished", "diverged", "failed", "damaged")
+SHOWN = 20
+
+
+def state(record: RunRecord) -> tuple[str, str | None]:
+    """A run's status in a word, and what is wrong with it, if something is."""
+    try:
+        word = record.outcome()
+    except DamagedRecord as error:
+        return "damaged", str(error)
+    if word is None:
+        word = record.word()
+        if record.claim.is_held():
+            word = "running"
+        elif word != "failed":
+            word = "interrupted" if (record.path / METRICS).exists() else "queued"
+    return word, record.error() if word in ("diverged", "failed") else None
+
+
+def step(record: RunRecord) -> int | None:
+    """The last step with metrics, without reading the file."""
+    try:
+        with open(record.path / METRICS, "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(file.tell() - 4096, 0))
+            lines = file.read().split(b"\n")
+        return int(json.loads(lines[-2])["step"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def report(path: Path) -> str:
+    """The states below ``path`` for people. Raises ``FileNotFoundError`` if there is no run."""
+    runs = sorted({*find_runs(path), *(file.parent for level in ("", "*/", "*/*/") for file in path.glob(level + STATUS))})
+    if not runs:
+        raise FileNotFoundError(f"no runs at {path}: expected a run, a sweep, or a folder of sweeps")
+    counts: dict[str, Counter[str]] = {}
+    troubles: list[str] = []
+    going: list[str] = []
+    for run in runs:
+        record = RunRecord(run)
+        word, trouble = state(record)
+        # <estimator>-<task>-<data>-s<seed>-<hash>: good enough for people
+        counts.setdefault("-".join(run.name.split("-")[:3]), Counter())[word] += 1
+        if trouble:
+            troubles.append(f"{word}: {run.name}: {trouble}")
+        if word == "running":
+            going.append(f"running: {run.name}: step {step(record) or 0}")
+    total = sum(counts.values(), Counter[str]())
+    words = [word for word in WORDS if total[word]]
+    width = max(map(len, counts))
+    lines = [f"{len(runs)} runs: " + ", ".join(f"{total[word]} {word}" for word in words), ""]
+    lines += [" " * width + "".join(f"{word:>13}" for word in words)]
+    lines += [f"{name:<{width}}" + "".join(f"{own[word] or '-':>13}" for word in words) for name, own in counts.items()]
+    for texts in (going, troubles):
+        lines += texts[:SHOWN]
+        if len(texts) > SHOWN:
+            lines.append(f"... and {len(texts) - SHOWN} more")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the report for the folder on the command line."""
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit("usage: python -m training.status runs/SWEEP")
+    try:
+        print(report(Path(sys.argv[1])))
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
