@@ -18,7 +18,9 @@ from tasks.datasets import Dataset, Split
 from training import schema
 from training.errors import UserError
 from training.pack import Pack
-from training.run import replicated, train_runs
+from training.plan import replicated
+from training.progress import PackLine
+from training.run import train_runs
 from training.streams import Streams
 
 CPU = torch.device("cpu")
@@ -319,8 +321,9 @@ def test_the_record_says_relaxed_and_the_bounds_rise(task, tmp_path):
     """300 steps; bounds on exact samples, better than at the start (64 pixels: log 2 each)."""
     overrides = [f"task={task}", "task.kl=relaxed", "task.prior=learned", "task.prior_temperature=0.5", "steps=300"]
     job = config(*overrides, "optimizer.lr=3e-3", runs_dir=str(tmp_path))
-    train_runs(replicated(job), overrides)
-    result = json.loads((tmp_path / "main" / records.run_name(replicated(job)[0]) / records.RESULT).read_text())
+    (run,) = replicated(job, overrides)
+    train_runs([run], PackLine(False), solo=True)
+    result = json.loads((run.path / records.RESULT).read_text())
     assert result["objective"] == {"kl": "relaxed", "samples": "relaxed", "is_bound": False}
     assert result["protocol"]["evaluation"] == "hard samples, analytic KL in the ELBO"
     assert -64 * math.log(2) < result["metrics"]["test_elbo"] < result["metrics"]["test_bound"] < -15
@@ -329,7 +332,7 @@ def test_the_record_says_relaxed_and_the_bounds_rise(task, tmp_path):
 def test_mistakes_are_told_before_anything_trains(tmp_path):
     job = config("estimator=st_gumbel_softmax", "task.kl=relaxed", runs_dir=str(tmp_path))
     with pytest.raises(UserError, match="use estimator=gumbel_softmax with estimator.hard=false"):
-        train_runs(replicated(job), [])
+        train_runs(list(replicated(job)), PackLine(False), solo=True)
     assert not list(tmp_path.rglob("*.json")) and not list(tmp_path.rglob("*.pt"))
     job = config("task.kl=relaxed", "task.latents=2")
     with pytest.raises(UserError, match="task.prior_temperature is null in some runs of a pack and a number in others"):

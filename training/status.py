@@ -46,7 +46,8 @@ def step(record: RunRecord) -> int | None:
 
 def report(path: Path) -> str:
     """The states below ``path`` for people. Raises ``FileNotFoundError`` if there is no run."""
-    runs = sorted({*find_runs(path), *(file.parent for level in ("", "*/", "*/*/") for file in path.glob(level + STATUS))})
+    begun = {file.parent for level in ("", "*/", "*/*/") for file in path.glob(level + STATUS)}
+    runs = sorted({*find_runs(path), *begun})
     if not runs:
         raise FileNotFoundError(f"no runs at {path}: expected a run, a sweep, or a folder of sweeps")
     counts: dict[str, Counter[str]] = {}
