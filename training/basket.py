@@ -121,7 +121,7 @@ def _warmed_up(config: Config, model: dict[str, Tensor], device: torch.device, s
 
 
 def _measure(config: Config, model: dict[str, Tensor], solo: Pack, batch: Tensor, draws: int) -> PointVariance:
-    parameters = sum(value.numel() for value in model.values())
+    parameters = sum(value.numel() for value in (*model.values(), *solo.estimator.state_dict().values()))
     size = max(2, min(MOST_DRAWS, draws // 2, NUMBERS // max(parameters, solo.evaluations * batch.numel())))
     pack = Pack([{**config, "seed": seed} for seed in range(size)], batch.device)
     _spread(model, pack.task)
@@ -176,13 +176,20 @@ def load_run(path: Path, device: torch.device) -> Pack:
 
 def table(results: Sequence[PointVariance]) -> str:
     """The results for the screen, smallest variance last."""
-    lines = [f"{'estimator':<28}{'log variance':>13}{'+-':>7}{'signal/noise':>14}{'draws':>7}{'evaluations':>13}"]
+    head = ("log variance", "+-", "signal/noise", "evaluations", "variance x evaluations", "draws")
+    widths = (13, 6, 13, 12, 23, 6)
+    lines = [f"{'estimator':<28}" + "".join(f"{word:>{width}}" for word, width in zip(head, widths, strict=True))]
     for result in sorted(results, key=lambda result: -result.variance):
         name = result.estimator + ("" if result.objective == "mean" else " *")
-        lines.append(
-            f"{name:<28}{result.log_variance:>13.2f}{2 * result.log_standard_error:>7.2f}"
-            f"{result.signal_to_noise:>14.3g}{result.draws:>7}{result.evaluations:>13}"
+        cells = (
+            f"{result.log_variance:.2f}",
+            f"{2 * result.log_standard_error:.2f}",
+            f"{result.signal_to_noise:.3f}",
+            f"{result.evaluations}",
+            f"{result.variance * result.evaluations:.2e}",
+            f"{result.draws}",
         )
+        lines.append(f"{name:<28}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
     if any(result.objective != "mean" for result in results):
         lines.append("* of another objective (a multi-sample bound): not comparable with the others")
     return "\n".join(lines)
