@@ -64,8 +64,8 @@ def swept(experiment):
         composed = compose("config", overrides=[f"+experiment={experiment}"], return_hydra_config=True)
         params = composed.hydra.sweeper.params
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        override = parser.parse_override(f"estimator={params.estimator}")
-        return {choice.split("=")[1] for choice in override.sweep_string_iterator()}, params.task, composed.sweep
+        (override,) = parser.parse_overrides([f"estimator={params.estimator}"])
+        return set(override.sweep_string_iterator()), params.task, composed.sweep
 
 
 def test_the_experiment_has_every_estimator_that_fits():
