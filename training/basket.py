@@ -216,7 +216,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             composed = compose("config", overrides=[f"estimator={name}"])
             nodes.append(OmegaConf.to_container(composed.estimator, resolve=True))  # type: ignore[arg-type]
     print(f"{options.run.name}, step {pack.step}; natural logarithm of the mean variance per encoder parameter")
-    print(table(measure(pack, nodes, draws=options.draws, warm_up=options.warm_up)))
+    try:
+        results = measure(pack, nodes, draws=options.draws, warm_up=options.warm_up)
+    except ValueError as error:  # what an estimator says it cannot do
+        raise UserError(str(error)) from error
+    print(table(results))
 
 
 if __name__ == "__main__":
