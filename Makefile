@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: demo test setup lint bench clean
+.PHONY: demo test setup lint bench certificates clean
 
 demo: setup ## train 24 runs on 8x8 digits, then print the table and draw the figures into runs/demo/report
 	$(BIN)/python train.py -m +experiment=demo
@@ -26,6 +26,13 @@ lint: setup ## format, lint and types
 
 bench: setup ## the training step beside its matrix products
 	$(BIN)/python -m training.benchmark
+
+CERTIFICATES = docs/results/certificates
+
+certificates: setup ## measure bias and variance of every estimator; tables and figures of docs/estimators.md anew
+	$(BIN)/python -m estimators.check --json $(CERTIFICATES)/certificates.json
+	$(BIN)/python -m estimators.table docs/estimators.md $(CERTIFICATES)/certificates.json
+	$(BIN)/python -m analysis.certificates $(CERTIFICATES)/certificates.json $(CERTIFICATES)
 
 clean: ## remove the environment and caches (runs/ stays)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

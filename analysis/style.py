@@ -10,6 +10,7 @@ BLACK, BLUE, SKY, GREEN, ORANGE, RED, PURPLE = (
     *("#000000", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"),
 )
 SOLID, DASHED, DOTTED, DASHDOT = "-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5))
+DASHDOTDOT = (0, (6, 1.2, 1.2, 1.2, 1.2, 1.2))
 
 RC: dict[Any, Any] = {
     "font.size": 9,
@@ -70,13 +71,24 @@ LOOKS = {
     "arm": Look("ARM", PURPLE, DOTTED, "X"),
     "disarm": Look("DisARM", PURPLE, DASHED, "d"),
     "arms": Look("ARMS", PURPLE, DASHDOT, "P"),
+    "carms": Look("CARMS", PURPLE, DASHDOTDOT, "P"),
     "arsm": Look("ARSM", BLACK, DOTTED, "h"),
+    "ars": Look("ARS", RED, DASHDOTDOT, "<"),
+    "disarm_iw": Look("DisARM-IW", BLUE, DASHED, "H"),
+    "disarm_stick_breaking": Look("DisARM-SB", BLUE, DOTTED, "d"),
+    "disarm_tree": Look("DisARM-Tree", BLUE, DASHDOTDOT, "d"),
     "straight_through": Look("Straight-Through", ORANGE, SOLID, "^"),
+    "decoupled_straight_through": Look("Decoupled ST", ORANGE, DASHDOT, "v"),
+    "identity_straight_through": Look("Identity ST", ORANGE, DASHDOTDOT, ">"),
     "gumbel_softmax": Look("Gumbel-Softmax", BLUE, SOLID, "o"),
     "st_gumbel_softmax": Look("ST Gumbel-Softmax", SKY, DASHED, "o"),
     "gumbel_rao": Look("Gumbel-Rao", BLUE, DASHDOT, "s"),
     "gapped_straight_through": Look("Gapped ST", ORANGE, DASHED, "^"),
     "reinmax": Look("ReinMax", SKY, SOLID, "s"),
+    "reinmax_rao": Look("ReinMax-Rao", SKY, DASHDOT, "D"),
+    "reinmax_cv": Look("ReinMax-CV", SKY, DOTTED, "s"),
+    "spike_and_exponential": Look("Spike-and-exp.", BLACK, DASHDOTDOT, "X"),
+    "overlapping_exponential": Look("Overlapping exp.", GREEN, DASHDOTDOT, "p"),
     "double_cv": Look("Double CV", GREEN, DOTTED, "D"),
     "rodeo": Look("RODEO", BLACK, DASHED, "p"),
     "unordered_set": Look("Unordered set", ORANGE, DOTTED, "o"),

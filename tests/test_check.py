@@ -274,8 +274,40 @@ def test_every_method_and_every_option_has_a_name():
 # --- the document --------------------------------------------------------------------------------------------------
 
 
-def test_the_table_in_the_docs_is_up_to_date():
+def test_the_generated_blocks_of_the_docs_are_up_to_date():
+    """Every number on the page is that of the committed certificate, of which one call makes all blocks."""
     document = (ROOT / "docs" / "estimators.md").read_text()
-    assert table.rewritten(document) == document, "run: python -m estimators.table docs/estimators.md"
+    report = json.loads((ROOT / "docs" / "results" / "certificates" / "certificates.json").read_text())
+    assert table.rewritten(document, report) == document, "run: make certificates"
     assert "| - |" not in "".join(row.split("|")[3] for row in table.markdown().splitlines())
     assert all(table.family(method) != "-" for method in estimators.METHODS)
+    certified = {result["name"].split()[0] for result in report["estimators"]}
+    assert certified == {method.__name__ for method in estimators.METHODS}, "run: make certificates"
+
+
+def test_figures_for_a_choice():
+    """Variance times evaluations, best first; what has no comparable figure is not in the table."""
+
+    def result(name, variance, evaluations, unbiased=True, **declared):
+        problems = [
+            {"categories": k, "layers": 1, "relative_variance": value, "relative_bias": 0.25}
+            for k, value in variance.items()
+        ]
+        costs = [{"categories": k, "evaluations": evaluations} for k in variance]
+        declared = {"objective": "mean", "rescales": False, "needs_gradient": False, "unbiased": unbiased, **declared}
+        return {"name": name, "declared": declared, "problems": problems, "costs": costs}
+
+    results = [
+        result("Two", {2: 1.5, 4: 4.0}, 2, needs_gradient=True),
+        result("One", {2: 2.0}, 1),
+        result("Soft", {2: 0.5, 4: 0.5}, 1, unbiased=False),
+        result("Bound", {2: 1.0, 4: 1.0}, 5, objective="multi_sample_bound"),
+        result("Scaled", {2: 1.0, 4: 1.0}, 1, unbiased=False, rescales=True),
+        result("Exact", {2: 0.0, 4: 0.0}, 16),
+    ]
+    unbiased, biased = table.choice({"estimators": results}).split("\n\n")
+    assert unbiased.splitlines()[2:] == [
+        "| `One` | 2 / - | 1 / - | 2 / - | no |",
+        "| `Two` | 1.5 / 4 | 2 | 3 / 8 | yes |",
+    ]
+    assert biased.splitlines()[2:] == ["| `Soft` | 0.5 | 0.25 | no |"]

@@ -1,0 +1,66 @@
+"""The figures of bias and variance, from what ``estimators.check`` measures and from the committed certificate."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from analysis import certificates
+from analysis.style import LOOKS
+from estimators import METHODS, check
+
+COMMITTED = Path(__file__).parents[1] / "docs" / "results" / "certificates" / "certificates.json"
+
+
+@pytest.fixture(scope="module")
+def report():
+    return json.loads(COMMITTED.read_text())
+
+
+def test_figures_of_a_fresh_certificate(tmp_path, capsys):
+    file, output = tmp_path / "certificates.json", tmp_path / "figures"
+    names = ["exact", "rloo", "disarm", "nvil", "gumbel_softmax", "st_gumbel_softmax", "unordered_set"]
+    assert check.main([*names, "--quick", "--draws", "500", "--json", str(file)]) == 0
+    assert certificates.main([str(file), str(output)]) == 0
+    assert {path.name for path in output.iterdir()} == {
+        f"{name}.{kind}" for name in ("bias_variance", "ranking") for kind in ("pdf", "png")
+    }
+    capsys.readouterr()
+    file.write_text("{}")
+    assert certificates.main([str(file), str(output)]) == 2
+    assert "not a certificate" in capsys.readouterr().err
+
+
+def test_what_the_plane_shows(report):
+    """A path has the certificate's points; an unbiased estimator stands on the axis at its variance."""
+    figure = certificates.bias_variance(report)
+    plane, _, strip, _ = figure.axes
+    gumbel = next(result for result in report["estimators"] if result["name"] == "GumbelSoftmax")
+    expected = [(x, y) for _, x, y, _ in certificates.path(gumbel, 2)]
+    paths = [list(zip(*line.get_data(), strict=True)) for line in plane.get_lines()]
+    assert len(expected) == len(check.TEMPERATURES) and expected in paths
+    rows = {label.get_text(): place for place, label in enumerate(strip.get_yticklabels())}
+    rloo = next(result for result in report["estimators"] if result["name"] == "RLOO")
+    dots = [(x, y) for line in strip.get_lines() for x, y in zip(*line.get_data(), strict=True)]
+    assert (rloo["problems"][0]["relative_variance"], rows["RLOO"]) in dots
+    assert not {"VIMCO", "NVIL", "Exact"} & set(rows) and "NVIL unscaled" in rows
+
+
+def test_the_ranking_is_in_order(report):
+    for categories in (2, 4):
+        rows = list(certificates._ranked(certificates.compared(report), categories))
+        middle = rows.index(None)
+        for part in (rows[:middle], rows[middle + 1 :]):
+            values = [value for _, value, _ in part]
+            assert len(part) > 5 and values == sorted(values)
+        assert all(bias is None for *_, bias in rows[:middle]) and all(bias > 0 for *_, bias in rows[middle + 1 :])
+
+
+def test_every_method_has_a_look_of_its_own():
+    """In figures of estimators that are not in ``LOOKS`` two might look alike."""
+    known = {key.replace("_", "") for key in LOOKS}
+    assert {method.__name__.lower() for method in METHODS} <= known
+    assert certificates.style("GumbelSoftmax hard").label == "ST Gumbel-Softmax"
+    assert certificates.style("DisARMStickBreaking").label == "DisARM-SB"
+    assert certificates.style("NVIL unscaled").color == LOOKS["nvil"].color
+    assert certificates.style("my_file:Mine").label == "Mine"
