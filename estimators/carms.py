@@ -11,7 +11,7 @@ from estimators.base import Estimator, Loss
 from estimators.categorical import one_hot, probabilities
 
 ORDERS_AT_ONCE = 64
-"""Orders of the categories that are held in memory at a time, unless half the categories are more."""
+"""Orders of the categories that are held in memory at a time, unless categories / num_samples are more."""
 WRAP = 2**62
 """Larger than any category: added to those that a cyclic order reaches after the last category."""
 
@@ -92,7 +92,9 @@ class CARMS(Estimator):
         mass = torch.stack([p.gather(-1, k.unsqueeze(-1)) for k in index])
         before = torch.stack([through.gather(-1, k.unsqueeze(-1)) for k in index]) - mass
         both = torch.zeros_like(mass[i])
-        for chunk in torch.arange(orders, device=p.device).split(max(categories // 2, ORDERS_AT_ONCE)):
+        at_once = max(categories // self.evaluations, ORDERS_AT_ONCE)
+        for number in range(0, orders, at_once):
+            chunk = torch.arange(number, min(number + at_once, orders), device=p.device)
             first, last = _ends(chunk, categories)
             total = through[..., -1:]
             low = _start(index.unsqueeze(-1), before, first, last, p[..., first], through[..., last], total)
