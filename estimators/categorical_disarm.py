@@ -102,8 +102,8 @@ class _Sticks(_Decisions):
     """Decision ``k``: right is category ``k`` alone, left all later ones."""
 
     def _odds(self, leaves: Tensor) -> Tensor:
-        later = leaves.flip(-1).logcumsumexp(dim=-1).flip(-1)
-        return leaves[..., :-1] - later[..., 1:]
+        later = leaves[..., 1:].flip(-1).logcumsumexp(dim=-1).flip(-1)
+        return leaves[..., :-1] - later
 
     def _walk(self, bits: Tensor) -> tuple[Tensor, Tensor]:
         left = (1 - bits).cumprod(dim=-1)
@@ -152,10 +152,10 @@ class DisARMIW(_Sticks):
     order: Order = "ascending"
 
     def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
-        z, odds, bits, decided = self._couple(logits)
+        z, odds, bits, decided = self._couple(logits.detach())
         losses = loss(z)
         first, second = losses.detach()
-        s = odds.detach().sigmoid()
+        s = odds.sigmoid()
         stay = (1 - s[..., :-1]) ** 2 / (1 - 2 * s[..., :-1])
         before = torch.cat((torch.ones_like(s[..., :1]), stay.cumprod(dim=-1)), dim=-1)
         part = decided[0] * decided[1] * (bits[0] != bits[1])
