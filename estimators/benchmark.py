@@ -25,6 +25,7 @@ from estimators.memory import Allocations
 
 SHAPES = ((100, 20, 10), (100, 200, 2))
 GROWTH = (10, 1_000, 100_000, 1_000_000)
+TABLES = (100, 1_000, 10_000, 100_000)
 MOST_BYTES, MOST_SECONDS = 2**29, 10.0
 """Nothing is run whose samples take more memory, or that at this rate would take longer for a gradient."""
 
@@ -86,8 +87,8 @@ def methods(logits: Tensor) -> Iterator[tuple[str, Estimator]]:
     """Every method with its default arguments that takes logits of this shape."""
     latents, categories = logits.shape[-2:]
     for method in estimators.METHODS:
-        make: Callable[[], Estimator] = partial(RELAX, latents, categories) if method is RELAX else method
-        estimator = make()
+        options = (latents, categories) if method is RELAX else ()
+        estimator: Estimator = method(*options)  # type: ignore[operator]
         if not estimator.binary_only or categories == 2:
             yield method.__name__, estimator.to(logits.device)
             if method is GumbelSoftmax:
@@ -133,12 +134,13 @@ def sampling(seconds: float, device: torch.device) -> None:
     print(f"{'shape':<18}{'samples':<10}{'forward':>10}{'and backward':>14}")
     for shape in (*SHAPES, (4, 1, 100_000)):
         for hard in (False, True):
-            forward, both = _sampling(shape, hard, seconds, device)
+            forward, both = sampling_ratios(shape, hard, seconds, device)
             label, kind = " x ".join(map(str, shape)), "one-hot" if hard else "relaxed"
             print(f"{label:<18}{kind:<10}{forward:>10.2f}{both:>14.2f}", flush=True)
 
 
-def _sampling(shape: tuple[int, ...], hard: bool, seconds: float, device: torch.device) -> tuple[float, float]:
+def sampling_ratios(shape: tuple[int, ...], hard: bool, seconds: float, device: torch.device) -> tuple[float, float]:
+    """Time of our sample over that of torch's: forward, and forward and backward."""
     logits = torch.randn(shape, device=device, requires_grad=True)
     weights = torch.randn(shape, device=device)
     estimator = GumbelSoftmax(0.7, hard=hard)
@@ -177,9 +179,7 @@ def growth(seconds: float, device: torch.device) -> None:
             pace = ours / logits.shape[-1]
             cells.append(f"{ours / theirs:.2f} | {peak_bytes(one, device) / logits.nbytes:.1f}")
         print(f"{name:<26}" + "".join(f"{cell:>18}" for cell in cells), flush=True)
-    print(
-        "\n-: K or more evaluations of K numbers each do not fit in memory; CARMS: K (K - 1) / 2 orders take too long"
-    )
+    print("\n-: K or more evaluations of K numbers do not fit in memory; CARMS: its K (K - 1) / 2 orders take too long")
 
 
 def look_ups(seconds: float, device: torch.device, features: int = 64) -> None:
@@ -187,18 +187,22 @@ def look_ups(seconds: float, device: torch.device, features: int = 64) -> None:
     print(f"\nTime with z @ table / time with look_up(z, table), {features} features, 40 latents")
     print("alone, forward and backward: z without and with a gradient; then in an estimator's whole gradient\n")
     print(f"{'categories':>10}{'alone':>10}{'with z':>10}{'REINFORCE':>12}{'StraightThrough':>18}")
-    for categories in (100, 1_000, 10_000, 100_000):
+    for categories in TABLES:
         logits = torch.randn(10, 4, categories, device=device, requires_grad=True)
         table = torch.randn(categories, features, device=device, requires_grad=True)
         hard = StraightThrough().sample(logits).detach()
         tracked = hard.clone().requires_grad_()
         cells = [
-            _speed_up(lambda losses, z=hard: losses(z), (table,), table, seconds),
-            _speed_up(lambda losses, z=tracked: losses(z), (table, tracked), table, seconds),
-            _speed_up(partial(REINFORCE(), logits), (logits, table), table, seconds),
-            _speed_up(partial(StraightThrough(), logits), (logits, table), table, seconds),
+            _speed_up(partial(_at, hard), (table,), table, seconds),
+            _speed_up(partial(_at, tracked), (table, tracked), table, seconds),
+            _speed_up(partial(REINFORCE(), logits), (table, logits), table, seconds),
+            _speed_up(partial(StraightThrough(), logits), (table, logits), table, seconds),
         ]
         print(f"{categories:>10,}{cells[0]:>10.2f}{cells[1]:>10.2f}{cells[2]:>12.2f}{cells[3]:>18.2f}", flush=True)
+
+
+def _at(z: Tensor, loss: Loss) -> Tensor:
+    return loss(z)
 
 
 def _speed_up(run: Callable[[Loss], Tensor], inputs: Sequence[Tensor], table: Tensor, seconds: float) -> float:
