@@ -25,7 +25,7 @@ from estimators.memory import Allocations
 
 SHAPES = ((100, 20, 10), (100, 200, 2))
 GROWTH = (10, 1_000, 100_000, 1_000_000)
-TABLES = (100, 1_000, 10_000, 100_000)
+TABLES = (100, 1_000, 10_000, 100_000, 1_000_000)
 MOST_BYTES, MOST_SECONDS = 2**29, 10.0
 """Nothing is run whose samples take more memory, or that at this rate would take longer for a gradient."""
 
