@@ -83,8 +83,9 @@ def harden(perturbed: Tensor, logits: Tensor) -> Tensor:
 
 def one_hot(index: Tensor, logits: Tensor) -> Tensor:
     """``index`` ``[*batch, latents]`` -> one-hot in the dtype and number of categories of ``logits``."""
-    zeros = index.new_zeros((*index.shape, logits.shape[-1]), dtype=logits.dtype)
-    return zeros.scatter_(-1, index.unsqueeze(-1), 1)
+    # One zero, expanded, so that scatter makes the one tensor there is (in place it would not go under vmap).
+    zeros = index.new_zeros((), dtype=logits.dtype).expand(*index.shape, logits.shape[-1])
+    return zeros.scatter(-1, index.unsqueeze(-1), 1)
 
 
 def relax(clean: Tensor, logits: Tensor, temperature: Number = 1.0) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import estimators
 from estimators import CARMS, DisARMIW, DisARMStickBreaking, DisARMTree, GumbelSoftmax
 from estimators.carms import _ends, _start
-from estimators.categorical import log_softmax, softmax
+from estimators.categorical import log_softmax, one_hot, softmax
 from estimators.memory import Allocations
 
 # RELAX has a network on all categories; the evaluations of the last three grow with the categories themselves.
@@ -72,6 +72,15 @@ def test_softmax_over_few_categories_is_softmax(shape, dtype):
         assert a.is_contiguous()
         torch.testing.assert_close(a, b)
         torch.testing.assert_close(torch.autograd.grad(a, x, g), torch.autograd.grad(b, x, g))
+
+
+def test_one_hot_under_vmap_needs_no_slow_path(recwarn):
+    """Every operator has a batching rule; without one, torch warns and goes example by example."""
+    logits = torch.randn(6, 5, 2, 7)
+    index = logits.argmax(-1)
+    batched = torch.vmap(one_hot)(index, logits)
+    assert torch.equal(batched, torch.nn.functional.one_hot(index, 7).float()) and batched.is_contiguous()
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("categories", [2, 3, 5, 7, 8])
