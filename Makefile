@@ -24,7 +24,8 @@ lint: setup ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: setup ## the training step beside its matrix products
+bench: setup ## what a gradient of every estimator costs; the training step beside its matrix products
+	$(BIN)/python -m estimators.benchmark
 	$(BIN)/python -m training.benchmark
 
 CERTIFICATES = docs/results/certificates

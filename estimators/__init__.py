@@ -25,6 +25,7 @@ from estimators.gumbel_rao import GumbelRao
 from estimators.gumbel_softmax import GumbelSoftmax
 from estimators.identity_straight_through import IdentityStraightThrough
 from estimators.indecater import IndeCateR
+from estimators.look_up import category, look_up
 from estimators.moments import GradientMoments, gradient_moments
 from estimators.muprop import MuProp
 from estimators.noise import noise_source, uniform
@@ -118,9 +119,11 @@ __all__ = [
     "StraightThrough",
     "UnorderedSet",
     "VIMCO",
+    "category",
     "check_estimator",
     "gradient_moments",
     "gradient_only",
+    "look_up",
     "noise_source",
     "per_example",
     "relaxed_log_prob",

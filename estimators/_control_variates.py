@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from estimators import noise
 from estimators.base import Estimator, Loss, in_functorch, per_example
-from estimators.categorical import Number, gradient_only, harden, is_binary, relax, scores
+from estimators.categorical import Number, gradient_only, harden, is_binary, log_softmax, relax, scores
 
 IMPOSSIBLE = -1e4
 """Log-odds and log-probabilities are cut here: the probability is exactly 0 in every dtype and all terms are finite."""
@@ -67,7 +67,7 @@ class Coupled:
         if is_binary(logits):
             self.theta = scores(logits).clamp(IMPOSSIBLE, -IMPOSSIBLE)
         else:
-            self.theta = logits.log_softmax(dim=-1).clamp_min(IMPOSSIBLE)
+            self.theta = log_softmax(logits).clamp_min(IMPOSSIBLE)
         hat = self.theta + self._noise()
         self.z = harden(hat, logits)
         if is_binary(logits):

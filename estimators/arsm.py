@@ -8,7 +8,7 @@ from torch import Tensor
 from estimators import noise
 from estimators._surrogate import with_gradient
 from estimators.base import Estimator, Loss
-from estimators.categorical import no_autocast, one_hot
+from estimators.categorical import no_autocast, one_hot, softmax
 
 
 class ARSM(Estimator):
@@ -49,7 +49,7 @@ class ARSM(Estimator):
         table = losses.detach()[pair]  # [K, K, *batch], symmetric
         centred = (table - table.mean(dim=0)).to(dtype)
         with no_autocast(centred):
-            gradient = torch.einsum("kj...,...lj->...lk", centred, 1 / categories - (-gumbel).softmax(dim=-1))
+            gradient = torch.einsum("kj...,...lj->...lk", centred, 1 / categories - softmax(-gumbel))
         return with_gradient(losses, gradient, logits)
 
 

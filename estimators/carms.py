@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -11,6 +9,11 @@ from estimators import noise
 from estimators._surrogate import with_gradient
 from estimators.base import Estimator, Loss
 from estimators.categorical import one_hot, probabilities
+
+ORDERS_AT_ONCE = 64
+"""Orders of the categories that are held in memory at a time, unless categories / num_samples are more."""
+WRAP = 2**62
+"""Larger than any category: added to those that a cyclic order reaches after the last category."""
 
 
 class CARMS(Estimator):
@@ -26,8 +29,8 @@ class CARMS(Estimator):
     unbiased, and r <= K (K - 1) / 2.
 
     ``loss`` is called once with ``z`` of ``[num_samples, *batch, latents, K]``; the value is the mean over samples.
-    Memory grows with ``K (K - 1) / 2 * num_samples (num_samples - 1) / 2`` numbers per latent. Equal to DisARM for
-    K = 2 and two samples.
+    Equal to DisARM for K = 2 and two samples. Time grows with ``K (K - 1) / 2 * num_samples (num_samples - 1) / 2``
+    per latent, because P is a mean over that many orders; memory is linear in K.
 
     Args:
         num_samples: at least 2; every gradient costs as many evaluations of the loss.
@@ -56,55 +59,70 @@ class CARMS(Estimator):
     def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
         n = self.evaluations
         p = probabilities(logits.detach().double())
-        before = torch.einsum("mkc,...c->m...k", _precedes(p.shape[-1], p.device).to(p.dtype), p)
-        index = self._sample(p, before)
+        through = p.cumsum(dim=-1)
+        index = self._sample(p, through)
         losses = loss(one_hot(index, logits))
         i, j = torch.triu_indices(n, n, offset=1, device=p.device)
-        ratio = self._ratio(p, before, index, i, j)
+        ratio = self._ratio(p, through, index, i, j)
         f = losses.detach().to(p.dtype)
-        weight = (ratio * (f[i] - f[j]).unsqueeze(-1)).unsqueeze(-1) / (n * (n - 1))
-        z = one_hot(index, p)
-        return with_gradient(losses, (weight * (z[i] - z[j])).sum(dim=0), logits)
+        weight = ratio * (f[i] - f[j]).unsqueeze(-1) / (n * (n - 1))
+        # sum over pairs of weight * (z_i - z_j), without a one-hot tensor per pair
+        per_sample = torch.zeros_like(index, dtype=p.dtype).index_add(0, i, weight).index_add(0, j, -weight)
+        gradient = torch.zeros_like(p).scatter_add(-1, index.movedim(0, -1), per_sample.movedim(0, -1))
+        return with_gradient(losses, gradient, logits)
 
-    def _sample(self, p: Tensor, before: Tensor) -> Tensor:
-        """Categories ``[num_samples, *batch, latents]``; ``before`` ``[orders, *batch, latents, K]``: their starts."""
-        orders, n = before.shape[0], self.evaluations
+    def _sample(self, p: Tensor, through: Tensor) -> Tensor:
+        """Categories ``[num_samples, *batch, latents]``; ``through``: the cumulative sums of ``p``."""
+        categories, n = p.shape[-1], self.evaluations
         e = -torch.log1p(-noise.uniform((n, *p.shape[:-1]), dtype=p.dtype, device=p.device, event_dims=1))
         u = (1 - e / e.sum(dim=0)) ** (n - 1)
         pick = noise.uniform(p.shape[:-1], dtype=p.dtype, device=p.device, event_dims=1)
-        pick = (pick * orders).long().clamp(max=orders - 1)
-        start = before.gather(0, pick[None, ..., None].expand(1, *p.shape)).squeeze(0)
-        # the last possible category that starts at or below u
-        return torch.where((start <= u.unsqueeze(-1)) & (p > 0), start, -1.0).argmax(dim=-1)
+        orders = categories * (categories - 1) // 2
+        first, last = _ends((pick * orders).long().clamp(max=orders - 1).unsqueeze(-1), categories)
+        k = torch.arange(categories, device=p.device)
+        start = _start(k, through - p, first, last, p.gather(-1, first), through.gather(-1, last), through[..., -1:])
+        start = start.masked_fill(p == 0, torch.inf)
+        # the last possible category that starts at or below u; if rounding leaves none, the first possible one
+        return torch.stack([torch.where(start <= x, start, -1 - start).argmax(dim=-1) for x in u.unsqueeze(-1)])
 
-    def _ratio(self, p: Tensor, before: Tensor, index: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    def _ratio(self, p: Tensor, through: Tensor, index: Tensor, i: Tensor, j: Tensor) -> Tensor:
         """``r`` of the pairs ``(i, j)`` of samples, ``[pairs, *batch, latents]``."""
-        power = self.evaluations - 1
-        orders = before.shape[0]
-        low = torch.stack([before.gather(-1, k.expand(orders, *k.shape).unsqueeze(-1)).squeeze(-1) for k in index], 1)
-        mass = torch.stack([p.gather(-1, k.unsqueeze(-1)).squeeze(-1) for k in index])
-        low, high = low.clamp(0, 1) ** (1 / power), (low + mass).clamp(0, 1) ** (1 / power)
-
-        def joint(s: Tensor, t: Tensor) -> Tensor:
-            return (s[:, i] + t[:, j] - 1).clamp_min(0) ** power
-
-        both = (joint(high, high) - joint(low, high) - joint(high, low) + joint(low, low)).mean(dim=0)
+        categories, power = p.shape[-1], self.evaluations - 1
+        orders = categories * (categories - 1) // 2
+        mass = torch.stack([p.gather(-1, k.unsqueeze(-1)) for k in index])
+        before = torch.stack([through.gather(-1, k.unsqueeze(-1)) for k in index]) - mass
+        both = torch.zeros_like(mass[i])
+        at_once = max(categories // self.evaluations, ORDERS_AT_ONCE)
+        for number in range(0, orders, at_once):
+            chunk = torch.arange(number, min(number + at_once, orders), device=p.device)
+            first, last = _ends(chunk, categories)
+            total = through[..., -1:]
+            low = _start(index.unsqueeze(-1), before, first, last, p[..., first], through[..., last], total)
+            low, high = low.clamp(0, 1) ** (1 / power), (low + mass).clamp(0, 1) ** (1 / power)
+            joint = (high[i] + high[j] - 1).clamp_min(0) ** power
+            joint -= (low[i] + high[j] - 1).clamp_min(0) ** power
+            joint -= (high[i] + low[j] - 1).clamp_min(0) ** power
+            joint += (low[i] + low[j] - 1).clamp_min(0) ** power
+            both += joint.sum(dim=-1, keepdim=True)
         independent = mass[i] * mass[j]
-        return independent / torch.maximum(both, independent / orders)
+        return (independent / torch.maximum(both / orders, independent / orders)).squeeze(-1)
 
 
-def _precedes(categories: int, device: torch.device) -> Tensor:
-    """``[orders, K, K]``: whether category ``c`` comes before ``k``."""
-    ranks = torch.tensor(_ranks(categories), device=device)
-    return ranks.unsqueeze(-2) < ranks.unsqueeze(-1)
+def _ends(order: Tensor, categories: int) -> tuple[Tensor, Tensor]:
+    """First and last category ``(a, b)`` of each order: every pair of categories once, by their cyclic distance."""
+    first = order % categories
+    return first, (first + order // categories + 1) % categories
 
 
-@cache
-def _ranks(categories: int) -> list[list[int]]:
-    """Each category's place in each order; order ``(a, b)``: a, then cyclically from b + 1 to b without a."""
-    ranks = []
-    for a in range(categories):
-        for b in range(a + 1, categories):
-            order = [a] + [c % categories for c in range(b + 1, b + categories + 1) if c % categories != a]
-            ranks.append([order.index(c) for c in range(categories)])
-    return ranks
+def _start(
+    k: Tensor, before: Tensor, first: Tensor, last: Tensor, p_first: Tensor, through_last: Tensor, total: Tensor
+) -> Tensor:
+    """Where category ``k`` starts in the order ``(a, b)``: a, then cyclically from b + 1 to b without a.
+
+    ``before``: the mass of the categories below ``k``; ``through_last``: of those up to b.
+    """
+    begin = before - through_last + torch.where(k <= last, total, 0.0)  # of the categories from b + 1 to k - 1
+    # a < k in the cyclic order that starts at b + 1: a is among those already; otherwise it comes in addition
+    wrapped_first, wrapped_k = first + (first <= last) * WRAP, k + (k <= last) * WRAP
+    begin = begin + torch.where(wrapped_first < wrapped_k, 0.0, p_first)
+    return torch.where(k == first, 0.0, begin)

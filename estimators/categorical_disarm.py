@@ -22,28 +22,26 @@ class _Decisions(Estimator):
     order: Order = None
 
     @abstractmethod
-    def _tree(self, categories: int) -> tuple[Tensor, Tensor]:
-        """The leaves left and right of every node, two boolean ``[K - 1, K]``."""
+    def _odds(self, leaves: Tensor) -> Tensor:
+        """From logits ``[..., K]`` the nodes' log-odds ``[..., K - 1]``: logsumexp of right leaves minus left ones."""
+
+    @abstractmethod
+    def _walk(self, bits: Tensor) -> tuple[Tensor, Tensor]:
+        """From bits ``[..., K - 1]`` the leaf they lead to, one-hot ``[..., K]``, and which nodes are on the way."""
 
     def _couple(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Antithetic ``z`` ``[2, *batch, latents, K]``, and per node log-odds, bits, whether it decides."""
-        left, right = (side.to(logits.device) for side in self._tree(logits.shape[-1]))
         place = None
         # -1e30 for -inf: never chosen either, and nodes without a possible leaf keep finite log-odds
         leaves = logits.clamp_min(-1e30)
         if self.order is not None:
             place = leaves.detach().argsort(dim=-1, descending=self.order == "descending")
             leaves = leaves.gather(-1, place)
-        spread = leaves.unsqueeze(-2)
-        odds = torch.where(right, spread, -torch.inf).logsumexp(-1) - torch.where(left, spread, -torch.inf).logsumexp(
-            -1
-        )
+        odds = self._odds(leaves)
         bits, _ = antithetic_bits(odds, event_dims=2)
-        dtype = logits.dtype
-        z = (bits @ left.to(dtype) + (1 - bits) @ right.to(dtype) == 0).to(dtype)
-        decided = z @ (left | right).to(dtype).mT
+        z, decided = self._walk(bits)
         if place is not None:
-            z = z.gather(-1, place.argsort(dim=-1).expand_as(z))
+            z = torch.zeros_like(z).scatter(-1, place.expand_as(z), z)
         return z, odds, bits, decided
 
     def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
@@ -66,8 +64,8 @@ class DisARMTree(_Decisions):
     b - sigmoid(a)  if only z's does;  -(b~ - sigmoid(a))  if only z~'s does;  0 otherwise },
     carried to the logits by the chain rule. The last three cases are DisARM's conditional mean given what matters.
 
-    ``loss`` is called once with ``z`` of ``[2, *batch, latents, K]``. Unbiased; DisARM for K = 2. Memory grows with
-    ``K^2`` per latent.
+    ``loss`` is called once with ``z`` of ``[2, *batch, latents, K]``. Unbiased; DisARM for K = 2. Neighbours are
+    paired level by level; where their number is odd, the last one waits for the next level.
 
     Example::
 
@@ -77,23 +75,43 @@ class DisARMTree(_Decisions):
     Difference from the authors' code: any number of categories, not only powers of two.
     """
 
-    def _tree(self, categories: int) -> tuple[Tensor, Tensor]:
-        sides: list[tuple[Tensor, Tensor]] = []
-        leaf = torch.arange(categories)
+    def _odds(self, leaves: Tensor) -> Tensor:
+        levels = []
+        while leaves.shape[-1] > 1:
+            paired = leaves.shape[-1] // 2 * 2
+            left, right = leaves[..., :paired].unflatten(-1, (-1, 2)).unbind(dim=-1)
+            levels.append(right - left)
+            leaves = torch.cat((torch.logaddexp(left, right), leaves[..., paired:]), dim=-1)
+        return torch.cat(levels, dim=-1)
 
-        def split(low: int, high: int) -> None:
-            if high - low > 1:
-                middle = (low + high) // 2
-                sides.append(((leaf >= low) & (leaf < middle), (leaf >= middle) & (leaf < high)))
-                split(low, middle)
-                split(middle, high)
+    def _walk(self, bits: Tensor) -> tuple[Tensor, Tensor]:
+        sizes, alive = [], bits.shape[-1] + 1
+        while alive > 1:
+            sizes.append(alive // 2)
+            alive -= alive // 2
+        reached, decided = torch.ones_like(bits[..., :1]), []
+        for level in reversed(bits.split(sizes, dim=-1)):
+            nodes, waiting = reached[..., : level.shape[-1]], reached[..., level.shape[-1] :]
+            decided.append(nodes)
+            below = torch.stack((nodes * (1 - level), nodes * level), dim=-1).flatten(-2)
+            reached = torch.cat((below, waiting), dim=-1)
+        return reached, torch.cat(decided[::-1], dim=-1)
 
-        split(0, categories)
-        left, right = zip(*sides, strict=True)
-        return torch.stack(left), torch.stack(right)
+
+class _Sticks(_Decisions):
+    """Decision ``k``: right is category ``k`` alone, left all later ones."""
+
+    def _odds(self, leaves: Tensor) -> Tensor:
+        later = leaves[..., 1:].flip(-1).logcumsumexp(dim=-1).flip(-1)
+        return leaves[..., :-1] - later
+
+    def _walk(self, bits: Tensor) -> tuple[Tensor, Tensor]:
+        left = (1 - bits).cumprod(dim=-1)
+        decided = torch.cat((torch.ones_like(left[..., :1]), left[..., :-1]), dim=-1)
+        return torch.cat((decided * bits, left[..., -1:]), dim=-1), decided
 
 
-class DisARMStickBreaking(_Decisions):
+class DisARMStickBreaking(_Sticks):
     r"""DisARM on the decisions of a stick-breaking construction: "is it category k?", one category after the other.
 
     Log-odds of decision k: a_k = logit_k - logsumexp(logits of the categories after k); the gradient is that of
@@ -116,11 +134,8 @@ class DisARMStickBreaking(_Decisions):
             raise ValueError(f"{type(self).__name__}: order must be 'ascending', 'descending' or None, not {order!r}")
         self.order = order
 
-    def _tree(self, categories: int) -> tuple[Tensor, Tensor]:
-        return _sticks(categories)
 
-
-class DisARMIW(_Decisions):
+class DisARMIW(_Sticks):
     r"""Two samples from the antithetic stick-breaking coupling with an importance weight instead of decisions.
 
     gradient in the logits = 1/2 r(z, z~) (loss(z) - loss(z~)) (z - z~) per latent,  r = p(z) p(z~) / P(z, z~)
@@ -136,23 +151,13 @@ class DisARMIW(_Decisions):
 
     order: Order = "ascending"
 
-    def _tree(self, categories: int) -> tuple[Tensor, Tensor]:
-        return _sticks(categories)
-
     def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
-        z, odds, bits, decided = self._couple(logits)
+        z, odds, bits, decided = self._couple(logits.detach())
         losses = loss(z)
         first, second = losses.detach()
-        s = odds.detach().sigmoid()
+        s = odds.sigmoid()
         stay = (1 - s[..., :-1]) ** 2 / (1 - 2 * s[..., :-1])
         before = torch.cat((torch.ones_like(s[..., :1]), stay.cumprod(dim=-1)), dim=-1)
         part = decided[0] * decided[1] * (bits[0] != bits[1])
         ratio = (part * before * (1 - s)).sum(dim=-1, keepdim=True)
         return with_gradient(losses, 0.5 * ratio * (first - second)[..., None, None] * (z[0] - z[1]), logits)
-
-
-def _sticks(categories: int) -> tuple[Tensor, Tensor]:
-    """Decision ``k``: right is category ``k`` alone, left all later ones."""
-    leaf = torch.arange(categories)
-    node = leaf[:-1].unsqueeze(-1)
-    return leaf > node, leaf == node

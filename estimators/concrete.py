@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from estimators._surrogate import per_latent
-from estimators.categorical import Number, is_binary, perturbed_scores, scores
+from estimators.categorical import Number, is_binary, log_softmax, perturbed_scores, scores
 
 
 def relaxed_log_sample(logits: Tensor, temperature: Number) -> Tensor:
@@ -34,7 +34,7 @@ def relaxed_log_sample(logits: Tensor, temperature: Number) -> Tensor:
     if is_binary(logits):
         odds = perturbed / per_latent(temperature)
         return torch.stack((F.logsigmoid(-odds), F.logsigmoid(odds)), dim=-2).mT.to(logits.dtype)
-    return (perturbed / temperature).log_softmax(dim=-1).to(logits.dtype)
+    return log_softmax(perturbed / temperature).to(logits.dtype)
 
 
 def relaxed_log_prob(log_y: Tensor, logits: Tensor, temperature: Number) -> Tensor:
@@ -67,7 +67,7 @@ def relaxed_log_prob(log_y: Tensor, logits: Tensor, temperature: Number) -> Tens
         return _log(t) + F.logsigmoid(odds) + F.logsigmoid(-odds)
     categories = log_y.shape[-1]
     constant = math.lgamma(categories) + (categories - 1) * _log(per_latent(temperature))
-    return constant + (logits - temperature * log_y).log_softmax(dim=-1).sum(dim=-1)
+    return constant + log_softmax(logits - temperature * log_y).sum(dim=-1)
 
 
 def _log(value: Number) -> Number:

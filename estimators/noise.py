@@ -90,4 +90,5 @@ def logistic(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device, 
 def gumbel(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device, event_dims: int = 2) -> Tensor:
     """Standard Gumbel noise ``-log(-log(1 - u))``; its upper tail sits where ``u`` is finest."""
     u = uniform(shape, dtype=dtype, device=device, event_dims=event_dims)
-    return -torch.log(-torch.log1p(-u))
+    # u may be the source's own buffer; its negation is ours, and one buffer instead of five matters for many categories
+    return u.neg().log1p_().neg_().log_().neg_()

@@ -7,12 +7,11 @@ machine that changes speed changes both; what is printed are medians and the rat
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 
+from estimators.benchmark import medians
 from tasks.datasets import Dataset, Split
 from training.heap import keep_freed_memory
 from training.loop import device_name
@@ -65,22 +64,6 @@ def matrix_products(replicas: int, device: torch.device) -> Callable[[], None]:
     return run
 
 
-def compare(step: Callable[[], object], floor: Callable[[], object], seconds: float) -> tuple[float, float]:
-    """Median milliseconds of ``step`` and of ``floor``, in turns of ten calls for about ``seconds``."""
-    times: tuple[list[float], list[float]] = ([], [])
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[0]) < 20:
-        for function, record in zip((step, floor), times, strict=True):
-            for call in range(11):
-                start = time.perf_counter()
-                function()
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                if call:  # the first after the other's turn finds the caches cold
-                    record.append(time.perf_counter() - start)
-    return statistics.median(times[0]) * 1e3, statistics.median(times[1]) * 1e3
-
-
 def main(seconds: float = 6.0) -> None:
     """Print the table."""
     torch.set_num_threads(1)
@@ -91,13 +74,10 @@ def main(seconds: float = 6.0) -> None:
     print(f"{'estimator':<20}{'replicas':>9}{'step':>9}{'floor':>9}{'floor/step':>12}")
     for estimator in ("gumbel_softmax", "st_gumbel_softmax", "straight_through", "nvil"):
         for replicas in (1, 8):
-            step, floor = compare(
-                make_pack(estimator, replicas, device).train_step, matrix_products(replicas, device), seconds
-            )
-            print(
-                f"{estimator:<20}{replicas:>9}{step / replicas:>9.3f}{floor / replicas:>9.3f}{floor / step:>12.2f}",
-                flush=True,
-            )
+            functions = (make_pack(estimator, replicas, device).train_step, matrix_products(replicas, device))
+            step, floor = medians(functions, seconds, device)
+            each = f"{1e3 * step / replicas:>9.3f}{1e3 * floor / replicas:>9.3f}"
+            print(f"{estimator:<20}{replicas:>9}{each}{floor / step:>12.2f}", flush=True)
 
 
 if __name__ == "__main__":
