@@ -8,7 +8,7 @@ from torch import Tensor
 from estimators import noise
 from estimators._surrogate import with_gradient
 from estimators.base import Estimator, Loss
-from estimators.categorical import one_hot
+from estimators.categorical import one_hot, softmax
 
 
 class ARS(Estimator):
@@ -52,5 +52,5 @@ class ARS(Estimator):
             index.append((clean + torch.where(categories == k, at_reference, swapped)).argmax(dim=-1))
         losses = loss(one_hot(torch.stack(index), logits))
         centred = (losses.detach() - losses.detach().mean(dim=0)).to(dtype).movedim(0, -1).unsqueeze(-2)
-        pi = (-gumbel).softmax(dim=-1).gather(-1, reference)
+        pi = softmax(-gumbel).gather(-1, reference)
         return with_gradient(losses, centred * (1 - len(categories) * pi), logits)

@@ -17,11 +17,10 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from analysis.records import CHECKPOINT, CONFIG
+from analysis.records import CHECKPOINT, CONFIG, RunRecord
 from estimators import noise_source
-from training import optimisers, schema
+from training import checkpoints, optimisers, schema
 from training.errors import UserError
-from training.loop import load_checkpoint
 from training.pack import Config, Pack
 from training.run import pick_device
 
@@ -166,9 +165,9 @@ def load_run(path: Path, device: torch.device) -> Pack:
         config = yaml.safe_load((path / CONFIG).read_text())
     except OSError:
         raise UserError(f"{path}: not a run's directory (it has no {CONFIG})") from None
-    state = load_checkpoint(path)
+    state, trouble = checkpoints.load(RunRecord(path), config["steps"])
     if state is None:
-        raise UserError(f"{path}: there is no readable checkpoint ({CHECKPOINT})")
+        raise UserError(trouble or f"{path}: there is no checkpoint ({CHECKPOINT})")
     pack = Pack([config], device)
     pack.restore([state])
     return pack

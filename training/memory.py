@@ -4,49 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
+from estimators.memory import Allocations
 from training.pack import Pack, load_once
 from training.plan import structure
 
 USABLE = 0.8
 """Of the free memory: allocators round up, and other processes want some."""
-
-
-class PeakMemory(TorchDispatchMode):
-    """While active, counts the bytes of the tensors that operations make: ``now`` and ``peak``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_flatten(result)[0]:
-            if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        identity, size = storage._cdata, storage.nbytes()
-        if identity in self._known or not size:
-            return
-        self._known.add(identity)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, identity, size)
-
-    def _free(self, identity: int, size: int) -> None:
-        self._known.discard(identity)
-        self.now -= size
 
 
 def bytes_of(config: dict[str, Any], device: torch.device) -> tuple[float, float]:
@@ -55,7 +24,7 @@ def bytes_of(config: dict[str, Any], device: torch.device) -> tuple[float, float
     if key not in _measured:
         peaks = []
         for replicas in (1, 2):
-            with PeakMemory() as memory:
+            with Allocations() as memory:
                 pack = trial_pack(config, replicas, device)
                 for _ in range(2):  # the second finds moments and running averages in place
                     pack.train_step()

@@ -174,7 +174,8 @@ class Pack:
             low, high = self.logits_range[:, r].tolist()
             temperature = self._temperature(r)
             at = "" if temperature is None else f", temperature {temperature:.4g}"
-            text = f"not finite at step {step}: {name}{at}, logits from {low:.4g} to {high:.4g}"
+            logits = f"logits from {low:.4g} to {high:.4g}" if low <= high else "logits not finite"
+            text = f"not finite at step {step}: {name}{at}, {logits}"
             details = {"diverged_at": step, "divergence": text, "temperature": temperature}
             found.append((r, details | {"logits_min": _finite(low), "logits_max": _finite(high)}))
         return found
@@ -209,8 +210,12 @@ class Pack:
 
     @torch.no_grad()
     def restore(self, states: Sequence[dict[str, Any]]) -> None:
-        """Go on from :meth:`state`, one per replica, all of the same step."""
+        """Go on from :meth:`state`, one per replica, all of the same step. Raises ``ValueError`` for other shapes."""
         first = states[0]
+        for state in states:  # before anything is written: a wrong shape might broadcast
+            for name, value in self._stacked().items():
+                if state["tensors"][name].shape != value.shape[1:]:
+                    raise ValueError(f"{name} has shape {list(state['tensors'][name].shape)}")
         self.step, self.loss_steps = first["step"], first["loss_steps"]
         self.seconds = max(state["seconds"] for state in states)
         self.streams.restore([state["streams"] for state in states], self.device)
