@@ -18,12 +18,10 @@ from training import loggers, optimisers, schedules
 from training.batches import Batches
 from training.errors import UserError
 from training.gradient_variance import GradientVariance
+from training.health import Health
 from training.streams import Streams
 
 Config = dict[str, Any]
-
-SMALL = 4096
-"""Largest gradient per replica, in numbers, that is looked at in every step."""
 
 load_once = lru_cache(maxsize=2)(load_dataset)
 """A sweep's jobs run in one process and share their data."""
@@ -66,11 +64,7 @@ class Pack:
         self.seconds = 0.0
         self.loss_sum = torch.zeros(self.replicas, device=device)
         self.loss_steps = 0
-        # The first step whose loss or gradient was not finite, and the range of the logits at the last finite one.
-        self.first_bad = torch.full((self.replicas,), -1, device=device)
-        self.logits_range = torch.zeros(2, self.replicas, device=device)
-        self._seen: list[Tensor] = []
-        self.estimator.register_forward_pre_hook(lambda _, arguments: self._seen.append(arguments[0].detach()))
+        self.health = Health(self.replicas, device, self.estimator)
 
     @property
     def replicas(self) -> int:
@@ -120,14 +114,13 @@ class Pack:
     def train_step(self) -> Tensor:
         """One step of every replica; returns the detached losses ``[replicas]`` (mean over examples, nats)."""
         self.anneal()
-        self._seen.clear()
         batch = self.batches(self.step)
         with noise_source(self.noise):
             losses = self.task.loss(batch, self.estimator)
         # The gradient of losses.mean(-1).sum(): a replica's is that of its own mean loss.
         gradients: Sequence[Tensor | None]
         gradients = torch.autograd.grad(losses, self.parameters, self._cotangent, allow_unused=True)
-        gradients = self._without_bad(losses.detach(), gradients)
+        gradients = self.health.check(losses.detach(), gradients, self.optimizer.freeze)
         self.optimizer.step(gradients)
         self.variance.update([gradients[index] for index in self._encoder])  # type: ignore[misc]
         self.step += 1
@@ -136,42 +129,17 @@ class Pack:
         self.loss_steps += 1
         return losses
 
-    @torch.no_grad()
-    def _without_bad(self, losses: Tensor, gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-        """Note the replicas whose loss or gradient is not finite; their gradients are 0 from now on, and they rest.
-
-        Of the gradients only the biases' are looked at: what is not finite at an output is not finite there either, and
-        weights would cost another pass over memory. :meth:`divergences` looks at the parameters now and then.
-        """
-        finite = losses.isfinite().all(-1)
-        for gradient in gradients:
-            if gradient is not None and gradient[0].numel() <= SMALL:
-                finite &= gradient.flatten(1).sum(1).isfinite()
-        bad = (self.first_bad < 0) & ~finite
-        if bad.any():
-            self.first_bad[bad] = self.step + 1
-            own = [logits.movedim(-4, 0).flatten(1) for logits in self._seen]
-            self.logits_range[0, bad] = torch.cat([x.amin(1, keepdim=True) for x in own], 1).amin(1)[bad]
-            self.logits_range[1, bad] = torch.cat([x.amax(1, keepdim=True) for x in own], 1).amax(1)[bad]
-            self.optimizer.freeze(bad.nonzero().flatten().tolist())
-        resting = self.first_bad >= 0
-        if not resting.any():
-            return gradients
-        return [g if g is None else g.masked_fill(resting.reshape(-1, *(1,) * (g.dim() - 1)), 0.0) for g in gradients]
-
-    @torch.no_grad()
     def divergences(self, replicas: Sequence[int], everywhere: bool) -> list[tuple[int, dict[str, Any]]]:
         """Those of ``replicas`` that diverged, with the step, the temperature and the range of their logits in it.
 
         ``everywhere``: look at all parameters, too.
         """
         if everywhere:
-            sums = torch.stack([parameter.flatten(1).sum(1) for parameter in self.parameters])
-            self.first_bad[(self.first_bad < 0) & ~sums.isfinite().all(0)] = self.step
-        found = []
-        for r in [r for r in replicas if self.first_bad[r] >= 0]:
-            name, step = self.configs[r]["estimator"]["name"], int(self.first_bad[r])
-            low, high = self.logits_range[:, r].tolist()
+            self.health.look_everywhere(self.parameters)
+        found, first_bad = [], self.health.first_bad.tolist()
+        for r in [r for r in replicas if first_bad[r] >= 0]:
+            name, step = self.configs[r]["estimator"]["name"], first_bad[r]
+            low, high = self.health.logits_range[:, r].tolist()
             temperature = self._temperature(r)
             at = "" if temperature is None else f", temperature {temperature:.4g}"
             logits = f"logits from {low:.4g} to {high:.4g}" if low <= high else "logits not finite"
@@ -218,6 +186,7 @@ class Pack:
                     raise ValueError(f"{name} has shape {list(state['tensors'][name].shape)}")
         self.step, self.loss_steps = first["step"], first["loss_steps"]
         self.seconds = max(state["seconds"] for state in states)
+        self.health.step.fill_(self.step)
         self.streams.restore([state["streams"] for state in states], self.device)
         for replica, state in enumerate(states):
             for name, value in self._stacked().items():
