@@ -12,6 +12,8 @@ from training import basket, schema
 from training.basket import measure
 from training.errors import UserError
 from training.pack import Pack
+from training.plan import RunPlan
+from training.progress import PackLine
 from training.run import train_runs
 
 CPU = torch.device("cpu")
@@ -116,7 +118,7 @@ def test_mistakes_are_explained(small, tmp_path):
 
 def test_the_command_measures_at_a_checkpoint(tmp_path, capsys):
     job = config("task.latents=4", "steps=30", "valid_samples=1", "test_samples=1", f"runs_dir={tmp_path}")
-    train_runs([job], [])
+    train_runs([RunPlan(job)], PackLine(False), solo=True)
     (run,) = (tmp_path / "main").iterdir()
     basket.main([str(run), "reinforce", "vimco", "--draws", "20", "--warm-up", "2"])
     shown = capsys.readouterr().out
