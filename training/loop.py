@@ -69,6 +69,7 @@ def train(pack: Pack, records: list[RunRecord], report: Report, lost: Collection
         alive = [r for r in alive if records[r] not in lost]
         if evaluating and alive:
             rows = evaluate(pack, last=pack.step == steps)
+            pack.evaluation_seconds += time.monotonic() - now
             for r in alive:
                 records[r].append(rows[r])
                 loggers[r].log(rows[r])
@@ -147,6 +148,8 @@ def summary(pack: Pack, replica: int, status: str, row: dict[str, Any]) -> dict[
         },
         "loss_evaluations": pack.step * pack.evaluations,
         "wall_seconds": round(pack.seconds, 3),
+        "evaluation_seconds": round(pack.evaluation_seconds, 3),
+        "pack_replicas": pack.replicas,
         "peak_memory_bytes": _peak_memory(pack.device),
         "device": device_name(pack.device),
         "threads": torch.get_num_threads(),

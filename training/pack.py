@@ -61,7 +61,7 @@ class Pack:
         batch_size = first["batch_size"]
         self._cotangent = torch.full((self.replicas, batch_size), 1 / batch_size, device=device)
         self.step = 0
-        self.seconds = 0.0
+        self.seconds = self.evaluation_seconds = 0.0
         self.loss_sum = torch.zeros(self.replicas, device=device)
         self.loss_steps = 0
         self.health = Health(self.replicas, device, self.estimator)
@@ -167,6 +167,7 @@ class Pack:
             {
                 "step": self.step,
                 "seconds": self.seconds,
+                "evaluation_seconds": self.evaluation_seconds,
                 "loss_sum": self.loss_sum[replica],
                 "loss_steps": self.loss_steps,
                 "tensors": {name: value.detach()[replica] for name, value in self._stacked().items()},
@@ -186,6 +187,7 @@ class Pack:
                     raise ValueError(f"{name} has shape {list(state['tensors'][name].shape)}")
         self.step, self.loss_steps = first["step"], first["loss_steps"]
         self.seconds = max(state["seconds"] for state in states)
+        self.evaluation_seconds = max(state["evaluation_seconds"] for state in states)
         self.health.step.fill_(self.step)
         self.streams.restore([state["streams"] for state in states], self.device)
         for replica, state in enumerate(states):

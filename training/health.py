@@ -1,0 +1,74 @@
+"""Divergence: which replicas met a loss or a gradient that is not finite, at which step, with which logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+SMALL = 4096
+"""Largest gradient per replica, in numbers, that is looked at in every step."""
+
+
+class Health:
+    """Watches the steps of a pack.
+
+    ``first_bad`` ``[replicas]``: the first step (from 1) whose loss or gradient was not finite, else -1.
+    ``logits_range`` ``[2, replicas]``: least and largest logit that the estimator saw at that step.
+    """
+
+    def __init__(self, replicas: int, device: torch.device, estimator: nn.Module) -> None:
+        self.first_bad = torch.full((replicas,), -1, device=device)
+        self.logits_range = torch.zeros(2, replicas, device=device)
+        self.step = torch.zeros((), dtype=torch.int64, device=device)
+        self._seen: list[Tensor] = []
+        estimator.register_forward_pre_hook(lambda _, arguments: self._seen.append(arguments[0].detach()))
+
+    def tensors(self) -> list[Tensor]:
+        """What :meth:`check` writes."""
+        return [self.first_bad, self.logits_range, self.step]
+
+    @torch.no_grad()
+    def check(
+        self, losses: Tensor, gradients: Sequence[Tensor | None], freeze: Callable[[list[int]], None]
+    ) -> Sequence[Tensor | None]:
+        """Look at a step's ``losses`` ``[replicas, examples]`` and stacked gradients; returns the gradients to use.
+
+        Of the gradients only small ones, the biases', are looked at: what is not finite at an output is not finite
+        there either, and weights would cost another pass over memory (:meth:`look_everywhere` does it now and then).
+        On a CPU a replica that diverges is handed to ``freeze`` and gets zero gradients from then on. A GPU is not
+        waited for: the replica's parameters go on being worthless, and what is recorded is where that began.
+        """
+        self.step += 1
+        seen, self._seen = self._seen, []
+        finite = losses.isfinite().all(-1)
+        for gradient in gradients:
+            if gradient is not None and gradient[0].numel() <= SMALL:
+                finite &= gradient.flatten(1).sum(1).isfinite()
+        healthy = self.first_bad < 0
+        bad = healthy & ~finite
+        if losses.device.type != "cpu":
+            self.logits_range.copy_(torch.where(healthy, _range(seen), self.logits_range))
+            self.first_bad.copy_(torch.where(bad, self.step, self.first_bad))
+            return gradients
+        if bad.any():
+            self.logits_range[:, bad] = _range(seen)[:, bad]
+            self.first_bad[bad] = self.step
+            freeze(bad.nonzero().flatten().tolist())
+        elif healthy.all():
+            return gradients
+        resting = self.first_bad >= 0
+        return [g if g is None else g.masked_fill(resting.reshape(-1, *(1,) * (g.dim() - 1)), 0.0) for g in gradients]
+
+    @torch.no_grad()
+    def look_everywhere(self, parameters: Sequence[Tensor]) -> None:
+        """Count replicas as diverged whose stacked parameters are not all finite."""
+        sums = torch.stack([parameter.flatten(1).sum(1) for parameter in parameters])
+        self.first_bad[(self.first_bad < 0) & ~sums.isfinite().all(0)] = self.step
+
+
+def _range(seen: Sequence[Tensor]) -> Tensor:
+    """``[2, replicas]``: least and largest of several logits ``[..., replicas, examples, latents, categories]``."""
+    flat = torch.cat([logits.movedim(-4, 0).flatten(1) for logits in seen], dim=1).float()
+    return torch.stack((flat.amin(1), flat.amax(1)))
