@@ -53,7 +53,7 @@ def learning_curves(frame: pd.DataFrame) -> Figure | None:
     along = {name: frame[name] for name in ("evaluate_samples", "valid_samples") if name in frame}
     same = len(along) == 2 and (along["evaluate_samples"] == along["valid_samples"]).all()
     bounds = ("bound", "pseudo_bound") if same and (along["evaluate_samples"] > 1).all() else ("elbo", "pseudo_elbo")
-    return _panels(frame, tuple(f"valid_{name}" for name in bounds), _learning_curve)
+    return _panels(frame, tuple(f"valid_{name}" for name in (*bounds, "value")), _learning_curve)
 
 
 @matplotlib.rc_context(RC)
@@ -113,7 +113,7 @@ def _learning_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[
     what = metric.removeprefix("valid_").replace("pseudo_", "pseudo-").replace("elbo", "ELBO")
     if what.endswith("bound"):
         axes.set_title(f"{axes.get_title()}, m = {group['valid_samples'].iloc[0]}")
-    axes.set_ylabel(f"negative validation {what} [nats]")
+    axes.set_ylabel("expected loss" if what == "value" else f"negative validation {what} [nats]")
     lowest, highest = [], []
     for steps, values in _curves(axes, group, metric, handles, transform=np.negative, back=lambda mean: mean):
         late = values[steps >= EARLY * steps.max()]

@@ -117,10 +117,9 @@ class RunRecord:
             raise DamagedRecord(f"{self.path / RESULT}: is the result of run {result.get('run')!r}")
         if result.get("status") not in ("finished", "diverged"):
             raise DamagedRecord(f"{self.path / RESULT}: has no status that this module writes")
-        sizes = result.get("bytes", {})
-        for name, size in sizes.items() if isinstance(sizes, dict) else ():
-            if _size(self.path / name) != size:
-                raise DamagedRecord(f"{self.path / name}: was changed after the run (it had {size} bytes)")
+        if "seals" in result and result["seals"] != self._seals():
+            changed = [name for name, seal in self._seals().items() if result["seals"].get(name) != seal]
+            raise DamagedRecord(f"{self.path / changed[0]}: was changed after the run")
         return str(result["status"])
 
     def is_finished(self) -> bool:
@@ -175,20 +174,21 @@ class RunRecord:
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result, last; ``result["status"]`` is ``finished`` or ``diverged``."""
         self.status(result["status"])
-        sizes = {str(name): _size(self.path / name) for name in (CONFIG, METRICS)}
-        write_atomically(self.path / RESULT, _to_json({**result, "run": self.path.name, "bytes": sizes}, indent=2))
+        sealed = {**result, "run": self.path.name, "seals": self._seals()}
+        write_atomically(self.path / RESULT, _to_json(sealed, indent=2))
+
+    def _seals(self) -> dict[str, Any]:
+        """What tells whether other files were changed since: a hash of the config, the size of the metrics."""
+        try:
+            config = hashlib.sha256((self.path / CONFIG).read_bytes()).hexdigest()
+            return {str(CONFIG): config, METRICS: (self.path / METRICS).stat().st_size}
+        except OSError as error:
+            return {str(Path(str(error.filename)).relative_to(self.path)): "missing"}
 
     def log(self, text: str) -> None:
         """Add a line (or a traceback) to the run's log, with the time."""
         with open(self.path / LOG, "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text.rstrip()}\n")
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from analysis.records import UNSCIENTIFIC
 
 CELL = ["estimator", "task", "data"]
 COMPARISON = ["task", "data"]
-BOUNDS = ("bound", "pseudo_bound")
+BOUNDS = ("bound", "pseudo_bound", "value")
 FEW = 31
 """Below this many values the interval is Student's t, then the bootstrap's, which covers too little for fewer."""
 
@@ -93,9 +93,10 @@ def curve(frame: pd.DataFrame, metric: str) -> tuple[NDArray[Any], NDArray[Any]]
 def final_rows(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per run, its last, with the bound on both splits under one name.
 
-    Adds ``valid`` and ``test`` (nats, higher is better; ``test`` only of finished runs) and ``metric`` (``bound``, or
-    ``pseudo_bound`` for grey targets). A finished run without a finite bound is counted as ``failed``, with the reason
-    in ``error``. A run that stands in several sweeps (same name, hence same config) counts once, a finished one first.
+    Adds ``valid`` and ``test`` (nats, higher is better; ``test`` only of finished runs) and ``metric`` (``bound``,
+    ``pseudo_bound`` for grey targets, or ``value``, the negative expected loss of a toy problem). A finished run
+    without a finite bound is counted as ``failed``, with the reason in ``error``. A run that stands in several sweeps
+    (same name, hence same config) counts once, a finished one first.
     """
     runs = frame.sort_values(["path", "step"], na_position="first").groupby("path", sort=False).tail(1).copy()
     runs["valid"], runs["test"], runs["metric"] = np.nan, np.nan, None

@@ -71,9 +71,10 @@ def cells(group: pd.DataFrame, markup: Markup) -> list[list[str]]:
     """One comparison as strings: a header and a line per estimator, all of the same length."""
     symmetric = not (group["interval"] == "BCa bootstrap").any()
     lost = [_lost(row) for _, row in group.iterrows()]
-    table = [["estimator", "nats", "seeds", "not finished", "published", "difference"]]
+    exact = _common(group, "metric") == "value"
+    table = [["estimator", "loss" if exact else "nats", "seeds", "not finished", "published", "difference"]]
     for (_, row), mark, words in zip(group.iterrows(), ties(group), lost, strict=True):
-        value = _number(row, markup, symmetric)
+        value = _number(row, markup, symmetric, digits=6 if exact else 2)
         value = {"best": markup.best, "tie": markup.tie}.get(mark, str)(value)
         published = markup.none if math.isnan(row["published"]) else f"{row['published']:.1f}"
         difference = markup.none if math.isnan(row["difference"]) else _signed(row["difference"], markup)
@@ -83,15 +84,15 @@ def cells(group: pd.DataFrame, markup: Markup) -> list[list[str]]:
     return [[cell for cell, kept in zip(line, keep, strict=True) if kept] for line in table]
 
 
-def _number(row: pd.Series, markup: Markup, symmetric: bool) -> str:
+def _number(row: pd.Series, markup: Markup, symmetric: bool, digits: int = 2) -> str:
     if math.isnan(row["mean"]):
         return markup.none
-    mean = f"{row['mean']:.2f}"
+    mean = f"{row['mean']:.{digits}f}"
     if math.isnan(row["low"]):
         return mean
     if symmetric:
-        return f"{mean}{markup.plus_minus}{row['high'] - row['mean']:.2f}"
-    return f"{mean} [{row['low']:.2f}, {row['high']:.2f}]"
+        return f"{mean}{markup.plus_minus}{row['high'] - row['mean']:.{digits}f}"
+    return f"{mean} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
 
 
 def _signed(value: float, markup: Markup) -> str:
@@ -108,6 +109,8 @@ def title(group: pd.DataFrame) -> str:
     task, data = group[COMPARISON].iloc[0]
     samples = _common(group, "protocol.test_samples", "test_samples")
     kind = f"importance-weighted with {samples} samples" if samples else "importance-weighted"
+    if _common(group, "metric") == "value":
+        return f"{task}: expected loss, exact; lower is better"
     if _common(group, "metric") == "pseudo_bound":
         return f"{task} on {data}: negative test pseudo-bound in nats, {kind}; grey targets, not a bound on -log p(x)"
     return f"{task} on {data}: -log p(x) <= negative test bound in nats, {kind}; lower is better"

@@ -1,5 +1,6 @@
 """Tasks: models, likelihoods and data. A task receives an estimator and imports none."""
 
+from tasks.toy import Toy
 from tasks.vae import VAE
 
-__all__ = ["VAE"]
+__all__ = ["VAE", "Toy"]

@@ -32,7 +32,9 @@ from tasks.download import (
 
 __all__ = ["BINARIZATIONS", "DATASETS", "DataError", "Dataset", "Split", "load_dataset"]
 
-DATASETS = ("digits", "mnist", "binarized_mnist", "fashion_mnist", "omniglot")
+DATASETS = ("digits", "mnist", "binarized_mnist", "fashion_mnist", "omniglot", "none")
+EMPTY = 100_000
+"""Examples of ``none``, the data of tasks that have none: images without pixels."""
 BINARIZATIONS = ("static", "dynamic", "threshold", "none")
 
 BINARIZATION_SEED = 777
@@ -126,6 +128,9 @@ def load_dataset(name: str, root: str | Path = "data", binarization: str = "dyna
             f"binarized_mnist is bits already, so data.binarization={binarization} cannot be applied to it: use "
             f"data.binarization=static, or data=mnist for {binarization}."
         )
+    if name == "none":
+        nothing = Split(torch.empty(EMPTY, 0, dtype=torch.uint8), 1)
+        return Dataset(name, (0, 0), "none", nothing, nothing, nothing)
     root = Path(root).expanduser().absolute()
     if name == "digits":
         splits, source = _read_digits(), "scikit-learn load_digits"

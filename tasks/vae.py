@@ -98,6 +98,8 @@ class VAE(nn.Module):
                 )
             if not bool(((values > 0) & values.isfinite()).all()):
                 raise ValueError(f"task.prior_temperature must be positive and finite, not {values.flatten().tolist()}")
+        if not math.prod(data.image_shape):
+            raise ValueError(f"the VAE tasks need images: data={data.name} has none; use data=digits or data=mnist")
         self.data, self.streams = data, streams
         self.prior, self.kl = prior, kl
         self.latents = latents_of(latents, categories)

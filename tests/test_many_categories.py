@@ -26,7 +26,7 @@ def allocations(estimator, categories):
 
 @pytest.mark.parametrize("method", [*CATEGORICAL, lambda: GumbelSoftmax(hard=True)])
 def test_no_tensor_is_larger_than_the_logits_times_the_samples(method):
-    """Samples are evaluations of the loss or inner draws (and ReinMaxCV's own beside them); int64 counts by its bytes."""
+    """Samples are evaluations of the loss or inner draws (ReinMaxCV has its own beside them); int64 counts by bytes."""
     estimator = method()
     categories = 32 if type(estimator).__name__ in GROWING else 256 if type(estimator) is CARMS else 4096
     found, size = allocations(estimator, categories)

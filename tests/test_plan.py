@@ -163,7 +163,7 @@ def test_a_plan_says_what_is_done_skipped_and_left(composer, tmp_path):
 
 
 @pytest.mark.parametrize("file", [records.RESULT, records.METRICS, records.CONFIG])
-@pytest.mark.parametrize("content", [None, b"", b"garbage \x00\xff", "half"])
+@pytest.mark.parametrize("content", [None, b"", b"garbage \x00\xff", "half", "one digit"])
 def test_a_damaged_record_is_named_and_its_run_redone(composer, tmp_path, file, content):
     (run,) = composer[0](f"runs_dir={tmp_path}", "device=cpu", "workers=1")
     record = run.record
@@ -176,12 +176,17 @@ def test_a_damaged_record_is_named_and_its_run_redone(composer, tmp_path, file, 
     if content is None:
         (run.path / file).unlink()
     else:
-        (run.path / file).write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+        edited = {
+            "half": whole[: len(whole) // 2],
+            "one digit": whole.replace(b"4", b"40" if b"step" in whole else b"5"),
+        }
+        (run.path / file).write_bytes(edited.get(content, content))
     record.claim.release()
     plan = sweep.make_plan([run])
     assert plan.todo == 1 and not plan.done
     if (file, content) != (records.RESULT, None):
-        assert any(str(run.path / file) in line and "redone" in line for line in plan.lines())
+        named = run.path if file == records.RESULT else run.path / file
+        assert any(str(named) in line and "redone" in line for line in plan.lines())
 
 
 ODD = ["a b", "a,b", "a/b", "ü/日本", "x" * 300, "$(rm -rf)", "a=b", "'", '"', "{", "..", "#", "a\\b"]

@@ -90,7 +90,8 @@ def train(pack: Pack, records: list[RunRecord], report: Report, lost: Collection
         checkpoints.save(pack, [(r, records[r]) for r in alive])
         for r, pictures in enumerate(pack.task.examples()):
             if r in alive:
-                _save_pictures(records[r].path / IMAGES, pictures)
+                if pictures:
+                    _save_pictures(records[r].path / IMAGES, pictures)
                 # From the file: a run that was killed after its last checkpoint has no row in memory.
                 last_row = read_metrics(records[r].path / METRICS)[-1]
                 end(r, summary(pack, r, "finished", last_row))
@@ -191,6 +192,6 @@ def _save_pictures(path: Path, pictures: dict[str, Tensor]) -> None:
 
 
 def _note(rows: list[dict[str, Any]], alive: list[int]) -> str:
-    name = next(name for name in rows[0] if name.startswith("valid_") and name.endswith("elbo"))
+    name = next(name for name in rows[0] if name.startswith("valid_"))
     values = [rows[r][name] for r in alive if rows[r][name] is not None]
-    return f"{name} {sum(values) / len(values):.2f}" if values else ""
+    return f"{name} {sum(values) / len(values):.5g}" if values else ""
