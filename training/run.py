@@ -18,6 +18,7 @@ from analysis.records import HEARTBEAT_SECONDS, RunRecord, run_name
 from training.errors import UserError
 from training.heap import keep_freed_memory
 from training.loop import load_checkpoint, train
+from training.matmul import use_onednn
 from training.pack import Pack
 
 
@@ -52,6 +53,7 @@ def train_runs(configs: list[dict[str, Any]], overrides: list[str]) -> None:
     device = pick_device(first["device"])
     torch.set_num_threads(first["threads"])
     keep_freed_memory()
+    use_onednn()
     sweep = Path(first["runs_dir"]).absolute() / first["sweep"]
     claimed: list[tuple[dict[str, Any], RunRecord]] = []
     try:
