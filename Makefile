@@ -24,7 +24,7 @@ lint: setup ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: setup ## the training step beside its matrix products
+bench: setup ## the training step beside its matrix products and its peers
 	$(BIN)/python -m training.benchmark
 
 clean: ## remove the environment and caches (runs/ stays)

@@ -53,7 +53,8 @@ class Pack:
         self.optimizer = optimisers.ReplicaOptimizer(self.parameters, [config["optimizer"] for config in configs])
         encoder = {id(parameter) for parameter in self.task.encoder_parameters()}
         self._encoder = [index for index, parameter in enumerate(self.parameters) if id(parameter) in encoder]
-        self.variance = GradientVariance([self.parameters[index] for index in self._encoder])
+        squares = self.optimizer.mean_squares(GradientVariance.decay, self._encoder)
+        self.variance = GradientVariance([self.parameters[index] for index in self._encoder], squares)
         batch_size = first["batch_size"]
         self._cotangent = torch.full((self.replicas, batch_size), 1 / batch_size, device=device)
         self.step = 0
