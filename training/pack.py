@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from estimators import noise_source
 from tasks.datasets import DataError, Dataset, load_dataset
 from training import loggers, optimisers, schedules
 from training.batches import Batches
+from training.capture import capture
 from training.errors import UserError
 from training.gradient_variance import GradientVariance
 from training.streams import Streams
@@ -48,7 +49,7 @@ class Pack:
         shape = (1, self.task.latents.latents, self.task.latents.categories)
         self.evaluations: int = self.estimator.evaluations_for(torch.empty(shape))
         self.batches = Batches(self.data, first["batch_size"], self.streams, device)
-        self.noise = self.streams.source("estimator")
+        self.noise = self.streams.source("estimator", device)
         self.parameters: list[nn.Parameter] = [*self.task.parameters(), *self.estimator.parameters()]
         self.optimizer = optimisers.ReplicaOptimizer(self.parameters, [config["optimizer"] for config in configs])
         encoder = {id(parameter) for parameter in self.task.encoder_parameters()}
@@ -61,6 +62,10 @@ class Pack:
         self.seconds = 0.0
         self.loss_sum = torch.zeros(self.replicas, device=device)
         self.loss_steps = 0
+        self._temperatures: list[float] = []
+        self._captured: Callable[[Tensor], Tensor] | None = None
+        # Why the step is not a CUDA graph, on a GPU; set before the first step, it keeps it from becoming one.
+        self.not_captured = ""
 
     @property
     def replicas(self) -> int:
@@ -90,27 +95,50 @@ class Pack:
         return estimator
 
     def anneal(self) -> None:
-        """Set the temperatures of this step."""
+        """Set the temperatures of this step, in place."""
         if schedules.anneals(self.configs[0]["schedule"], self.configs[0]["estimator"]):
-            for r, config in enumerate(self.configs):
-                start = config["estimator"]["temperature"]
-                self.estimator.temperature[r] = schedules.temperature_at(config["schedule"], start, self.step)
+            temperatures = [
+                schedules.temperature_at(config["schedule"], config["estimator"]["temperature"], self.step)
+                for config in self.configs
+            ]
+            if temperatures != self._temperatures:
+                self._temperatures = temperatures
+                self.estimator.temperature.copy_(torch.tensor(temperatures).view_as(self.estimator.temperature))
 
     def train_step(self) -> Tensor:
         """One step of every replica; returns the detached losses ``[replicas]`` (mean over examples, nats)."""
         self.anneal()
-        batch = self.batches(self.step)
+        self.streams.fill(self.step)
+        rows = self.batches.rows(self.step)
+        if self.device.type == "cuda" and self._captured is None and not self.not_captured:
+            self._captured, self.not_captured = capture(self.update, rows, self._written())
+            self.streams.fill(self.step)  # an estimator may have worked in the buffers
+        losses = self.update(rows) if self._captured is None else self._captured(rows)
+        self.step += 1
+        self.loss_steps += 1
+        return losses
+
+    def update(self, rows: Tensor) -> Tensor:
+        """The work of a step on the device, for the images ``rows`` ``[replicas, batch_size]``; returns the losses.
+
+        A function of ``rows``, of the noise in the streams and of the tensors that :meth:`_written` lists, which it
+        updates in place. It neither waits for the device nor looks at a number, so it can be a CUDA graph.
+        """
+        self.streams.rewind()
+        batch = self.batches.gather(rows)
         with noise_source(self.noise):
             losses = self.task.loss(batch, self.estimator)
         # The gradient of losses.mean(-1).sum(): a replica's is that of its own mean loss.
         gradients = torch.autograd.grad(losses, self.parameters, self._cotangent, allow_unused=True)
         self.optimizer.step(gradients)
         self.variance.update([gradients[index] for index in self._encoder])  # type: ignore[misc]
-        self.step += 1
         losses = losses.detach().mean(-1)
         self.loss_sum += losses
-        self.loss_steps += 1
         return losses
+
+    def _written(self) -> list[Tensor]:
+        """Every tensor that :meth:`update` writes."""
+        return [*self._stacked().values(), *self.optimizer.tensors(), *self.variance.tensors(), self.loss_sum]
 
     def _stacked(self) -> dict[str, Tensor]:
         """Every parameter and buffer with a leading replica dimension, by name."""
@@ -137,6 +165,7 @@ class Pack:
     def restore(self, states: Sequence[dict[str, Any]]) -> None:
         """Go on from :meth:`state`, one per replica, all of the same step."""
         first = states[0]
+        self._temperatures = []
         self.step, self.loss_steps = first["step"], first["loss_steps"]
         self.seconds = max(state["seconds"] for state in states)
         self.streams.restore([state["streams"] for state in states], self.device)
