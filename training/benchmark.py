@@ -91,20 +91,26 @@ def copied_bytes(replicas: int, estimator: str) -> int:
 
 
 def in_turns(functions: Mapping[str, Callable[[], object]], seconds: float, calls: int = 10) -> dict[str, float]:
-    """Seconds per call of each function (lower quartile), in turns of ``calls`` for about ``seconds`` in all."""
+    """Seconds per call of each function (lower quartile), in turns of ``calls`` for about ``seconds`` in all.
+
+    On a CPU every call is timed; a GPU works behind the program that feeds it, so there a turn is.
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
-    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    on_gpu = torch.cuda.is_available()
     end, turns = time.perf_counter() + seconds, 0
     while time.perf_counter() < end or turns < 3:
         turns += 1
         for name, function in functions.items():
             function()  # the first after the others' turns finds the caches cold
-            for _ in range(calls):
-                synchronize()
+            for _ in range(1 if on_gpu else calls):
+                if on_gpu:
+                    torch.cuda.synchronize()
                 start = time.perf_counter()
-                function()
-                synchronize()
-                times[name].append(time.perf_counter() - start)
+                for _ in range(calls if on_gpu else 1):
+                    function()
+                if on_gpu:
+                    torch.cuda.synchronize()
+                times[name].append((time.perf_counter() - start) / (calls if on_gpu else 1))
     return {name: statistics.quantiles(own, n=4)[0] for name, own in times.items()}
 
 
@@ -186,7 +192,10 @@ def on_gpu(device: torch.device, seconds: float) -> None:
             pack.train_step()
             duration = in_turns({"step": pack.train_step}, seconds)["step"]
             floor = copied_bytes(replicas, estimator) / bandwidth
-            print(f"{estimator:<20}{replicas:>9}{replicas / duration:>17.0f}{floor / duration:>12.2f}", flush=True)
+            path = f"eager: {pack.not_captured}" if pack.not_captured else "CUDA graph"
+            print(
+                f"{estimator:<20}{replicas:>9}{replicas / duration:>17.0f}{floor / duration:>12.2f}  {path}", flush=True
+            )
 
 
 def prepare() -> None:

@@ -10,11 +10,14 @@ from torch import Tensor
 Step = Callable[[Tensor], Tensor]
 
 WARM_UP = 3
-"""Steps before the capture: libraries set themselves up in the first ones."""
+"""Steps before the capture: libraries, and what a step prepares once, set themselves up in the first ones."""
 
 
 def capture(step: Step, argument: Tensor, written: Sequence[Tensor]) -> tuple[Step | None, str]:
-    """``step`` as a CUDA graph, ``None`` and the reason if it cannot be one (it waits for the device, say).
+    """``step`` as a CUDA graph, or ``None`` and the reason why it cannot be one.
+
+    A step that waits for the device (looks at a number, copies from the CPU's memory) is found before the capture is
+    begun, since a capture that fails leaves torch's allocator in a state of its own.
 
     Args:
         step: work on the device only; everything that it reads besides its argument stays in place.
@@ -25,21 +28,19 @@ def capture(step: Step, argument: Tensor, written: Sequence[Tensor]) -> tuple[St
     """
     static = argument.clone()
     before = [tensor.detach().clone() for tensor in written]
-    reason, result = "", torch.empty(0)
-    graph = torch.cuda.CUDAGraph()
-    side = torch.cuda.Stream(argument.device)
-    try:
-        side.wait_stream(torch.cuda.current_stream(argument.device))
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                step(static)
-        torch.cuda.current_stream(argument.device).wait_stream(side)
-        with torch.cuda.graph(graph):
-            result = step(static)
-    except RuntimeError as error:
-        cause = error.__context__ or error  # the end of a failed capture raises, too
-        reason = str(cause).strip().split("\n")[0] or type(cause).__name__
-        torch.cuda.synchronize(argument.device)
+    reason = _warm_up(step, static)
+    graph, result = torch.cuda.CUDAGraph(), torch.empty(0)
+    if not reason:
+        current = torch.cuda.current_stream(argument.device)
+        try:
+            with (
+                torch.cuda.stream(current),
+                torch.cuda.graph(graph),
+            ):  # the outer one: a failed capture keeps its stream
+                result = step(static)
+        except RuntimeError as error:
+            cause = error.__context__ or error  # the end of a failed capture raises, too
+            reason = f"the capture failed: {_first_line(cause)}"
     with torch.no_grad():
         for tensor, saved in zip(written, before, strict=True):
             tensor.copy_(saved)
@@ -50,3 +51,28 @@ def capture(step: Step, argument: Tensor, written: Sequence[Tensor]) -> tuple[St
         return result.clone()
 
     return (None, reason) if reason else (replay, "")
+
+
+def _warm_up(step: Step, argument: Tensor) -> str:
+    """Some steps on a stream of their own, as captures want it; returns what is in the way of one."""
+    device = argument.device
+    side, mode = torch.cuda.Stream(device), torch.cuda.get_sync_debug_mode()
+    side.wait_stream(torch.cuda.current_stream(device))
+    try:
+        with torch.cuda.stream(side):
+            step(argument)
+            torch.cuda.set_sync_debug_mode("error")
+            for _ in range(WARM_UP - 1):
+                step(argument)
+    except RuntimeError as error:
+        if torch.cuda.get_sync_debug_mode() == mode:  # not about waiting: the step itself is broken
+            raise
+        return f"the step waits for the device: {_first_line(error)}"
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+        torch.cuda.current_stream(device).wait_stream(side)
+    return ""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Matrix products by oneDNN on processors on which MKL keeps to its slower kernels: a setting of the process.
+"""Which kernels multiply matrices: settings of the process.
 
 torch multiplies float32 matrices on an x86 CPU with MKL, which on processors not made by Intel leaves AVX-512 unused.
 oneDNN, a part of every torch build too, does not: there a product of the size of a training step's takes half the time.
@@ -53,6 +53,12 @@ def use_onednn() -> bool:
             _overrides.impl("bmm", _bmm, "CPU")
             _overrides.impl("baddbmm", _baddbmm, "CPU")
     return is_on()
+
+
+def use_tf32(allowed: bool) -> None:
+    """Let float32 products on a GPU round their factors to 10 bits (TF32: faster, and other numbers), or forbid it."""
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
 
 
 def use_torch() -> None:

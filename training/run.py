@@ -18,7 +18,7 @@ from analysis.records import HEARTBEAT_SECONDS, RunRecord, run_name
 from training.errors import UserError
 from training.heap import keep_freed_memory
 from training.loop import load_checkpoint, train
-from training.matmul import use_onednn
+from training.matmul import use_onednn, use_tf32
 from training.pack import Pack
 
 
@@ -54,6 +54,7 @@ def train_runs(configs: list[dict[str, Any]], overrides: list[str]) -> None:
     torch.set_num_threads(first["threads"])
     keep_freed_memory()
     use_onednn()
+    use_tf32(first["allow_tf32"])
     sweep = Path(first["runs_dir"]).absolute() / first["sweep"]
     claimed: list[tuple[dict[str, Any], RunRecord]] = []
     try:

@@ -121,6 +121,7 @@ class Config:
     sweep: str = "main"
     device: str = "auto"
     threads: int = 1
+    allow_tf32: bool = False
     progress: bool = True
 
 
