@@ -26,7 +26,7 @@ def nats_from_sigmoid(logits: Tensor, p: Tensor, x: Tensor) -> Tensor:
     """
     factors = 1 - p
     torch.maximum(factors, p, out=factors)
-    linear = logits.relu().sum(-1) - torch.linalg.vecdot(logits, x.expand_as(logits))
+    linear = logits.relu().addcmul_(logits, x, value=-1).sum(-1)
     return linear.sub_(factors.unflatten(-1, (-1, _group(logits.shape[-1]))).prod(-1).log_().sum(-1))
 
 

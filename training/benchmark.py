@@ -140,7 +140,7 @@ def beside_peers(device: torch.device, seconds: float) -> None:
         for count in (1, 8):
             name = f"pack of {count}, {estimator}"
             functions[name], replicas[name] = make_pack(estimator, count, device).train_step, count
-    rates = {name: replicas[name] / duration for name, duration in in_turns(functions, seconds, calls=4).items()}
+    rates = {name: replicas[name] / duration for name, duration in in_turns(functions, seconds).items()}
     print(f"\n{'replica-steps per second':<40}{'':>9}{'pack of 8 is':>16}")
     for name, rate in rates.items():
         same = (
