@@ -6,7 +6,7 @@ its baseline. Where the harness has products by oneDNN (``training/matmul.py``) 
 products by those. On a GPU the floor is the time to move the bytes of parameters, gradients and optimiser state.
 
 Everything that is compared is timed in turns, so that a machine that changes speed changes all of it. Printed are lower
-quartiles (what other processes take is only ever added) and ratios.
+quartiles (other processes share the caches, which only ever adds) and ratios.
 """
 
 from __future__ import annotations
@@ -93,10 +93,13 @@ def copied_bytes(replicas: int, estimator: str) -> int:
 def in_turns(functions: Mapping[str, Callable[[], object]], seconds: float, calls: int = 10) -> dict[str, float]:
     """Seconds per call of each function (lower quartile), in turns of ``calls`` for about ``seconds`` in all.
 
-    On a CPU every call is timed; a GPU works behind the program that feeds it, so there a turn is.
+    On a CPU every call is timed, in seconds of the processor (with one thread those of the clock, less what other
+    processes took, which would hit the long calls of a pack more often than short ones). A GPU works behind the program
+    that feeds it, so there a turn is timed, by the clock.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     on_gpu = torch.cuda.is_available()
+    clock = time.perf_counter if on_gpu else time.process_time
     end, turns = time.perf_counter() + seconds, 0
     while time.perf_counter() < end or turns < 3:
         turns += 1
@@ -105,12 +108,12 @@ def in_turns(functions: Mapping[str, Callable[[], object]], seconds: float, call
             for _ in range(1 if on_gpu else calls):
                 if on_gpu:
                     torch.cuda.synchronize()
-                start = time.perf_counter()
+                start = clock()
                 for _ in range(calls if on_gpu else 1):
                     function()
                 if on_gpu:
                     torch.cuda.synchronize()
-                times[name].append((time.perf_counter() - start) / (calls if on_gpu else 1))
+                times[name].append((clock() - start) / (calls if on_gpu else 1))
     return {name: statistics.quantiles(own, n=4)[0] for name, own in times.items()}
 
 
