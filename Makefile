@@ -24,7 +24,7 @@ lint: setup ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: setup ## what a gradient of every estimator costs; the training step beside its matrix products
+bench: setup ## what a gradient of every estimator costs; the training step beside its matrix products and its peers
 	$(BIN)/python -m estimators.benchmark
 	$(BIN)/python -m training.benchmark
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tasks.likelihoods import nats_from_sigmoid
+
 
 class _BernoulliKLToUniform(torch.autograd.Function):
     """``sum q a - softplus(a)``, q = sigmoid(a): the KL but for its constant. Its derivative ``q (1 - q) a`` is worth
@@ -20,13 +22,15 @@ class _BernoulliKLToUniform(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, log_odds: Tensor) -> Tensor:
-        ctx.save_for_backward(log_odds)
-        return (log_odds.sigmoid() * log_odds).sub_(F.softplus(log_odds)).sum(-1)
+        q = log_odds.sigmoid()
+        ctx.save_for_backward(log_odds, q)
+        return nats_from_sigmoid(log_odds, q, q).neg_()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (log_odds,) = ctx.saved_tensors
-        q = log_odds.sigmoid()
+        log_odds, q = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            q = log_odds.sigmoid()
         return q * (1 - q) * log_odds * grad.unsqueeze(-1)
 
 

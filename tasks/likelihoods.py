@@ -18,28 +18,35 @@ def _group(pixels: int) -> int:
     return next(group for group in range(LARGEST_GROUP, 0, -1) if pixels % group == 0)
 
 
-class _BernoulliNats(torch.autograd.Function):
-    """``-log p(x | logits)`` summed over the last dimension, cheaper than with ``softplus``.
+def nats_from_sigmoid(logits: Tensor, p: Tensor, x: Tensor) -> Tensor:
+    """``sum_d softplus(logits_d) - x_d logits_d`` given ``p = sigmoid(logits)``, without a derivative.
 
-    ``softplus(a) = max(a, 0) - log sigmoid(|a|)``, and the logarithms of up to ``LARGEST_GROUP`` sigmoids are taken at
+    ``softplus(a) = max(a, 0) - log max(p, 1 - p)``, and the logarithms of up to ``LARGEST_GROUP`` factors are taken at
     once as that of their product. This is the largest elementwise cost of a step and of an evaluation on a CPU.
     """
+    factors = 1 - p
+    torch.maximum(factors, p, out=factors)
+    linear = logits.relu().addcmul_(logits, x, value=-1).sum(-1)
+    return linear.sub_(factors.unflatten(-1, (-1, _group(logits.shape[-1]))).prod(-1).log_().sum(-1))
+
+
+class _BernoulliNats(torch.autograd.Function):
+    """:func:`nats_from_sigmoid` with its derivative ``p - x``: one sigmoid serves both."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, x)
-        factors = logits.abs().sigmoid_().unflatten(-1, (-1, _group(logits.shape[-1])))
-        linear = logits.relu().sum(-1) - torch.linalg.vecdot(logits, x.expand_as(logits))
-        return linear.sub_(factors.prod(-1).log_().sum(-1))
+        p = logits.sigmoid()
+        ctx.save_for_backward(logits, x, p)
+        return nats_from_sigmoid(logits, p, x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        logits, x = ctx.saved_tensors
+        logits, x, p = ctx.saved_tensors
         grad = grad.unsqueeze(-1)
         by_x = (-logits * grad).sum_to_size(x.shape) if ctx.needs_input_grad[1] else None
         if torch.is_grad_enabled():  # a second derivative is wanted
             return (logits.sigmoid() - x) * grad, by_x
-        return logits.sigmoid().sub_(x).mul_(grad), by_x
+        return (p - x).mul_(grad), by_x
 
 
 def bernoulli_nats(logits: Tensor, x: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ class Toy(nn.Module):
     r"""Minimise ``E_q[(1 / L) sum_l (v . z_l - target)^2]`` over the logits of ``q`` themselves.
 
     L independent latents of K categories with the values ``v = (0, 1 / (K - 1), ..., 1)``, so for K = 2 ``v . z`` is
-    the bit b: ``E[(b - t)^2]``. The logits start at zero. There is no data: an example is one draw of the estimator, and
-    ``batch_size`` draws are averaged. The optimum puts all mass on the value that is nearest to the target; the loss is
-    quadratic in relaxed ``z``, whose optimum is another: straight-through goes to ``v . p = target``.
+    the bit b: ``E[(b - t)^2]``. The logits start at zero. There is no data: an example is one draw of the estimator,
+    and ``batch_size`` draws are averaged. The optimum puts all mass on the value that is nearest to the target; the
+    loss is quadratic in relaxed ``z``, whose optimum is another: straight-through goes to ``v . p = target``.
 
     :meth:`evaluate` gives ``value``, the *negative* expected loss in closed form (higher is better, as of a bound).
 

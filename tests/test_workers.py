@@ -294,7 +294,8 @@ def test_a_divergence_says_where(tmp_path):
     """An exploding learning rate: step, estimator, temperature and the range of the logits; the run is frozen there."""
     healthy = plans(tmp_path / "a", "replicas=3", "estimator.temperature=0.7")
     sick = plans(tmp_path / "b", "replicas=3", "estimator.temperature=0.7")
-    sick[1] = RunPlan({**sick[1].config, "optimizer": {**sick[1].config["optimizer"], "lr": 1e38}})
+    for runs, lr in ((healthy, 2e-3), (sick, 1e38)):
+        runs[1] = RunPlan({**runs[1].config, "optimizer": {**runs[1].config["optimizer"], "lr": lr}})
     events = []
     run.train_runs(healthy, lambda event: None)
     run.train_runs(sick, events.append)

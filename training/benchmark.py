@@ -1,24 +1,36 @@
-"""``python -m training.benchmark``: the training step beside its floor, in one process.
+"""``python -m training.benchmark``: the training step beside its floor and beside its peers, in one process.
 
-The floor of a step on a CPU is the time of its matrix products: encoder and decoder forward, their weights' gradients,
-and the decoder's input's gradient (five for a linear auto-encoder). Steps and products are timed in turns, so that a
-machine that changes speed changes both; what is printed are medians and the ratio floor / step.
+The floor of a step on a CPU is the time of its matrix products by torch's own kernels: encoder and decoder forward,
+their weights' gradients and the decoder's input's gradient (five for a linear auto-encoder), and for NVIL the two of
+its baseline. Where the harness has products by oneDNN (``training/matmul.py``) a second floor is the time of the same
+products by those. On a GPU the floor is the time to move the bytes of parameters, gradients and optimiser state.
+
+Everything that is compared is timed in turns, so that a machine that changes speed changes all of it. Printed are lower
+quartiles (other processes share the caches, which only ever adds) and ratios.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from estimators.benchmark import medians
 from tasks.datasets import Dataset, Split
+from training import matmul, peers
 from training.heap import keep_freed_memory
 from training.loop import device_name
 from training.pack import Pack
 from training.run import pick_device
 
-PIXELS, LATENTS, BATCH = 784, 200, 100
+PIXELS, LATENTS, BATCH, BASELINE = 784, 200, 100, 100
+ON_CPU = ("gumbel_softmax", "st_gumbel_softmax", "straight_through", "nvil")
+ON_GPU = ("gumbel_softmax", "st_gumbel_softmax", "reinmax", "nvil", "rloo", "disarm")
 
 
 def synthetic_data() -> Dataset:
@@ -33,51 +45,181 @@ def make_pack(estimator: str, replicas: int, device: torch.device) -> Pack:
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
-    from training import pack, schema
+    from training import schema
 
     schema.register()
     with initialize_config_module("conf", version_base="1.3"):
         config = OmegaConf.to_container(compose("config", overrides=[f"estimator={estimator}"]), resolve=True)
     configs = [{**config, "seed": seed} for seed in range(replicas)]  # type: ignore[dict-item]
-    data = synthetic_data()
-    original, pack.load_once = pack.load_once, lambda **_: data  # type: ignore[assignment]
-    try:
-        return Pack(configs, device)
-    finally:
-        pack.load_once = original
+    return Pack(configs, device, synthetic_data())
 
 
-def matrix_products(replicas: int, device: torch.device) -> Callable[[], None]:
-    """The five matrix products of a step of 784-200-784 with batch 100."""
-    x, wide = (torch.rand(replicas, BATCH, PIXELS, device=device) for _ in range(2))
-    h, narrow = (torch.rand(replicas, BATCH, LATENTS, device=device) for _ in range(2))
-    encoder = torch.rand(replicas, PIXELS, LATENTS, device=device)
-    decoder = torch.rand(replicas, LATENTS, PIXELS, device=device)
+def matrix_products(estimator: str, replicas: int, device: torch.device, *, own: bool) -> Callable[[], None]:
+    """The matrix products of a step of 784-200-784, by torch's kernels or (``own``) as the step has them."""
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(replicas, *shape, device=device)
+
+    x, wide, h, narrow = random(BATCH, PIXELS), random(BATCH, PIXELS), random(BATCH, LATENTS), random(BATCH, LATENTS)
+    encoder, decoder = random(PIXELS, LATENTS), random(LATENTS, PIXELS)
+    pairs = [(x, encoder), (h, decoder), (wide, decoder.mT), (h.mT, wide), (x.mT, narrow)]
+    if estimator == "nvil":
+        pairs += [(x, random(PIXELS, BASELINE)), (x.mT, random(BATCH, BASELINE))]
+    results = [torch.empty(a.shape[0], a.shape[1], b.shape[2], device=device) for a, b in pairs]
 
     def run() -> None:
-        x @ encoder
-        h @ decoder
-        wide @ decoder.mT
-        h.mT @ wide
-        x.mT @ narrow
+        for (a, b), result in zip(pairs, results, strict=True):
+            if own:
+                torch.bmm(a, b)
+            else:  # with ``out`` it is always torch's kernel
+                torch.bmm(a, b, out=result)
 
     return run
 
 
-def main(seconds: float = 6.0) -> None:
-    """Print the table."""
+def copied_bytes(replicas: int, estimator: str) -> int:
+    """Bytes that a step of Adam cannot avoid: parameters and both moments in and out, gradients out and in."""
+    numbers = 2 * PIXELS * LATENTS + PIXELS + LATENTS
+    if estimator == "nvil":
+        numbers += (PIXELS + 2) * BASELINE + 1
+    return 8 * 4 * numbers * replicas
+
+
+def in_turns(functions: Mapping[str, Callable[[], object]], seconds: float, calls: int = 10) -> dict[str, float]:
+    """Seconds per call of each function (lower quartile), in turns of ``calls`` for about ``seconds`` in all.
+
+    On a CPU every call is timed, in seconds of the processor (with one thread those of the clock, less what other
+    processes took, which would hit the long calls of a pack more often than short ones). A GPU works behind the program
+    that feeds it, so there a turn is timed, by the clock.
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    on_gpu = torch.cuda.is_available()
+    clock = time.perf_counter if on_gpu else time.process_time
+    end, turns = time.perf_counter() + seconds, 0
+    while time.perf_counter() < end or turns < 3:
+        turns += 1
+        for name, function in functions.items():
+            function()  # the first after the others' turns finds the caches cold
+            for _ in range(1 if on_gpu else calls):
+                if on_gpu:
+                    torch.cuda.synchronize()
+                start = clock()
+                for _ in range(calls if on_gpu else 1):
+                    function()
+                if on_gpu:
+                    torch.cuda.synchronize()
+                times[name].append((clock() - start) / (calls if on_gpu else 1))
+    return {name: statistics.quantiles(own, n=4)[0] for name, own in times.items()}
+
+
+def steps_and_floors(device: torch.device, seconds: float) -> None:
+    """The table of steps beside their matrix products (CPU)."""
+    faster = matmul.is_on()
+    print("ms per replica-step; floor: its matrix products by torch; own: the same by oneDNN, which the step uses\n")
+    print(f"{'estimator':<20}{'replicas':>9}{'step':>9}{'floor':>9}{'floor/step':>12}{'own':>9}{'own/step':>10}")
+    for estimator in ON_CPU:
+        for replicas in (1, 8):
+            functions = {"step": make_pack(estimator, replicas, device).train_step}
+            functions["floor"] = matrix_products(estimator, replicas, device, own=False)  # type: ignore[assignment]
+            functions["own"] = matrix_products(estimator, replicas, device, own=faster)  # type: ignore[assignment]
+            t = {name: 1e3 * value / replicas for name, value in in_turns(functions, seconds).items()}
+            print(
+                f"{estimator:<20}{replicas:>9}{t['step']:>9.3f}{t['floor']:>9.3f}{t['floor'] / t['step']:>12.2f}"
+                f"{t['own']:>9.3f}{t['own'] / t['step']:>10.2f}",
+                flush=True,
+            )
+
+
+def beside_peers(device: torch.device, seconds: float) -> None:
+    """Replica-steps per second of packs and of peers, in turns."""
+    functions: dict[str, Callable[[], object]] = dict(peers.all_peers(synthetic_data().train.pixels.to(device)))
+    replicas = dict.fromkeys(functions, 1)
+    for estimator in ("gumbel_softmax", "nvil"):
+        for count in (1, 8):
+            name = f"pack of {count}, {estimator}"
+            functions[name], replicas[name] = make_pack(estimator, count, device).train_step, count
+    rates = {name: replicas[name] / duration for name, duration in in_turns(functions, seconds).items()}
+    print(f"\n{'replica-steps per second':<40}{'':>9}{'pack of 8 is':>16}")
+    for name, rate in rates.items():
+        same = (
+            "nvil" if "NVIL" in name or "REINFORCE" in name or "nvil" in name or "Trace" in name else "gumbel_softmax"
+        )
+        print(f"{name:<40}{rate:>9.1f}{rates[f'pack of 8, {same}'] / rate:>15.2f}x")
+
+
+def _rate(barrier: Any, seconds: float, rates: Any) -> None:
+    prepare()
+    step = make_pack("gumbel_softmax", 8, torch.device("cpu")).train_step
+    for _ in range(5):
+        step()
+    barrier.wait()
+    end, count = time.perf_counter() + seconds, 0
+    while time.perf_counter() < end:
+        step()
+        count += 1
+    rates.put(8 * count / seconds)
+
+
+def processes_together(count: int, seconds: float, rounds: int = 3) -> None:
+    """Replica-steps per second of ``count`` processes at once, each with a pack of 8, against one, in turns."""
+    context = multiprocessing.get_context("spawn")
+    totals: dict[int, list[float]] = {1: [], count: []}
+    for _ in range(rounds):
+        for number, total in totals.items():
+            barrier, rates = context.Barrier(number), context.Queue()
+            workers = [context.Process(target=_rate, args=(barrier, seconds, rates)) for _ in range(number)]
+            for worker in workers:
+                worker.start()
+            total.append(sum(rates.get() for _ in workers))
+            for worker in workers:
+                worker.join()
+    one, together = (statistics.median(total) for total in totals.values())
+    print(f"\n{count} processes: {together:.0f} replica-steps/s, one: {one:.0f}, ratio {together / one:.2f}")
+
+
+def on_gpu(device: torch.device, seconds: float) -> None:
+    """Replica-steps per second of packs of growing size, beside the time to move their bytes."""
+    source = torch.empty(2**28, device=device)
+    target = torch.empty_like(source)
+    bandwidth = 2 * source.numel() * 4 / in_turns({"copy": lambda: target.copy_(source)}, 1.0)["copy"]
+    print(f"copy bandwidth {bandwidth / 1e9:.0f} GB/s; bytes: parameters, gradients and moments of one update\n")
+    print(f"{'estimator':<20}{'replicas':>9}{'replica-steps/s':>17}{'bytes/step':>12}  path")
+    for estimator in ON_GPU:
+        for replicas in (1, 8, 64, 256):
+            pack = make_pack(estimator, replicas, device)
+            pack.train_step()
+            duration = in_turns({"step": pack.train_step}, seconds)["step"]
+            floor = copied_bytes(replicas, estimator) / bandwidth
+            path = f"eager: {pack.not_captured}" if pack.not_captured else "CUDA graph"
+            print(
+                f"{estimator:<20}{replicas:>9}{replicas / duration:>17.0f}{floor / duration:>12.2f}  {path}", flush=True
+            )
+
+
+def prepare() -> None:
+    """The settings of a process that trains."""
     torch.set_num_threads(1)
     keep_freed_memory()
-    device = pick_device("auto")
+    matmul.use_onednn()
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(prog="python -m training.benchmark", description="the training step, measured")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--seconds", type=float, default=6.0, help="per line")
+    parser.add_argument("--processes", type=int, default=0, help="also: so many packs at once against one (CPU)")
+    arguments = parser.parse_args()
+    prepare()
+    device = pick_device(arguments.device)
     print(f"784-200-784, batch {BATCH}, Adam, float32, {device_name(device)}, torch {torch.__version__}, 1 thread")
-    print("ms per replica-step; floor = the step's five matrix products in the same process\n")
-    print(f"{'estimator':<20}{'replicas':>9}{'step':>9}{'floor':>9}{'floor/step':>12}")
-    for estimator in ("gumbel_softmax", "st_gumbel_softmax", "straight_through", "nvil"):
-        for replicas in (1, 8):
-            functions = (make_pack(estimator, replicas, device).train_step, matrix_products(replicas, device))
-            step, floor = medians(functions, seconds, device)
-            each = f"{1e3 * step / replicas:>9.3f}{1e3 * floor / replicas:>9.3f}"
-            print(f"{estimator:<20}{replicas:>9}{each}{floor / step:>12.2f}", flush=True)
+    if device.type == "cuda":
+        on_gpu(device, arguments.seconds)
+    else:
+        steps_and_floors(device, arguments.seconds)
+    beside_peers(device, 5 * arguments.seconds)
+    if arguments.processes > 1 and device.type == "cpu":
+        processes_together(arguments.processes, arguments.seconds)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,19 @@ class GradientVariance:
     latents both vary; compare with numbers of summed gradients after dividing those by the squared batch size.
 
     Reference: the protocol of REBAR (arXiv 1703.07370) and DisARM (arXiv 2006.10680).
+
+    Args:
+        parameters: stacked, ``[replicas, ...]``.
+        second: m2 if something else keeps it (Adam with beta2 = 0.999 and no weight decay does); then it is only read.
     """
 
     decay = 0.999
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, parameters: Sequence[Tensor], second: Sequence[Tensor] | None = None) -> None:
         self.first = [torch.zeros_like(parameter) for parameter in parameters]
-        self.second = [torch.zeros_like(parameter) for parameter in parameters]
-        self.steps = 0
+        self.kept_elsewhere = second is not None
+        self.second = [torch.zeros_like(parameter) for parameter in parameters] if second is None else list(second)
+        self.steps = torch.zeros((), device=self.first[0].device)
 
     @torch.no_grad()
     def update(self, gradients: Sequence[Tensor]) -> None:
@@ -31,15 +36,22 @@ class GradientVariance:
         self.steps += 1
         for first, second, gradient in zip(self.first, self.second, gradients, strict=True):
             first.lerp_(gradient, 1 - self.decay)
-            second.mul_(self.decay).addcmul_(gradient, gradient, value=1 - self.decay)
+            if not self.kept_elsewhere:
+                second.mul_(self.decay).addcmul_(gradient, gradient, value=1 - self.decay)
 
+    @torch.no_grad()
     def value(self) -> Tensor:
         """``[replicas]``, in squared units of the gradient; NaN before the second step."""
-        weight = 1 - self.decay**self.steps if self.steps > 1 else float("nan")
+        steps = int(self.steps)
+        weight = 1 - self.decay**steps if steps > 1 else float("nan")
         total = torch.zeros(len(self.first[0]), device=self.first[0].device)
         for first, second in zip(self.first, self.second, strict=True):
             total += (second / weight - (first / weight) ** 2).flatten(1).sum(1)
         return total / sum(first[0].numel() for first in self.first)
+
+    def tensors(self) -> list[Tensor]:
+        """All state that an update writes."""
+        return [self.steps, *self.first, *([] if self.kept_elsewhere else self.second)]
 
     def state(self, replica: int) -> dict[str, object]:
         """One replica's moments (a part of a checkpoint)."""
@@ -47,7 +59,7 @@ class GradientVariance:
 
     def restore(self, replica: int, state: dict[str, list[Tensor]], steps: int) -> None:
         """Go on from :meth:`state` after ``steps`` updates."""
-        self.steps = steps
+        self.steps.fill_(steps)
         for moments, saved in ((self.first, state["first"]), (self.second, state["second"])):
             for moment, value in zip(moments, saved, strict=True):
                 moment[replica].copy_(value)

@@ -19,6 +19,7 @@ class Health:
     """
 
     def __init__(self, replicas: int, device: torch.device, estimator: nn.Module) -> None:
+        self.waits = device.type == "cpu"
         self.first_bad = torch.full((replicas,), -1, device=device)
         self.logits_range = torch.zeros(2, replicas, device=device)
         self.step = torch.zeros((), dtype=torch.int64, device=device)
@@ -48,7 +49,7 @@ class Health:
                 finite &= gradient.flatten(1).sum(1).isfinite()
         healthy = self.first_bad < 0
         bad = healthy & ~finite
-        if losses.device.type != "cpu":
+        if not self.waits:
             self.logits_range.copy_(torch.where(healthy, _range(seen), self.logits_range))
             self.first_bad.copy_(torch.where(bad, self.step, self.first_bad))
             return gradients

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +16,7 @@ from estimators import noise_source
 from tasks.datasets import DataError, Dataset, load_dataset
 from training import loggers, optimisers, schedules
 from training.batches import Batches
+from training.capture import capture
 from training.errors import UserError
 from training.gradient_variance import GradientVariance
 from training.health import Health
@@ -52,12 +53,13 @@ class Pack:
         shape = (1, self.task.latents.latents, self.task.latents.categories)
         self.evaluations: int = self.estimator.evaluations_for(torch.empty(shape))
         self.batches = Batches(self.data, first["batch_size"], self.streams, device)
-        self.noise = self.streams.source("estimator")
+        self.noise = self.streams.source("estimator", device)
         self.parameters: list[nn.Parameter] = [*self.task.parameters(), *self.estimator.parameters()]
         self.optimizer = optimisers.ReplicaOptimizer(self.parameters, [config["optimizer"] for config in configs])
         encoder = {id(parameter) for parameter in self.task.encoder_parameters()}
         self._encoder = [index for index, parameter in enumerate(self.parameters) if id(parameter) in encoder]
-        self.variance = GradientVariance([self.parameters[index] for index in self._encoder])
+        squares = self.optimizer.mean_squares(GradientVariance.decay, self._encoder)
+        self.variance = GradientVariance([self.parameters[index] for index in self._encoder], squares)
         batch_size = first["batch_size"]
         self._cotangent = torch.full((self.replicas, batch_size), 1 / batch_size, device=device)
         self.step = 0
@@ -65,6 +67,10 @@ class Pack:
         self.loss_sum = torch.zeros(self.replicas, device=device)
         self.loss_steps = 0
         self.health = Health(self.replicas, device, self.estimator)
+        self._temperatures: list[float] = []
+        self._captured: Callable[[Tensor], Tensor] | None = None
+        # Why the step is not a CUDA graph, on a GPU; set before the first step, it keeps it from becoming one.
+        self.not_captured = ""
 
     @property
     def replicas(self) -> int:
@@ -105,16 +111,37 @@ class Pack:
         return numbers
 
     def anneal(self) -> None:
-        """Set the temperatures of this step."""
+        """Set the temperatures of this step, in place."""
         if schedules.anneals(self.configs[0]["schedule"], self.configs[0]["estimator"]):
-            for r, config in enumerate(self.configs):
-                start = config["estimator"]["temperature"]
-                self.estimator.temperature[r] = schedules.temperature_at(config["schedule"], start, self.step)
+            temperatures = [
+                schedules.temperature_at(config["schedule"], config["estimator"]["temperature"], self.step)
+                for config in self.configs
+            ]
+            if temperatures != self._temperatures:
+                self._temperatures = temperatures
+                self.estimator.temperature.copy_(torch.tensor(temperatures).view_as(self.estimator.temperature))
 
     def train_step(self) -> Tensor:
         """One step of every replica; returns the detached losses ``[replicas]`` (mean over examples, nats)."""
         self.anneal()
-        batch = self.batches(self.step)
+        self.streams.fill(self.step)
+        rows = self.batches.rows(self.step)
+        if self.device.type == "cuda" and self._captured is None and not self.not_captured:
+            self._captured, self.not_captured = capture(self.update, rows, self._written())
+            self.streams.fill(self.step)  # an estimator may have worked in the buffers
+        losses = self.update(rows) if self._captured is None else self._captured(rows)
+        self.step += 1
+        self.loss_steps += 1
+        return losses
+
+    def update(self, rows: Tensor) -> Tensor:
+        """The work of a step on the device, for the images ``rows`` ``[replicas, batch_size]``; returns the losses.
+
+        A function of ``rows``, of the noise in the streams and of the tensors that :meth:`_written` lists, which it
+        updates in place. It neither waits for the device nor looks at a number, so it can be a CUDA graph.
+        """
+        self.streams.rewind()
+        batch = self.batches.gather(rows)
         with noise_source(self.noise):
             losses = self.task.loss(batch, self.estimator)
         # The gradient of losses.mean(-1).sum(): a replica's is that of its own mean loss.
@@ -123,10 +150,8 @@ class Pack:
         gradients = self.health.check(losses.detach(), gradients, self.optimizer.freeze)
         self.optimizer.step(gradients)
         self.variance.update([gradients[index] for index in self._encoder])  # type: ignore[misc]
-        self.step += 1
         losses = losses.detach().mean(-1)
         self.loss_sum += losses
-        self.loss_steps += 1
         return losses
 
     def divergences(self, replicas: Sequence[int], everywhere: bool) -> list[tuple[int, dict[str, Any]]]:
@@ -154,6 +179,11 @@ class Pack:
             return None
         values = torch.as_tensor(temperature).detach().flatten()
         return float(values[replica if len(values) == self.replicas else 0])
+
+    def _written(self) -> list[Tensor]:
+        """Every tensor that :meth:`update` writes."""
+        state = [*self.optimizer.tensors(), *self.variance.tensors(), *self.health.tensors()]
+        return [*self._stacked().values(), *state, self.loss_sum]
 
     def _stacked(self) -> dict[str, Tensor]:
         """Every parameter and buffer with a leading replica dimension, by name."""
@@ -185,6 +215,7 @@ class Pack:
             for name, value in self._stacked().items():
                 if state["tensors"][name].shape != value.shape[1:]:
                     raise ValueError(f"{name} has shape {list(state['tensors'][name].shape)}")
+        self._temperatures = []
         self.step, self.loss_steps = first["step"], first["loss_steps"]
         self.seconds = max(state["seconds"] for state in states)
         self.evaluation_seconds = max(state["evaluation_seconds"] for state in states)

@@ -20,6 +20,7 @@ from training.errors import UserError
 from training.heap import keep_freed_memory
 from training.interrupt import Stopped
 from training.loop import train
+from training.matmul import use_onednn, use_tf32
 from training.pack import Pack
 from training.plan import RunPlan
 from training.progress import Report
@@ -57,6 +58,8 @@ def train_runs(runs: Sequence[RunPlan], report: Report, solo: bool = False) -> N
     device = pick_device(first["device"])
     torch.set_num_threads(first["threads"])
     keep_freed_memory()
+    use_onednn()
+    use_tf32(first["allow_tf32"])
     members: list[Member] = []
     try:
         for run in runs:

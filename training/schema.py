@@ -128,6 +128,7 @@ class Config:
     sweep: str = "main"
     device: str = "auto"
     threads: int = 1
+    allow_tf32: bool = False
     progress: bool = True
     cluster: Any = MISSING
     workers: int = 0

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from estimators.noise import open_uniform
+
+CPU = torch.device("cpu")
+STEPS_PER_BLOCK = 8
+"""A constant, since it orders the noise: numbers must not depend on a pack's memory."""
 
 
 def derive_seed(seed: int, purpose: str) -> int:
@@ -28,9 +33,7 @@ class ReplicaSource:
 
     def __call__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, event_dims: int = 2) -> Tensor:
         """Uniform noise; ``shape`` is ``[..., replicas, examples, *event]`` with ``event_dims`` event dimensions."""
-        dim = len(shape) - event_dims - 2
-        if dim < 0 or shape[dim] != len(self.seeds):
-            raise ValueError(f"expected {len(self.seeds)} replicas in dimension {dim} of noise of shape {list(shape)}")
+        dim = _replica_dimension(shape, event_dims, len(self.seeds))
         if self.generators is None:
             self.generators = [torch.Generator(device).manual_seed(seed) for seed in self.seeds]
         return open_uniform(shape, dtype, device, self.generators, dim)
@@ -48,20 +51,117 @@ class ReplicaSource:
                     generator.set_state(state)
 
 
+@dataclass
+class _Draw:
+    """One draw of a step: the buffer that the step reads, and the noise of the steps around it."""
+
+    buffer: Tensor
+    dim: int
+    block: Tensor
+    number: int = -1
+
+
+class BlockSource:
+    """Noise drawn for ``STEPS_PER_BLOCK`` steps at once, for a GPU, where every
+    replica's draw is a kernel.
+
+    A step's n-th draw reads a buffer that stays where it is, so that the step can be captured as a CUDA graph;
+    :meth:`fill` puts a step's noise into the buffers. Block b of draw n comes from generators seeded by the run's
+    seed, the purpose, n and b: the noise is a function of seed and step, and there is nothing to keep in a checkpoint.
+    Every step must make the same draws.
+    """
+
+    def __init__(self, seeds: Sequence[int], purpose: str) -> None:
+        self.seeds, self.purpose = list(seeds), purpose
+        self._generators: list[torch.Generator] = []
+        self._draws: list[_Draw] = []
+        self._step, self._next = 0, 0
+
+    def fill(self, step: int) -> None:
+        """Put the noise of ``step`` into the buffers of all draws known so far."""
+        self._step = step
+        for index in range(len(self._draws)):
+            self._fill(index)
+
+    def rewind(self) -> None:
+        """The next draw is the first of the step."""
+        self._next = 0
+
+    def __call__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, event_dims: int = 2) -> Tensor:
+        """Uniform noise; ``shape`` is ``[..., replicas, examples, *event]`` with ``event_dims`` event dimensions.
+
+        Raises:
+            RuntimeError: if a step's draws differ in shape or dtype from those of the first step.
+        """
+        index, self._next = self._next, self._next + 1
+        if index == len(self._draws):
+            dim = _replica_dimension(shape, event_dims, len(self.seeds))
+            self._draws.append(_Draw(torch.empty(tuple(shape), dtype=dtype, device=device), dim, torch.empty(0)))
+            self._fill(index)
+        buffer = self._draws[index].buffer
+        if buffer.shape != tuple(shape) or buffer.dtype != dtype:
+            raise RuntimeError(
+                f"draw {index} of {self.purpose} was {buffer.dtype} {list(buffer.shape)} in the first step and is "
+                f"{dtype} {list(shape)} now; noise in blocks needs the same draws in every step"
+            )
+        return buffer
+
+    def _fill(self, index: int) -> None:
+        draw, number = self._draws[index], self._step // STEPS_PER_BLOCK
+        buffer = draw.buffer.movedim(draw.dim, 0)
+        if draw.number != number:
+            device = buffer.device
+            self._generators = self._generators or [torch.Generator(device) for _ in self.seeds]
+            for seed, generator in zip(self.seeds, self._generators, strict=True):
+                generator.manual_seed(derive_seed(seed, f"{self.purpose}/{index}/{number}"))
+            shape = (len(self.seeds), STEPS_PER_BLOCK, *buffer.shape[1:])
+            draw.block = open_uniform(shape, buffer.dtype, device, self._generators)
+            draw.number = number
+        buffer.copy_(draw.block[:, self._step % STEPS_PER_BLOCK])
+
+    def state(self, replica: int) -> None:
+        """Nothing: see the class."""
+
+    def restore(self, states: Sequence[Tensor | None], device: torch.device) -> None:
+        """Nothing to do: see the class."""
+
+
+def _replica_dimension(shape: Sequence[int], event_dims: int, replicas: int) -> int:
+    dim = len(shape) - event_dims - 2
+    if dim < 0 or shape[dim] != replicas:
+        raise ValueError(f"expected {replicas} replicas in dimension {dim} of noise of shape {list(shape)}")
+    return dim
+
+
 class Streams:
     """The random streams of a pack, one per run and purpose."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.seeds = list(seeds)
-        self._sources: dict[str, ReplicaSource] = {}
+        self._sources: dict[str, ReplicaSource | BlockSource] = {}
 
     @property
     def replicas(self) -> int:
         return len(self.seeds)
 
-    def source(self, purpose: str) -> ReplicaSource:
-        """The stream of ``purpose``: goes on from call to call, and is part of a checkpoint."""
-        return self._sources.setdefault(purpose, self.fresh(purpose))
+    def source(self, purpose: str, device: torch.device = CPU) -> ReplicaSource | BlockSource:
+        """The stream of ``purpose`` for training steps: goes on from call to call, and is part of a checkpoint."""
+        new = self.fresh(purpose) if device.type == "cpu" else BlockSource(self.seeds, purpose)
+        return self._sources.setdefault(purpose, new)
+
+    @property
+    def _blocks(self) -> list[BlockSource]:
+        return [source for source in self._sources.values() if isinstance(source, BlockSource)]
+
+    def fill(self, step: int) -> None:
+        """Before a step: draw its noise, where that is drawn ahead."""
+        for source in self._blocks:
+            source.fill(step)
+
+    def rewind(self) -> None:
+        """At the beginning of a step: its draws begin with the first."""
+        for source in self._blocks:
+            source.rewind()
 
     def fresh(self, purpose: str) -> ReplicaSource:
         """A new stream that starts at the beginning: the same numbers for the same seed and purpose every time."""

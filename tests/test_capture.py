@@ -1,0 +1,214 @@
+"""The step as a CUDA graph: what of it a CPU can check, and on a GPU, where there is one, that it is the same step."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from training import schema
+from training.errors import UserError
+from training.pack import Pack
+from training.streams import STEPS_PER_BLOCK, BlockSource, Streams
+
+CPU = torch.device("cpu")
+NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "estimator").glob("*.yaml"))
+WAITING = {"carms", "rodeo", "unordered_set"}
+"""Estimators that build index tensors in the step, which copies them to the device: they run without a graph."""
+EVENTFUL = ["data.binarization=dynamic", "schedule=exponential", "schedule.every=3", "schedule.rate=0.05"]
+
+
+def pack(*overrides, seeds=(0, 1), device=CPU):
+    schema.register()
+    with initialize_config_module("conf", version_base="1.3"):
+        small = ["task.latents=5", "batch_size=20", "optimizer.lr=1e-3", *overrides]
+        config = OmegaConf.to_container(compose("config", overrides=small), resolve=True)
+    return Pack([{**config, "seed": seed} for seed in seeds], device)
+
+
+@pytest.fixture
+def in_blocks(monkeypatch):
+    """On a CPU too, noise for several steps at once."""
+
+    def source(self, purpose, device=CPU):
+        return self._sources.setdefault(purpose, BlockSource(self.seeds, purpose))
+
+    monkeypatch.setattr(Streams, "source", source)
+
+
+def test_noise_in_blocks_depends_on_seed_and_step_alone():
+    """Whatever the pack, and whether steps are visited in order or begun in the middle of a block."""
+    shape = (3, 4, 2)  # sample dimensions in front of the replicas, examples and latents
+    whole, steps = BlockSource([5, 6, 7], "estimator"), 2 * STEPS_PER_BLOCK + 3
+    drawn = []
+    for step in range(steps):
+        whole.fill(step)
+        whole.rewind()
+        drawn.append((whole(shape, torch.float32, CPU, 1).clone(), whole((9, *shape), torch.float64, CPU, 1).clone()))
+    alone = BlockSource([6], "estimator")
+    for step in (STEPS_PER_BLOCK + 2, 1, steps - 1):
+        alone.fill(step)
+        alone.rewind()
+        assert torch.equal(alone((1, 4, 2), torch.float32, CPU, 1)[0], drawn[step][0][1])
+        assert torch.equal(alone((9, 1, 4, 2), torch.float64, CPU, 1)[:, 0], drawn[step][1][:, 1])
+    numbers = torch.cat([torch.cat([a.flatten().double(), b.flatten()]) for a, b in drawn])
+    assert len(numbers.unique()) == len(numbers) and numbers.min() > 0 and numbers.max() < 1
+    whole.rewind()
+    with pytest.raises(RuntimeError, match="same draws in every step"):
+        whole((3, 5, 2), torch.float32, CPU, 1)
+    with pytest.raises(ValueError, match="expected 1 replicas"):
+        alone((2, 4, 2), torch.float32, CPU, 1)
+
+
+@pytest.mark.parametrize("estimator", ["gumbel_softmax", "relax", "nvil"])
+def test_steps_with_noise_in_blocks(in_blocks, estimator):
+    """Alone as in a pack, and resumed as never interrupted, bit for bit."""
+    overrides = [f"estimator={estimator}", *(EVENTFUL if estimator == "gumbel_softmax" else EVENTFUL[:1])]
+    together, alone = pack(*overrides, seeds=(3, 4)), pack(*overrides, seeds=(4,))
+    for _ in range(STEPS_PER_BLOCK + 3):
+        assert torch.allclose(together.train_step()[1], alone.train_step()[0], rtol=1e-5)
+    resumed = pack(*overrides, seeds=(4,))
+    resumed.restore([alone.state(0)])
+    for _ in range(STEPS_PER_BLOCK):
+        assert torch.equal(resumed.train_step(), alone.train_step())
+
+
+class Watch(TorchDispatchMode):
+    """Notes what cannot be captured: waiting for a number, drawing outside of the streams, copying to the device."""
+
+    WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "repeat_interleave"}
+    DRAWS = {
+        "random_",
+        "uniform_",
+        "bernoulli",
+        "bernoulli_",
+        "normal_",
+        "multinomial",
+        "exponential_",
+        "rand",
+        "randn",
+    }
+    COPIES = {"lift_fresh"}
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.split("::")[1]
+        by_mask = name.startswith("index") and any(
+            isinstance(index, torch.Tensor) and index.dtype == torch.bool
+            for index in (args[1] if isinstance(args[1], (list, tuple)) else ())
+        )
+        if name in self.WAITS | self.DRAWS | self.COPIES or by_mask:
+            self.found.add(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("task", ["vae_bernoulli", "vae_categorical"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_can_be_captured(in_blocks, monkeypatch, name, task):
+    """It neither waits, nor draws, nor copies; and what it writes is known, so that a warm-up can be taken back."""
+    overrides = [f"estimator={name}", f"task={task}", *(["task.categories=3"] if task == "vae_categorical" else [])]
+    try:
+        ours = pack(*overrides)
+    except UserError:
+        pytest.skip("not for this task")
+    if name == "exact":  # on a CPU one_hot looks at its argument; on a GPU it does not
+        monkeypatch.setattr(torch.nn.functional, "one_hot", lambda i, k: (i.unsqueeze(-1) == torch.arange(k)).long())
+    ours.health.waits = False  # as on a GPU
+    for _ in range(2):
+        ours.train_step()
+    state = [ours.state(replica) for replica in range(ours.replicas)]
+    written = [(tensor, tensor.detach().clone()) for tensor in ours._written()]
+    ours.streams.fill(ours.step)
+    with Watch() as watch:
+        first = ours.update(ours.batches.rows(ours.step))
+    assert not watch.found or name in WAITING
+    ours.update(ours.batches.rows(ours.step))
+    with torch.no_grad():
+        for tensor, before in written:
+            tensor.copy_(before)
+    assert [flat(own) for own in state] == [flat(ours.state(replica)) for replica in range(ours.replicas)]
+    assert torch.equal(ours.train_step(), first)
+
+
+def flat(state):
+    """A checkpoint as nested lists, for a comparison by ``==``."""
+    if isinstance(state, torch.Tensor):
+        return state.tolist()
+    if isinstance(state, dict):
+        return {key: flat(value) for key, value in state.items()}
+    return [flat(value) for value in state] if isinstance(state, list) else state
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 1],
+        lambda x: torch.empty(3).uniform_(),
+        lambda x: x[torch.tensor([1])],
+        lambda x: x[[1]],
+    ],
+)
+def test_the_watch_sees_what_it_is_for(step):
+    with Watch() as watch:
+        step(torch.ones(3))
+    assert watch.found
+
+
+def test_orders_drawn_ahead_are_the_same_orders():
+    plain, ahead = pack().batches, pack().batches
+    ahead._ahead = ThreadPoolExecutor(1)
+    for step in (0, 1, plain.per_epoch, 3 * plain.per_epoch + 2, 4 * plain.per_epoch):
+        assert torch.equal(plain.rows(step), ahead.rows(step))
+
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@on_gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_captured_is_eager(name):
+    """The same losses from the graph and without it; estimators that wait say why and train without."""
+    device = torch.device("cuda")
+    captured, eager = pack(f"estimator={name}", device=device), pack(f"estimator={name}", device=device)
+    eager.not_captured = "for comparison"
+    for _ in range(2 * STEPS_PER_BLOCK):
+        assert torch.allclose(captured.train_step(), eager.train_step(), rtol=1e-4)
+    assert bool(captured.not_captured) == (name in WAITING)
+    assert torch.allclose(captured.variance.value(), eager.variance.value(), rtol=1e-3)
+    assert torch.allclose(captured.loss_sum, eager.loss_sum, rtol=1e-4)
+
+
+@on_gpu
+@pytest.mark.parametrize("estimator", ["gumbel_softmax", "nvil"])
+def test_captured_alone_resumed_and_in_a_pack(estimator):
+    device = torch.device("cuda")
+    overrides = [f"estimator={estimator}", *(EVENTFUL if estimator == "gumbel_softmax" else EVENTFUL[:1])]
+    together, alone = (pack(*overrides, seeds=seeds, device=device) for seeds in ((3, 4), (4,)))
+    for _ in range(STEPS_PER_BLOCK + 3):
+        assert torch.allclose(together.train_step()[1], alone.train_step()[0], rtol=1e-4)
+    resumed = pack(*overrides, seeds=(4,), device=device)
+    resumed.restore([alone.state(0)])
+    for _ in range(STEPS_PER_BLOCK):
+        assert torch.equal(resumed.train_step(), alone.train_step())
+    assert not resumed.not_captured
+
+
+@on_gpu
+def test_learning_rates_of_many_replicas_on_a_gpu():
+    """More than ``MOST_CALLS`` settings: one expression, the same losses as each run alone."""
+    device = torch.device("cuda")
+    configs = []
+    for seed in range(12):
+        (config,) = pack(f"optimizer.lr={1e-4 * (seed + 1)}", seeds=(seed,)).configs
+        configs.append(config)
+    together, alone = Pack(configs, device), Pack(configs[9:10], device)
+    for _ in range(10):
+        assert torch.allclose(together.train_step()[9], alone.train_step()[0], rtol=1e-4)
+    assert together.optimizer._numbers and not alone.optimizer._numbers
