@@ -1,0 +1,145 @@
+"""The sweep of ``run.sh``: trained on SLURM with a kill, a preemption and a time-out, then here, and compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+from analysis import records  # noqa: E402
+
+SWEEP = ["estimator=gumbel_softmax,nvil,rebar", "seed=range(0,4)", "steps=1500", "evaluate_every=300"]
+LONG = ["estimator=reinmax", "task=vae_categorical", "seed=0", "steps=60000", "evaluate_every=5000"]
+COMMON = ["task.latents=20", "pack_size=1", "test_samples=20", "valid_samples=20", "checkpoint_seconds=1"]
+ON_SLURM = ["cluster=slurm", "cluster.partition=normal", "cluster.mem_gb=0"]
+BEGAN = time.monotonic()
+
+
+def say(text: str) -> None:
+    print(f"{time.monotonic() - BEGAN:5.0f} s  {text}", flush=True)
+
+
+def train(runs_dir: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "train.py", "-m", *COMMON, *arguments, f"runs_dir={runs_dir}"]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def await_(what: str, condition: Callable[[], Any], seconds: float = 300) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.1)
+    raise SystemExit(f"no {what} within {seconds:.0f} s\n{output('squeue')}")
+
+
+def runs(sweep: Path) -> dict[str, Path]:
+    return {path.name: path for path in records.find_runs(sweep)}
+
+
+def log(run: Path) -> list[str]:
+    return (run / records.LOG).read_text().splitlines()
+
+
+def in_training(sweep: Path, but: set[str]) -> tuple[str, int] | None:
+    """A run that has written a checkpoint and is not over, with the process that trains it."""
+    for name, run in runs(sweep).items():
+        if name not in but and (run / records.CHECKPOINT).exists() and not (run / records.RESULT).exists():
+            try:
+                return name, int((run / "claim").read_text().split()[1])
+            except OSError:
+                continue
+    return None
+
+
+def numbers(run: Path) -> list[dict[str, Any]]:
+    rows = records.read_metrics(run / records.METRICS)
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def check(condition: object, what: str) -> None:
+    if not condition:
+        raise SystemExit(f"FAILED: {what}")
+    say(f"ok: {what}")
+
+
+def main(folder: Path) -> None:
+    sweep, long = folder / "slurm" / "main", folder / "slurm" / "long"
+    waiting = train(folder / "slurm", *SWEEP, *ON_SLURM)
+    killed, process = await_("run in training", lambda: in_training(sweep, set()))
+
+    again = train(folder / "slurm", *SWEEP, *ON_SLURM)
+    text, _ = again.communicate(timeout=120)
+    check(
+        "in jobs of an earlier command and not submitted again" in text, "the same command again submits nothing twice"
+    )
+    jobs = {line.split("_")[0] for line in output("squeue", "--me", "-h", "-r", "-o", "%i").split()}
+    check(len(jobs) == 1, f"one job array: {jobs}")
+
+    killed, process = await_("run in training", lambda: in_training(sweep, set()))
+    os.kill(process, signal.SIGKILL)
+    say(f"killed process {process} of {killed}")
+    await_("run in training", lambda: in_training(sweep, {killed}))
+    output("sbatch", "-p", "urgent", "-n", "1", "-o", "/dev/null", "--wrap", "sleep 5")
+    say("an urgent job takes the place of one that trains")
+    preempted = await_(
+        "preempted run",
+        lambda: next((name for name, run in runs(sweep).items() if "by a signal" in "".join(log(run))), 0),
+    )
+    say(f"preempted: {preempted}")
+
+    stopped = train(folder / "slurm", *LONG, *ON_SLURM, "cluster.timeout_min=1", "sweep=long")
+    await_("long run in training", lambda: in_training(long, set()), 600)
+    stopped.send_signal(signal.SIGINT)
+    text, _ = stopped.communicate(timeout=60)
+    check(stopped.returncode == 1 and "To cancel: scancel" in text, "Ctrl-C leaves the jobs: " + text.splitlines()[-1])
+
+    text, _ = waiting.communicate(timeout=900)
+    say("the sweep's command ended:")
+    print(text, flush=True)
+    check(waiting.returncode == 0 and "12 finished" in text, "12 runs finished")
+    check(len(runs(sweep)) == 12, "12 records")
+    for name, run in runs(sweep).items():
+        lines = log(run)
+        begun = [line for line in lines if " starts at " in line or " goes on at " in line]
+        expected = 1 + (name == killed) + (name == preempted)
+        good = len(begun) == expected and " starts at step 0 " in begun[0] and all(" goes on " in x for x in begun[1:])
+        ended = [line for line in lines if " finished at " in line]
+        if not (good and len(ended) == 1 and not (run / "claim").exists()):
+            raise SystemExit(f"FAILED: {name} was not trained once:\n" + "\n".join(lines))
+    check(True, "each run was trained once; the killed and the preempted one went on from their checkpoints")
+    history = output("sacct", "-D", "-X", "-n", "-P", "-o", "JobID,State,ExitCode")
+    check("PREEMPTED" in history, "sacct: preempted")
+    check("FAILED" in history, "sacct: killed")
+
+    await_("end of the long run", lambda: any((run / records.RESULT).exists() for run in runs(long).values()), 900)
+    (timed_out,) = runs(long).values()
+    lines = log(timed_out)
+    print("\n".join(lines))
+    check(sum("by a signal" in line for line in lines) >= 1 and "finished" in lines[-1], "a time-out, then finished")
+
+    for name, arguments in (("main", SWEEP), ("long", LONG)):
+        here = train(folder / "here", *arguments, f"sweep={name}", "workers=1")
+        text, _ = here.communicate(timeout=1200)
+        check(here.returncode == 0, f"sweep {name} trained here")
+        for run, path in runs(folder / "here" / name).items():
+            there = folder / "slurm" / name / run
+            if not numbers(path) or json.dumps(numbers(path)) != json.dumps(numbers(there)):
+                raise SystemExit(f"FAILED: {run} has other numbers on SLURM: {there}, {path}")
+        check(True, f"sweep {name}: bit-identical to SLURM's numbers")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
