@@ -53,10 +53,10 @@ def run_packs(packs: Sequence[PackPlan]) -> dict[str, str]:
         UserError: for options that the cluster cannot have, and if it refuses the jobs.
         Stopped: if a signal asked for it. Jobs of SLURM go on; those on this machine have written checkpoints.
     """
+    watch = _Watch(packs)
     for data in {json.dumps(run.config["data"]): run.config["data"] for pack in packs for run in pack}.values():
         memory.load_once(**data)  # downloads what is missing: where jobs run, there may be no network
     with interrupt.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        watch = _Watch(packs)
         watch.run()
     return watch.screen.failures
 
@@ -125,7 +125,7 @@ class _Watch:
                 if now - submitted.gone >= patience:
                     self._died(submitted, self.executor.verdict(submitted.handle))
         own = [submitted.handle.job_id for submitted in self.submitted]
-        counts = Counter((states or {}).get(job_id, "unknown").lower() for job_id in own)
+        counts = Counter((states or {}).get(job_id, "ending").lower() for job_id in own)
         self.screen.note = ", ".join(f"{count} jobs {state}" for state, count in sorted(counts.items()))
 
     def _read_events(self, submitted: Submitted) -> None:

@@ -82,13 +82,13 @@ class Slurm:
 
     def __init__(self, options: Options, folder: Path) -> None:
         cluster = options["cluster"]
+        if cluster["gpus"] > 1:
+            raise UserError(f"cluster.gpus must be 0 or 1 (a pack is trained on one device), not {cluster['gpus']}")
         if missing := [name for name in ("sbatch", "srun", "squeue", "scancel") if shutil.which(name) is None]:
             raise UserError(
                 f"cluster=slurm needs SLURM's commands, but {', '.join(missing)} cannot be found on this machine; "
                 "start it where jobs are submitted, or use cluster=local"
             )
-        if cluster["gpus"] > 1:
-            raise UserError(f"cluster.gpus must be 0 or 1 (a pack is trained on one device), not {cluster['gpus']}")
         self.parallelism = cluster["parallelism"]
         self.executor = submitit.SlurmExecutor(
             folder, max_num_timeout=cluster["max_timeouts"], python=_python(environment(options))

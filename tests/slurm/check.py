@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 from analysis import records  # noqa: E402
 
 SWEEP = ["estimator=gumbel_softmax,nvil,rebar", "seed=range(0,4)", "steps=1500", "evaluate_every=300"]
-LONG = ["estimator=reinmax", "task=vae_categorical", "seed=0", "steps=60000", "evaluate_every=5000"]
+LONG = ["estimator=reinmax", "task=vae_categorical", "seed=0", "steps=30000", "evaluate_every=5000"]
 COMMON = ["task.latents=20", "pack_size=1", "test_samples=20", "valid_samples=20", "checkpoint_seconds=1"]
 ON_SLURM = ["cluster=slurm", "cluster.partition=normal", "cluster.mem_gb=0"]
 BEGAN = time.monotonic()
@@ -123,6 +123,20 @@ def main(folder: Path) -> None:
     history = output("sacct", "-D", "-X", "-n", "-P", "-o", "JobID,State,ExitCode")
     check("PREEMPTED" in history, "sacct: preempted")
     check("FAILED" in history, "sacct: killed")
+
+    doomed = folder / "slurm" / "doomed"
+    options = ["steps=10000000", "sweep=doomed", "cluster.max_timeouts=0"]
+    waiting = train(folder / "slurm", *options, "seed=0,1", *ON_SLURM)
+    await_("two runs in training", lambda: len(list(doomed.glob("*/checkpoint.pt"))) == 2, 600)
+    ids = sorted(output("squeue", "--me", "-h", "-r", "-n", "doomed", "-o", "%i").split())
+    output("scancel", ids[0])
+    output("scancel", "--signal=USR2", ids[1])
+    text, _ = waiting.communicate(timeout=300)
+    print(text, flush=True)
+    check("was cancelled" in text and waiting.returncode == 1, "a cancelled job is not submitted again")
+    check("timed out 1 times" in text, "a job stops after max_timeouts")
+    for run in runs(doomed).values():
+        check("its checkpoint is written" in "".join(log(run)), "with a checkpoint")
 
     await_("end of the long run", lambda: any((run / records.RESULT).exists() for run in runs(long).values()), 900)
     (timed_out,) = runs(long).values()

@@ -100,9 +100,10 @@ KillWait=30
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort=${ports[2]}
+AccountingStoragePass=$work/munge.sock
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName=$host NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+NodeName=$host CPUs=2 State=UNKNOWN
 PartitionName=normal Nodes=$host Default=YES PriorityTier=1 PreemptMode=REQUEUE MaxTime=INFINITE State=UP
 PartitionName=urgent Nodes=$host PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 EOF
@@ -110,6 +111,7 @@ cat >"$work/slurmdbd.conf" <<EOF
 DbdHost=localhost
 DbdAddr=127.0.0.1
 DbdPort=${ports[2]}
+CommunicationParameters=NoInAddrAny
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket=$work/munge.sock
@@ -145,4 +147,4 @@ await "the node" 60 sh -c "sinfo -h -o %T | grep -q idle"
 open=$(ss -Hltnp 2>/dev/null | grep -E 'slurm|munge|maria' | awk '$4 !~ /^(127\.|\[::1\])/ {print $4}' || true)
 [ -z "$open" ] || fail "a daemon listens beyond the loopback interface: $open"
 
-"$PYTHON" tests/slurm/check.py "$work/runs"
+${CHECK:-"$PYTHON" tests/slurm/check.py} "$work/runs"
