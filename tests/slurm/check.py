@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -17,7 +18,6 @@ sys.path.insert(0, str(ROOT))
 from analysis import records  # noqa: E402
 
 SWEEP = ["estimator=gumbel_softmax,nvil,rebar", "seed=range(0,4)", "steps=4000", "evaluate_every=500"]
-LONG = ["estimator=reinmax", "task=vae_categorical", "seed=0", "steps=30000", "evaluate_every=5000"]
 COMMON = ["task.latents=20", "pack_size=1", "test_samples=20", "valid_samples=20", "checkpoint_seconds=1"]
 ON_SLURM = ["cluster=slurm", "cluster.partition=normal", "cluster.mem_gb=0"]
 BEGAN = time.monotonic()
@@ -29,7 +29,9 @@ def say(text: str) -> None:
 
 def train(runs_dir: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "train.py", "-m", *COMMON, *arguments, f"runs_dir={runs_dir}"]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    atexit.register(process.kill)  # leaves nothing behind when a check fails
+    return process
 
 
 def output(*command: str) -> str:
@@ -75,6 +77,13 @@ def numbers(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
+def rate(run: Path) -> float:
+    """Steps a second of a finished run; 0 if it is not finished."""
+    file = run / records.RESULT
+    result = json.loads(file.read_text()) if file.exists() else {"step": 0, "wall_seconds": 1.0}
+    return float(result["step"] / result["wall_seconds"])
+
+
 def check(condition: object, what: str) -> None:
     if not condition:
         raise SystemExit(f"FAILED: {what}")
@@ -104,7 +113,10 @@ def main(folder: Path) -> None:
             break
     check(preempted, f"an urgent job preempts {preempted}")
 
-    stopped = train(folder / "slurm", *LONG, *ON_SLURM, "cluster.timeout_min=1", "sweep=long")
+    # About a minute of training, while SLURM warns a job with a limit of a minute after 25 to 45 seconds.
+    finished = await_("finished run", lambda: next((run for run in runs(sweep).values() if rate(run)), None))
+    of_long = ["seed=7", f"steps={int(60 * rate(finished))}", "evaluate_every=5000"]
+    stopped = train(folder / "slurm", *of_long, *ON_SLURM, "cluster.timeout_min=1", "sweep=long")
     await_("long run in training", lambda: in_training(long, set()), 600)
     stopped.send_signal(signal.SIGINT)
     text, _ = stopped.communicate(timeout=60)
@@ -129,12 +141,12 @@ def main(folder: Path) -> None:
     check("FAILED" in history, "sacct: killed")
 
     doomed = folder / "slurm" / "doomed"
-    options = ["steps=10000000", "sweep=doomed", "cluster.max_timeouts=0"]
+    options = ["steps=10000000", "sweep=doomed", "cluster.max_timeouts=0", "cluster.timeout_min=5"]
     waiting = train(folder / "slurm", *options, "seed=0,1", *ON_SLURM)
     await_("two runs in training", lambda: len(list(doomed.glob("*/checkpoint.pt"))) == 2, 600)
     ids = sorted(output("squeue", "--me", "-h", "-r", "-n", "doomed", "-o", "%i").split())
     output("scancel", ids[0])
-    output("scancel", "--signal=USR2", ids[1])
+    output("scancel", "--signal=USR2", ids[1])  # submitit takes it for a time-out, as the limit is below 10 minutes
     text, _ = waiting.communicate(timeout=300)
     print(text, flush=True)
     check("was cancelled" in text and waiting.returncode == 1, "a cancelled job is not submitted again")
@@ -148,7 +160,7 @@ def main(folder: Path) -> None:
     print("\n".join(lines))
     check(stops(timed_out) >= 1 and "finished" in lines[-1], "a run longer than the time limit goes on and finishes")
 
-    for name, arguments in (("main", SWEEP), ("long", LONG)):
+    for name, arguments in (("main", SWEEP), ("long", of_long)):
         here = train(folder / "here", *arguments, f"sweep={name}", "workers=1")
         text, _ = here.communicate(timeout=1200)
         check(here.returncode == 0, f"sweep {name} trained here")
