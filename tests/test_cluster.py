@@ -45,11 +45,11 @@ def numbers(run):
     return json.dumps([{key: value for key, value in row.items() if key != "seconds"} for row in rows])
 
 
-def await_checkpoint(folder, process, but=()):
+def await_checkpoint(folder, process):
     """The first run that is being trained and has a checkpoint, and the process that trains it."""
     for _ in range(1200):
         for run in runs(folder):
-            if run not in but and (run / records.CHECKPOINT).exists() and not (run / records.RESULT).exists():
+            if (run / records.CHECKPOINT).exists() and not (run / records.RESULT).exists():
                 try:
                     return run, int((run / "claim").read_text().split()[1])
                 except (OSError, IndexError):
@@ -108,36 +108,32 @@ def test_a_run_whose_jobs_always_die_is_failed_with_the_reason(tmp_path):
     assert records.RunRecord(run).word() == "failed" and "its job died 1 times" in records.RunRecord(run).error()
 
 
-def test_ctrl_c_stops_local_jobs_with_checkpoints(tmp_path):
-    process = start(tmp_path, "seed=0,1", "steps=1000000", "checkpoint_seconds=0.05", "cluster=local")
-    first, one = await_checkpoint(tmp_path, process)
-    _, other = await_checkpoint(tmp_path, process, but=[first])
-    process.send_signal(signal.SIGINT)
-    text, _ = process.communicate(timeout=120)
-    assert process.returncode == 1 and "stopped; checkpoints are written" in text
-    for run in runs(tmp_path):
-        assert "by a signal; its checkpoint is written" in log(run)
-        assert not (run / "claim").exists() and records.RunRecord(run).word() == "queued"
-    for number in (one, other):
-        with pytest.raises(ProcessLookupError):
-            os.kill(number, 0)
-
-
-def test_the_warning_before_a_time_out_writes_a_checkpoint_and_the_job_comes_back(tmp_path):
-    """SIGUSR2 goes through submitit's own handler: the same job starts again and goes on where it stopped."""
-    process = start(tmp_path, "seed=0", "steps=1500", "checkpoint_seconds=1000", "cluster=local")
+def test_signals_write_checkpoints(tmp_path):
+    """The warning before a time-out (SIGUSR2) goes through submitit's own handler: the same job starts again and goes
+    on where it stopped. Ctrl-C stops all jobs, with the steps since the last regular checkpoint."""
+    process = start(tmp_path, "seed=0,1", "steps=1000000", "checkpoint_seconds=3", "cluster=local")
+    warned, number = await_checkpoint(tmp_path, process)
+    os.kill(number, signal.SIGUSR2)
     for _ in range(1200):
-        found = [run for run in runs(tmp_path) if (run / records.METRICS).exists() and numbers(run) != "[]"]
-        if found:
+        if " goes on at " in log(warned):
             break
         time.sleep(0.05)
-    (run,) = found
-    os.kill(int((run / "claim").read_text().split()[1]), signal.SIGUSR2)
-    text, _ = process.communicate(timeout=300)
-    assert process.returncode == 0 and "1 finished" in text and "died" not in text
-    stopped = next(line for line in log(run).splitlines() if "by a signal" in line)
+    stopped = next(line for line in log(warned).splitlines() if "by a signal" in line)
     step = stopped.split("stopped at step ")[1].split()[0]
-    assert f"goes on at step {step} " in log(run)
+    assert f" goes on at step {step} " in log(warned)
+
+    numbers_of_processes = [int((run / "claim").read_text().split()[1]) for run in runs(tmp_path)]
+    assert len(numbers_of_processes) == 2 and number not in numbers_of_processes
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and "stopped; checkpoints are written" in text and "died" not in text
+    assert "by SIGUSR2" in text
+    for run in runs(tmp_path):
+        assert "by a signal; its checkpoint is written" in log(run).splitlines()[-1]
+        assert not (run / "claim").exists() and records.RunRecord(run).word() == "queued"
+    for each in numbers_of_processes:
+        with pytest.raises(ProcessLookupError):
+            os.kill(each, 0)
 
 
 @pytest.mark.parametrize(

@@ -56,15 +56,20 @@ class TrainPack:
 
         for number in (warning, signal.SIGTERM):
             signal.signal(number, ask)
-        runs = self.plans()
+        runs, environment = self.plans(), submitit.JobEnvironment()
+        report = events_to(events_of(environment))
         wait_for_dead_owners(runs)
         try:
-            train_runs(runs, events_to(events_of(submitit.JobEnvironment())))
+            train_runs(runs, report)
             return None
         except UserError as error:
             return str(error)
         except interrupt.Stopped:
             pass
+        names = " and ".join(signal.Signals(number).name for number in sorted(received))
+        report(
+            {"event": "message", "text": f"job {environment.job_id} was stopped by {names}; checkpoints are written"}
+        )
         if warning in received:
             requeue(warning, None)
         sys.exit(128 + signal.SIGTERM)
