@@ -161,7 +161,7 @@ def main(folder: Path) -> None:
     check(stops(timed_out) >= 1 and "finished" in lines[-1], "a run longer than the time limit goes on and finishes")
 
     for name, arguments in (("main", SWEEP), ("long", of_long)):
-        here = train(folder / "here", *arguments, f"sweep={name}", "workers=1")
+        here = train(folder / "here", *arguments, f"sweep={name}")
         text, _ = here.communicate(timeout=1200)
         check(here.returncode == 0, f"sweep {name} trained here")
         for run, path in runs(folder / "here" / name).items():
