@@ -16,7 +16,7 @@ setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[harness,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[harness,cluster,dev]'
 	touch $@
 
 lint: setup ## format, lint and types

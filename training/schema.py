@@ -106,6 +106,40 @@ class NoCluster:
 
 
 @dataclass
+class Local:
+    """Each pack is a job of submitit in a process on this machine: a trial of ``cluster=slurm``.
+
+    ``parallelism``: jobs at once; 0: as many as ``workers``.
+    """
+
+    name: str = "local"
+    parallelism: int = 0
+
+
+@dataclass
+class Slurm:
+    """Each pack is a job of SLURM, submitted through submitit.
+
+    ``timeout_min``: minutes until a job must make room; it goes on later, at most ``max_timeouts`` times. ``mem_gb``: 0
+    leaves it to the partition. ``gpus``: 1 or 0. ``parallelism``: jobs at once (of an array of 1000); 0: no limit.
+    ``setup``: shell lines that run before Python. Empty words leave the choice to the cluster.
+    """
+
+    name: str = "slurm"
+    partition: str = ""
+    timeout_min: int = 240
+    max_timeouts: int = 1000
+    mem_gb: float = 4.0
+    cpus: int = 1
+    gpus: int = 0
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    parallelism: int = 0
+    setup: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Config:
     """One run (or ``replicas`` runs with the seeds ``seed .. seed + replicas - 1``)."""
 
@@ -185,7 +219,7 @@ def register() -> None:
         "optimizer": (Adam, SGD),
         "schedule": (Constant, Exponential),
         "logger": (NoLogger, Wandb),
-        "cluster": (NoCluster,),
+        "cluster": (NoCluster, Local, Slurm),
     }.items():
         for node in nodes:
             store.store(group=f"hydra/schema/{group}", name=node.__name__.lower(), node=node)

@@ -25,7 +25,8 @@ class Active:
 
 
 class Screen:
-    """Collects the events of all packs; ``failures`` maps the names of failed runs to their errors."""
+    """Collects the events of all packs; ``failures`` maps the names of failed runs to their errors, ``note`` says
+    what else there is to say of the whole."""
 
     def __init__(self, packs: Sequence[PackPlan], enabled: bool) -> None:
         self.enabled, self.tty = enabled, sys.stderr.isatty()
@@ -36,7 +37,7 @@ class Screen:
         self.ended, self.words = 0, {"finished": 0, "diverged": 0, "skipped": 0}
         self.trained = self.before = 0
         self.began = self.drawn = time.monotonic()
-        self.height = 0
+        self.height, self.note = 0, ""
 
     def begin(self, number: int, pack: PackPlan) -> None:
         """A pack is given to a worker."""
@@ -47,12 +48,9 @@ class Screen:
         self._count(self.active.pop(number))
         self.ended += 1
 
-    def lose(self, pack: PackPlan) -> None:
-        """A pack's worker died; its runs go on in another pack."""
-        for number, active in list(self.active.items()):
-            if (active.label, active.replicas) == (pack[0].label, len(pack)):
-                self._count(self.active.pop(number))
-                return
+    def lose(self, number: int) -> None:
+        """A pack's process died; its runs go on in another pack."""
+        self._count(self.active.pop(number))
 
     def show(self, event: Event) -> None:
         """Take in an event of a worker."""
@@ -108,6 +106,8 @@ class Screen:
             f"{self.ended}/{self.packs} packs, {self.runs} runs: {counts or 'none finished'}, "
             f"{len(self.failures)} failed; {rate:.0f} replica-steps/s, {clock(left)} left"
         ]
+        if self.note:
+            lines[0] += f"; {self.note}"
         for active in self.active.values():
             note = f", {active.note}" if active.note else ""
             lines.append(f"  {active.label} x {active.replicas}: step {active.step}/{active.steps}{note}")

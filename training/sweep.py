@@ -104,6 +104,8 @@ def worker_count(options: dict[str, Any]) -> int:
         raise UserError(f"workers must be at least 0 (0: one for each GPU or core), not {options['workers']}")
     if options["workers"]:
         return int(options["workers"])
+    if options["cluster"]["name"] == "slurm":
+        return max(int(options["cluster"]["parallelism"]), 1)
     device = pick_device(options["device"])
     if device.type == "cuda":
         return 1 if device.index is not None else torch.cuda.device_count()
@@ -116,6 +118,9 @@ def largest_pack(options: dict[str, Any]) -> int:
         raise UserError(f"pack_size must be at least 0 (0: chosen), not {options['pack_size']}")
     if options["pack_size"]:
         return int(options["pack_size"])
+    if options["cluster"]["name"] == "slurm":  # jobs do not run here: this machine's devices say nothing
+        on_cpu = options["device"] == "cpu" or not options["cluster"]["gpus"]
+        return LARGEST_PACK_ON_CPU if on_cpu else 100_000
     return LARGEST_PACK_ON_CPU if pick_device(options["device"]).type == "cpu" else 100_000
 
 
@@ -129,7 +134,7 @@ def train_job(config: DictConfig) -> None:
     job: Any = OmegaConf.to_container(config, resolve=True)
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     runs = list(replicated(job, overrides))
-    if job["dry_run"]:
+    if job["dry_run"] or job["cluster"]["name"] != "none":
         return run_sweep(runs)
     validity.check(job)
     if reason := validity.against(job):

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 
@@ -37,6 +37,15 @@ class Job:
     pack: PackPlan
     deaths: int = 0
 
+    def rest(self) -> list[Job]:
+        """What is left after a death: the unfinished runs in one pack, from the second death on in two.
+
+        Memory may have been the reason, which a killed process cannot say.
+        """
+        left = tuple(run for run in self.pack if not run.record.is_finished())
+        size = -(-len(left) // (2 if self.deaths > 1 else 1)) or 1
+        return [Job(left[start : start + size], self.deaths) for start in range(0, len(left), size)]
+
 
 @dataclass
 class Worker:
@@ -45,11 +54,12 @@ class Worker:
     process: subprocess.Popen[bytes]
     number: int
     job: Job | None = None
+    pack: int = 0
     buffer: bytes = field(default=b"")
 
     def give(self, number: int, job: Job) -> None:
         """Send a job."""
-        self.job = job
+        self.job, self.pack = job, number
         runs = [{"config": run.config, "overrides": run.overrides} for run in job.pack]
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died: the end of its output says so
@@ -69,6 +79,35 @@ def run_packs(packs: Sequence[PackPlan]) -> dict[str, str]:
         pool = _Pool(packs)
         pool.run()
     return pool.screen.failures
+
+
+def environment(options: dict[str, Any]) -> dict[str, str]:
+    """What a process that trains needs in its environment: where the code is, and its threads."""
+    path = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": str(options["threads"])}
+
+
+def own_gpu(options: dict[str, Any], number: int) -> dict[str, str]:
+    """The environment in which process ``number`` sees one GPU of this machine; empty where it picks its own device."""
+    device = pick_device(options["device"])
+    if device.type != "cuda" or device.index is not None:
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    return {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]}
+
+
+def give_up(run: RunPlan, error: str, screen: Screen) -> None:
+    """Record a run as ``failed`` whose process died too often."""
+    record = run.record
+    if record.claim.is_held():  # by somebody else
+        return
+    try:
+        record.log(f"failed: {error}")
+        record.status("failed", error=error)
+    except OSError as trouble:
+        error += f"; its record cannot be written: {trouble}"
+    screen.show({"event": "run", "run": run.name, "status": "failed", "error": error, "pack": None})
 
 
 class _Pool:
@@ -97,26 +136,13 @@ class _Pool:
 
     def _start(self, number: int, log: IO[bytes]) -> None:
         command = [sys.executable, "-m", "training.worker"]
-        root = Path(__file__).parent.parent
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=self._environment(number, root)
-        )
+        own = os.environ | environment(self.options) | own_gpu(self.options, number)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=own)
         worker = Worker(process, number)
         self.workers.append(worker)
         assert process.stdout is not None
         self.selector.register(process.stdout, selectors.EVENT_READ, worker)
         self._next(worker)
-
-    def _environment(self, number: int, root: Path) -> dict[str, str]:
-        path = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
-        threads = str(self.options["threads"])
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": threads}
-        device = pick_device(self.options["device"])
-        if device.type == "cuda" and device.index is None:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            devices = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-            environment["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
-        return environment
 
     def _next(self, worker: Worker) -> None:
         worker.job = None
@@ -150,34 +176,21 @@ class _Pool:
         code, job = worker.process.wait(), worker.job
         if job is None or interrupt.asked():
             return
-        self.screen.lose(job.pack)
+        self.screen.lose(worker.pack)
         job.deaths += 1
-        left = tuple(run for run in job.pack if not run.record.is_finished())
+        rest = job.rest()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if job.deaths > self.options["retries"]:
-            for run in left:
-                self._give_up(run, f"its worker process died {job.deaths} times (the last time by {how}); see {LOG}")
+            for run in (run for part in rest for run in part.pack):
+                give_up(
+                    run, f"its worker process died {job.deaths} times (the last time by {how}); see {LOG}", self.screen
+                )
         else:
-            self.screen.say(f"a worker died by {how}; its {len(left)} unfinished runs go on from their checkpoints")
-            # Memory may have been the reason, which a killed process cannot say: smaller packs from the second time on.
-            parts = 2 if job.deaths > 1 and len(left) > 1 else 1
-            size = -(-len(left) // parts)
-            self.waiting.extendleft(
-                Job(left[start : start + size], job.deaths) for start in range(0, len(left), size or 1)
-            )
+            left = sum(len(part.pack) for part in rest)
+            self.screen.say(f"a worker died by {how}; its {left} unfinished runs go on from their checkpoints")
+            self.waiting.extendleft(rest)
         if self.waiting:
             self._start(worker.number, log)
-
-    def _give_up(self, run: RunPlan, error: str) -> None:
-        record = run.record
-        if record.claim.is_held():  # by somebody else
-            return
-        try:
-            record.log(f"failed: {error}")
-            record.status("failed", error=error)
-        except OSError as trouble:
-            error += f"; its record cannot be written: {trouble}"
-        self.screen.show({"event": "run", "run": run.name, "status": "failed", "error": error, "pack": None})
 
     def _end(self) -> None:
         """Let the workers write checkpoints and go; those that do not are killed."""
