@@ -35,11 +35,11 @@ class MuProp(Estimator):
         MuProp()(logits, loss).mean().backward()
 
     Reference: Gu, Levine, Sutskever, Mnih, "MuProp: unbiased backpropagation for stochastic neural networks",
-    arXiv 1511.05176; with centring the paper's MuProp-C, which all its published results build on. Differences: ``c`` is
-    of earlier calls only, with the decay of :class:`estimators.NVIL`; the optional input-dependent baseline and
-    variance normalisation of the residual are not here (they are :class:`estimators.NVIL`'s). With several
-    layers each nested call linearises at the mean of its own layer given the sample of the layer before (which is
-    unbiased for any inner estimator), while the paper runs one mean-field pass through all layers.
+    arXiv 1511.05176; with centring the paper's MuProp-C, which all its published results build on. Differences: ``c``
+    is of earlier calls only, with the decay of :class:`estimators.NVIL`; the optional input-dependent baseline and
+    variance normalisation of the residual are not here (they are :class:`estimators.NVIL`'s). With several layers each
+    nested call linearises at the mean of its own layer given the sample of the layer before (which is unbiased for any
+    inner estimator), while the paper runs one mean-field pass through all layers.
     """
 
     unbiased = True
@@ -52,17 +52,16 @@ class MuProp(Estimator):
         self.average = MovingAverage(replicas) if centring else None
 
     def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
-        # Read before the loss is called: it may call this estimator for an inner layer, which sees this z.
+        # First what earlier calls have left, then the sample: loss may call this estimator for an inner layer.
         centre = self.average.value() if self.average is not None else None
-        z, log_prob = sample_with_log_prob(logits)
         p = probabilities(logits)
-        losses = loss(z)
         with torch.no_grad():  # nothing that loss closes over may get a gradient from the mean
             at_mean, g = value_and_slope(loss, p.detach())
-            residual = losses - at_mean - (g * (z - p)).sum(dim=(-2, -1))
-        signal = residual.detach()
+        z, log_prob = sample_with_log_prob(logits)
+        losses = loss(z)
+        signal = (losses - at_mean - (g * (z - p)).sum(dim=(-2, -1))).detach()
         if self.average is not None and centre is not None:
             self.average.update(signal, self.decay)
             signal = signal - centre.to(signal.dtype)
-        linear = (g.detach() * p).sum(dim=(-2, -1))
+        linear = (g * p).sum(dim=(-2, -1))
         return losses + gradient_only(signal * log_prob + linear)
