@@ -125,6 +125,13 @@ class Estimator(nn.Module, ABC):
             raise ValueError(f"{type(self).__name__}: {name} must be positive and finite, not {checked.tolist()}")
         return self._number(name, value)
 
+    def _decay(self, value: Number) -> Number:
+        """As :meth:`_number`, for the decay of a moving average, in [0, 1)."""
+        checked = torch.as_tensor(value)
+        if not bool(((checked >= 0) & (checked < 1)).all()):
+            raise ValueError(f"{type(self).__name__}: decay must be in [0, 1), not {checked.tolist()}")
+        return self._number("decay", value)
+
 
 class Pathwise(Estimator):
     """Estimators that differentiate ``loss`` at a (relaxed or hard) sample: implement :meth:`sample`.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from estimators.base import ScoreFunction, in_functorch, per_example
+from estimators._running import MovingAverage
+from estimators.base import ScoreFunction
 from estimators.categorical import Number
 from estimators.noise import uniform
 
@@ -55,19 +56,14 @@ class NVIL(ScoreFunction):
         replicas: int | None = None,
     ) -> None:
         super().__init__()
-        if not bool(((torch.as_tensor(decay) >= 0) & (torch.as_tensor(decay) < 1)).all()):
-            raise ValueError(f"NVIL: decay must be in [0, 1), not {decay}")
         if hidden < 1:
             raise ValueError(f"NVIL: hidden must be at least 1, not {hidden}; input_dependent=False drops the baseline")
         self.centring = centring
         self.variance_normalisation = variance_normalisation
-        self.decay = self._number("decay", decay)
-        self.replicas = replicas
-        per_replica = () if replicas is None else (replicas, 1)
-        # Moving moments of loss - B and their total weight, which corrects for the start at zero.
-        self.mean = nn.Buffer(torch.zeros(per_replica))
-        self.square = nn.Buffer(torch.zeros(per_replica))
-        self.weight = nn.Buffer(torch.zeros(per_replica))
+        self.decay = self._decay(decay)
+        # Moments of loss - B.
+        self.mean = MovingAverage(replicas)
+        self.square = MovingAverage(replicas)
         self.baseline = None
         if input_dependent and context_features is not None:
             self.baseline = _Baseline(context_features, hidden, replicas)
@@ -85,10 +81,10 @@ class NVIL(ScoreFunction):
     def signal(self, losses: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         prediction = self._predict(context)
         residual = losses if prediction is None else losses - prediction.detach()
-        weight = self.weight.clamp_min(torch.finfo(self.weight.dtype).tiny)
-        mean = self.mean / weight
-        variance = self.square / weight - mean**2
-        self._update(residual)
+        mean = self.mean.value()
+        variance = self.square.value() - mean**2
+        self.mean.update(residual, self.decay)
+        self.square.update(residual.square(), self.decay)
         centre = mean if self.centring else torch.zeros_like(mean)
         learned = None if prediction is None else 0.5 * (losses - centre - prediction) ** 2
         signal = residual - centre
@@ -105,20 +101,6 @@ class NVIL(ScoreFunction):
                 f"{None if context is None else list(context.shape)}; pass it, or use NVIL(input_dependent=False)"
             )
         return self.baseline(context)
-
-    @torch.no_grad()
-    def _update(self, residual: Tensor) -> None:
-        if not self.training or in_functorch():
-            return
-        if self.replicas is None:
-            moments = residual.mean(), residual.square().mean()
-        else:  # replicas stand before examples, whatever sample dimensions are in front
-            rows = residual.reshape(-1, *residual.shape[-2:])
-            moments = rows.mean((0, 2)).unsqueeze(-1), rows.square().mean((0, 2)).unsqueeze(-1)
-        step = 1 - per_example(self.decay)
-        self.mean.lerp_(moments[0].to(self.mean.dtype), step)
-        self.square.lerp_(moments[1].to(self.mean.dtype), step)
-        self.weight.lerp_(torch.ones_like(self.weight), step)
 
 
 class _Baseline(nn.Module):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from analysis import records
@@ -110,9 +111,11 @@ def test_every_experiment_composes_and_says_its_command(name):
     with initialize_config_module("conf", version_base="1.3"):
         composed = compose("config", overrides=[f"+experiment={name}"], return_hydra_config=True)
         assert composed.sweep == name
-        for key, value in (composed.hydra.sweeper.params or {}).items():
-            for choice in str(value).split(","):
-                compose("config", overrides=[f"+experiment={name}", f"{key}={choice}"])
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        params = composed.hydra.sweeper.params or {}
+        for override in parser.parse_overrides([f"{key}={value}" for key, value in params.items()]):
+            for choice in override.sweep_string_iterator():
+                compose("config", overrides=[f"+experiment={name}", f"{override.key_or_group}={choice}"])
     head = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text().splitlines()[1]
     assert head.startswith("# ") and f"python train.py -m +experiment={name}" in head
 

@@ -270,7 +270,7 @@ def test_nothing_is_learned_where_it_must_not_be():
 REPLICATED = {
     "RLOO": lambda n: RLOO(3),
     "VIMCO": lambda n: VIMCO(3),
-    "MuProp": lambda n: MuProp(),
+    "MuProp": lambda n: MuProp(replicas=n),
     "UnorderedSet": lambda n: UnorderedSet(3),
     "REBAR": lambda n: REBAR(replicas=n),
     "RELAX": lambda n: RELAX(3, 2, 4, hidden=5, layers=2, replicas=n),
