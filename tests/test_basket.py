@@ -125,7 +125,7 @@ def test_the_command_measures_at_a_checkpoint(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "step 30" in shown and "vimco *" in shown and "not comparable" in shown
     (run / "checkpoint.pt").unlink()
-    with pytest.raises(UserError, match="no readable checkpoint"):
+    with pytest.raises(UserError, match="there is no checkpoint"):
         basket.load_run(run, CPU)
 
 
