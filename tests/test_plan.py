@@ -148,8 +148,8 @@ def test_a_plan_says_what_is_done_skipped_and_left(composer, tmp_path):
     assert busy.record.claim.take()
     plan = sweep.make_plan(first)
     assert dict(plan.done) == {"finished": 1, "diverged": 1} and plan.todo == 12 - 2 - 3 - 1
-    reasons = {reason.split(" is ")[0]: len(names) for reason, names in plan.skipped.items()}
-    assert reasons == {"estimator=arm": 3, "being trained by another process": 1}
+    reasons = {reason.split(",")[0]: len(runs) for reason, runs in plan.skipped.items()}
+    assert reasons == {"is defined for Bernoulli latents": 3, "being trained by another process": 1}
     assert "12 runs: 6 to do in 3 packs, 1 diverged, 1 finished" in plan.lines()
     more = sweep.make_plan(runs(*grid[:2], "seed=range(5)"))
     assert more.todo == 6 + 6
@@ -232,6 +232,6 @@ def test_a_dry_run_writes_nothing_and_estimates(monkeypatch, tmp_path, capsys):
     arguments = ["-m", *SMALL, "seed=range(4)", "estimator=nvil,arm", "task=vae_bernoulli,vae_categorical"]
     assert call(monkeypatch, *arguments, "dry_run=true", "workers=1", f"runs_dir={tmp_path}") is None
     out = capsys.readouterr().out
-    assert "16 runs: 12 to do in 3 packs, none finished" in out and "4 runs skipped: estimator=arm" in out
+    assert "16 runs: 12 to do in 3 packs, none finished" in out and "4 runs skipped: arm: is defined for" in out
     assert out.count("pack ") == 3 and "MiB" in out and "with 1 workers" in out
     assert not list(tmp_path.iterdir())

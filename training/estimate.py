@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from training.plan import PackPlan, structure
 from training.progress import clock
 from training.run import pick_device
 
-TRIAL_REPLICAS, TRIAL_STEPS = 4, 10
+MOST_REPLICAS, TRIAL_STEPS = 8, 10
 BUDGET_SECONDS = 5.0
 """Kinds of packs that are not tried within this time are taken to be like the mean of those that were."""
 
@@ -21,30 +22,33 @@ BUDGET_SECONDS = 5.0
 def lines(packs: Sequence[PackPlan], workers: int) -> list[str]:
     """A line for each pack, and the sum, for people."""
     torch.set_num_threads(packs[0][0].config["threads"] if packs else 1)
-    costs: dict[str, tuple[float, float, float]] = {}
+    costs: dict[tuple[str, int], tuple[float, float, float]] = {}
+    keys = [(structure(pack[0].config), min(len(pack), MOST_REPLICAS)) for pack in packs]
+    kinds = list({key: pack[0].config for pack, key in zip(packs, keys, strict=True)}.items())
+    random.Random(0).shuffle(kinds)  # should time be out before all were tried, those that were are of all sorts
     began = time.monotonic()
-    for pack in packs:
-        key = structure(pack[0].config)
-        if key not in costs and time.monotonic() - began < BUDGET_SECONDS:
-            costs[key] = _cost(pack[0].config)
+    for key, config in kinds:
+        if time.monotonic() - began < BUDGET_SECONDS:
+            costs[key] = _cost(config, key[1])
     if not costs:
         return []
     mean = tuple(sum(cost[i] for cost in costs.values()) / len(costs) for i in range(3))
     text, ends = [], [0.0] * min(workers, len(packs))
-    for number, pack in enumerate(packs, start=1):
-        seconds, constant, per_replica = costs.get(structure(pack[0].config), mean)
+    for number, (pack, key) in enumerate(zip(packs, keys, strict=True), start=1):
+        seconds, constant, per_replica = costs.get(key, mean)
         seconds *= len(pack)
         ends[ends.index(min(ends))] += seconds
         megabytes = (constant + per_replica * len(pack)) / 2**20
-        text.append(f"pack {number}: {pack[0].label} x {len(pack)}: about {clock(seconds)}, {megabytes:.0f} MiB")
+        about = "about" if key in costs else "perhaps"
+        text.append(f"pack {number}: {pack[0].label} x {len(pack)}: {about} {clock(seconds)}, {megabytes:.0f} MiB")
     return [*text, f"about {clock(max(ends))} with {len(ends)} workers"]
 
 
-def _cost(config: dict[str, Any]) -> tuple[float, float, float]:
-    """``(seconds per run, constant bytes, bytes per run)``."""
+def _cost(config: dict[str, Any], replicas: int) -> tuple[float, float, float]:
+    """``(seconds per run, constant bytes, bytes per run)`` in a pack of ``replicas``."""
     device = pick_device(config["device"])
     constant, per_replica = memory.bytes_of(config, device)
-    pack = memory.trial_pack(config, TRIAL_REPLICAS, device)
+    pack = memory.trial_pack(config, replicas, device)
 
     def seconds(action: Any, times: int) -> float:
         action()
@@ -55,7 +59,7 @@ def _cost(config: dict[str, Any]) -> tuple[float, float, float]:
             action()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        return (time.perf_counter() - start) / times / TRIAL_REPLICAS
+        return (time.perf_counter() - start) / times / replicas
 
     step = seconds(pack.train_step, TRIAL_STEPS)
     per_sample = seconds(lambda: pack.task.evaluate("valid", memory.TRIAL_SAMPLES), 1)

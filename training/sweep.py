@@ -30,7 +30,7 @@ class Plan:
 
     packs: list[PackPlan]
     done: Counter[str] = field(default_factory=Counter)
-    skipped: dict[str, list[str]] = field(default_factory=dict)
+    skipped: dict[str, list[RunPlan]] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
 
     @property
@@ -45,7 +45,9 @@ class Plan:
         lines += [f"{damage}; the run is redone" for damage in self.damaged[:SHOWN]]
         if len(self.damaged) > SHOWN:
             lines.append(f"... and {len(self.damaged) - SHOWN} more damaged records")
-        lines += [f"{len(names)} runs skipped: {reason}" for reason, names in self.skipped.items()]
+        for reason, runs in self.skipped.items():
+            names = dict.fromkeys(run.config["estimator"]["name"] for run in runs)
+            lines.append(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} skipped: {', '.join(names)}: {reason}")
         return lines
 
 
@@ -72,7 +74,7 @@ def make_plan(runs: Sequence[RunPlan], take_back: bool = False) -> Plan:
         if key not in reasons:
             reasons[key] = validity.against(run.config)
         if reason := reasons[key]:
-            plan.skipped.setdefault(reason, []).append(run.name)
+            plan.skipped.setdefault(reason, []).append(run)
             continue
         record = run.record
         try:
@@ -84,7 +86,7 @@ def make_plan(runs: Sequence[RunPlan], take_back: bool = False) -> Plan:
             (record.word() if outcome is None else outcome) == options["retry"] if options["retry"] else not outcome
         )
         if wanted and record.claim.is_held():
-            plan.skipped.setdefault("being trained by another process", []).append(run.name)
+            plan.skipped.setdefault("being trained by another process", []).append(run)
         elif wanted:
             if outcome and take_back:
                 for name in (RESULT, CHECKPOINT):
@@ -93,7 +95,7 @@ def make_plan(runs: Sequence[RunPlan], take_back: bool = False) -> Plan:
         elif outcome:
             plan.done[outcome] += 1
         else:
-            plan.skipped.setdefault(f"not {options['retry']}", []).append(run.name)
+            plan.skipped.setdefault(f"not {options['retry']}", []).append(run)
     plan.packs = packs_of(todo, worker_count(options), largest_pack(options))
     return plan
 
@@ -138,7 +140,7 @@ def train_job(config: DictConfig) -> None:
         return run_sweep(runs)
     validity.check(job)
     if reason := validity.against(job):
-        raise UserError(reason)
+        raise UserError(f"estimator={job['estimator']['name']} {reason}")
     with interrupt.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         for pack in packs_of(runs, 1, largest_pack(job)):
             train_runs(pack, PackLine(job["progress"]), solo=True)

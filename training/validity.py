@@ -17,12 +17,12 @@ def check(config: dict[str, Any]) -> None:
 
 
 def against(config: dict[str, Any]) -> str | None:
-    """Why this estimator cannot train this task, in a sentence; ``None`` if it can."""
+    """Why this estimator cannot train this task, to be read after its name; ``None`` if it can."""
     estimator, task = config["estimator"], config["task"]
     categories = task.get("categories", 2)
     if getattr(hydra.utils.get_class(estimator["_target_"]), "binary_only", False) and categories != 2:
         return (
-            f"estimator={estimator['name']} is defined for Bernoulli latents, but task={task['name']} has "
-            f"{categories} categories; use task=vae_bernoulli"
+            f"is defined for Bernoulli latents, but task={task['name']} has {categories} categories; "
+            "use task=vae_bernoulli"
         )
     return None
