@@ -28,7 +28,8 @@ SIZES = {
 }
 MNIST_TRAIN_LABELS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 MNIST_TEST_LABELS = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-LARGE = [pytest.param(name, marks=needs_data) for name in DATASETS[1:]]
+IMAGES = [name for name in DATASETS if name != "none"]
+LARGE = [pytest.param(name, marks=needs_data) for name in IMAGES[1:]]
 
 
 @functools.cache
@@ -261,7 +262,13 @@ def test_fixed_mnist_refuses_other_binarizations(binarization: str) -> None:
         load_dataset("binarized_mnist", binarization=binarization)
 
 
-@pytest.mark.parametrize("name", DATASETS)
+def test_no_data_has_examples_without_pixels() -> None:
+    nothing = load_dataset("none", binarization="none", root="unused", download=False)
+    assert nothing.image_shape == (0, 0) and nothing.train.pixels.shape[1] == 0 and len(nothing.train) >= 10_000
+    assert {path.stem for path in (Path(__file__).parents[1] / "conf" / "data").glob("*.yaml")} == set(DATASETS)
+
+
+@pytest.mark.parametrize("name", IMAGES)
 def test_config_files_name_what_load_dataset_takes(name: str) -> None:
     yaml = pytest.importorskip("yaml")
     config = yaml.safe_load((Path(__file__).parents[1] / "conf" / "data" / f"{name}.yaml").read_text())
