@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 from analysis import records  # noqa: E402
 
 SWEEP = ["estimator=gumbel_softmax,nvil,rebar", "seed=range(0,4)", "steps=4000", "evaluate_every=500"]
+ENDLESS = ["sweep=long", "seed=7", "steps=10000000", "evaluate_every=500"]
 COMMON = ["task.latents=20", "pack_size=1", "test_samples=20", "valid_samples=20", "checkpoint_seconds=1"]
 ON_SLURM = ["cluster=slurm", "cluster.partition=normal", "cluster.mem_gb=0"]
 BEGAN = time.monotonic()
@@ -77,13 +78,6 @@ def numbers(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
-def rate(run: Path) -> float:
-    """Steps a second of a finished run; 0 if it is not finished."""
-    file = run / records.RESULT
-    result = json.loads(file.read_text()) if file.exists() else {"step": 0, "wall_seconds": 1.0}
-    return float(result["step"] / result["wall_seconds"])
-
-
 def check(condition: object, what: str) -> None:
     if not condition:
         raise SystemExit(f"FAILED: {what}")
@@ -113,10 +107,7 @@ def main(folder: Path) -> None:
             break
     check(preempted, f"an urgent job preempts {preempted}")
 
-    # About a minute of training, while SLURM warns a job with a limit of a minute after 25 to 45 seconds.
-    finished = await_("finished run", lambda: next((run for run in runs(sweep).values() if rate(run)), None))
-    of_long = ["seed=7", f"steps={int(60 * rate(finished))}", "evaluate_every=5000"]
-    stopped = train(folder / "slurm", *of_long, *ON_SLURM, "cluster.timeout_min=1", "sweep=long")
+    stopped = train(folder / "slurm", *ENDLESS, *ON_SLURM, "cluster.timeout_min=1")
     await_("long run in training", lambda: in_training(long, set()), 600)
     stopped.send_signal(signal.SIGINT)
     text, _ = stopped.communicate(timeout=60)
@@ -154,21 +145,32 @@ def main(folder: Path) -> None:
     for run in runs(doomed).values():
         check(stops(run) == 1, "with a checkpoint")
 
-    await_("end of the long run", lambda: any((run / records.RESULT).exists() for run in runs(long).values()), 900)
-    (timed_out,) = runs(long).values()
-    lines = log(timed_out)
-    print("\n".join(lines))
-    check(stops(timed_out) >= 1 and "finished" in lines[-1], "a run longer than the time limit goes on and finishes")
+    (there,) = runs(long).values()
+    resumed = await_("time-out", lambda: next((line for line in log(there) if " goes on at " in line), None), 900)
+    step = int(resumed.split(" goes on at step ")[1].split()[0])
+    check(stops(there) == 1 and step > 0, f"a run longer than its time limit comes back: {resumed}")
+    last = await_("progress", lambda: numbers(there)[-1]["step"] > step + 1000 and numbers(there)[-1]["step"])
+    output("scancel", "--name=long", "--me")
 
-    for name, arguments in (("main", SWEEP), ("long", of_long)):
-        here = train(folder / "here", *arguments, f"sweep={name}")
-        text, _ = here.communicate(timeout=1200)
-        check(here.returncode == 0, f"sweep {name} trained here")
-        for run, path in runs(folder / "here" / name).items():
-            there = folder / "slurm" / name / run
-            if not numbers(path) or json.dumps(numbers(path)) != json.dumps(numbers(there)):
-                raise SystemExit(f"FAILED: {run} has other numbers on SLURM: {there}, {path}")
-        check(True, f"sweep {name}: bit-identical to SLURM's numbers")
+    here = train(folder / "here", *SWEEP)
+    text, _ = here.communicate(timeout=1800)
+    check(here.returncode == 0, "the sweep trained here")
+    for run, path in runs(sweep).items():
+        compare(path, folder / "here" / "main" / run)
+    check(True, "its numbers are bit-identical to SLURM's")
+    here = train(folder / "here", *ENDLESS)
+    (path,) = await_("run", lambda: list(runs(folder / "here" / "long").values()), 120)
+    await_("progress", lambda: (rows := numbers(path)) and rows[-1]["step"] >= last, 900)
+    here.send_signal(signal.SIGTERM)
+    here.communicate(timeout=120)
+    compare(there, path, until=last)
+    check(True, f"and so are those of the run that timed out, up to step {last}")
+
+
+def compare(one: Path, other: Path, until: int = 10**9) -> None:
+    rows = [[row for row in numbers(run) if row["step"] <= until] for run in (one, other)]
+    if not rows[0] or json.dumps(rows[0]) != json.dumps(rows[1]):
+        raise SystemExit(f"FAILED: {one} has other numbers than {other}")
 
 
 if __name__ == "__main__":
