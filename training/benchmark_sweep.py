@@ -30,15 +30,17 @@ def timed(arguments: list[str], folder: Path) -> float:
     return time.monotonic() - began
 
 
-def busy_seconds(folder: Path) -> tuple[float, int]:
-    """Seconds of steps and evaluations, each pack counted once, and the number of runs."""
+def busy_seconds(folder: Path) -> tuple[float, float, int]:
+    """Seconds of steps and evaluations of all packs and of the longest, and the number of runs."""
     results = [json.loads((run / RESULT).read_text()) for run in find_runs(folder)]
-    return sum((r["wall_seconds"] + r["evaluation_seconds"]) / r["pack_replicas"] for r in results), len(results)
+    seconds = [r["wall_seconds"] + r["evaluation_seconds"] for r in results]
+    packs = sum(own / r["pack_replicas"] for own, r in zip(seconds, results, strict=True))
+    return packs, max(seconds), len(results)
 
 
 def largest_difference(first: Path, second: Path) -> float:
-    """Of the last validation ELBO of the same runs, relative."""
-    last = [{run.name: read_metrics(run / METRICS)[-1]["valid_elbo"] for run in find_runs(f)} for f in (first, second)]
+    """Of the last training loss of the same runs, relative."""
+    last = [{run.name: read_metrics(run / METRICS)[-1]["train_loss"] for run in find_runs(f)} for f in (first, second)]
     assert last[0].keys() == last[1].keys(), "not the same runs"
     return max(abs(last[0][name] - last[1][name]) / abs(last[1][name]) for name in last[0])
 
@@ -54,11 +56,12 @@ def main() -> None:
         folders = Path(name) / "packs", Path(name) / "one_by_one"
         packed = timed(arguments, folders[0])
         single = timed([*ONE_BY_ONE, *arguments], folders[1])
-        busy, runs = busy_seconds(folders[0])
-        busy_alone, _ = busy_seconds(folders[1])
+        busy, longest, runs = busy_seconds(folders[0])
+        busy_alone, _, _ = busy_seconds(folders[1])
         print(f"{runs} runs: {packed:.1f} s in packs, {single:.1f} s one by one, ratio {packed / single:.2f}")
         print(f"steps and evaluations: {busy:.1f} s in packs, {busy_alone:.1f} s one by one")
-        print(f"largest relative difference of the last validation ELBO: {largest_difference(*folders):.1g}")
+        print(f"besides those of the longest pack: {packed - longest:.1f} s, {(packed - longest) / runs:.3f} s a run")
+        print(f"largest relative difference of the last training loss: {largest_difference(*folders):.1g}")
 
 
 if __name__ == "__main__":
