@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from analysis.records import IMAGES, METRICS, RunRecord, read_metrics, write_atomically
-from training import checkpoints
+from training import checkpoints, matmul
 from training.interrupt import Stopped, asked
 from training.loggers import make_logger
 from training.pack import Pack
@@ -154,6 +154,7 @@ def summary(pack: Pack, replica: int, status: str, row: dict[str, Any]) -> dict[
         "peak_memory_bytes": _peak_memory(pack.device),
         "device": device_name(pack.device),
         "threads": torch.get_num_threads(),
+        "kernels": {"onednn": matmul.is_on(), "not_a_cuda_graph": pack.not_captured},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "commit": _commit(),
         "ended": time.time(),
