@@ -117,19 +117,24 @@ def test_an_exception_is_that_packs_and_its_traceback_is_in_its_log(tmp_path):
     assert "Traceback" in log_of(bad) and 'broken.py", line 4' in log_of(bad)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_a_sweep_cleanly_and_it_goes_on(tmp_path, undisturbed, number):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_sweep_that_is_stopped_or_killed_goes_on_at_once(tmp_path, undisturbed, number):
+    """Of a parent that is killed the worker writes checkpoints and ends; a sweep started again waits for it."""
     command = [sys.executable, "train.py", "-m", *LONG, "replicas=2", "workers=1", "device=cpu", "progress=false"]
     command += ["test_samples=3", "valid_samples=2", "task.latents=6", f"runs_dir={tmp_path}"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     runs = plans(tmp_path, *LONG, "replicas=2")
     wait_for(lambda: all((plan.path / records.CHECKPOINT).exists() for plan in runs))
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1 and "start the same command again" in errors and "Traceback" not in errors
-    assert [plan.record.word() for plan in runs] == ["queued"] * 2
-    assert all("by a signal" in log_of(plan) and not plan.record.claim.is_held() for plan in runs)
+    if number == signal.SIGKILL:
+        process.wait()
+    else:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1 and "start the same command again" in errors and "Traceback" not in errors
+        assert [plan.record.word() for plan in runs] == ["queued"] * 2
+        assert all("by a signal" in log_of(plan) and not plan.record.claim.is_held() for plan in runs)
     sweep.run_sweep(runs)
+    assert all(plan.record.outcome() == "finished" and log_of(plan).count("goes on") == 1 for plan in runs)
     assert [metrics(plan) for plan in runs] == undisturbed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from training.plan import LARGEST_PACK_ON_CPU, PackPlan, RunPlan, packs_of, repl
 from training.progress import PackLine
 from training.run import pick_device, train_runs
 
+BUSY = "being trained by another process"
+ORPHAN_SECONDS = 10.0
 SHOWN = 10
 """Sentences of one kind that are shown before the rest is counted."""
 
@@ -86,7 +89,7 @@ def make_plan(runs: Sequence[RunPlan], take_back: bool = False) -> Plan:
             (record.word() if outcome is None else outcome) == options["retry"] if options["retry"] else not outcome
         )
         if wanted and record.claim.is_held():
-            plan.skipped.setdefault("being trained by another process", []).append(run)
+            plan.skipped.setdefault(BUSY, []).append(run)
         elif wanted:
             if outcome and take_back:
                 for name in (RESULT, CHECKPOINT):
@@ -161,19 +164,41 @@ def run_sweep(runs: Sequence[RunPlan]) -> None:
 
         print("\n".join(estimate.lines(plan.packs, worker_count(options))), flush=True)
         return
-    if plan.packs:
-        if options["cluster"]["name"] == "none":
-            from training import workers as executor
-        else:
-            from training import cluster as executor  # type: ignore[no-redef]
-        _summarise(plan, executor.run_packs(plan.packs))
+    todo, failures = [], dict[str, str]()
+    while plan.packs or plan.skipped.get(BUSY):
+        if plan.packs:
+            if options["cluster"]["name"] == "none":
+                from training import workers as executor
+            else:
+                from training import cluster as executor  # type: ignore[no-redef]
+            failures |= executor.run_packs(plan.packs)
+            todo += [run for pack in plan.packs for run in pack]
+        left = _left_behind(plan.skipped.get(BUSY, []))
+        if not left:
+            break
+        print(f"{len(left)} runs that another process has left are trained now", flush=True)
+        plan = make_plan(left)
+    if todo:
+        _summarise(todo, failures)
 
 
-def _summarise(plan: Plan, failed: dict[str, str]) -> None:
+def _left_behind(busy: Sequence[RunPlan]) -> list[RunPlan]:
+    """Of the runs that another process had, those that it has given up, after waiting a little while.
+
+    Of a sweep that was killed and is started again the workers may still be there: they are about to write their
+    checkpoints and end.
+    """
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while (held := {run.name for run in busy if run.record.claim.is_held()}) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return [run for run in busy if run.name not in held and not run.record.is_finished()]
+
+
+def _summarise(todo: Sequence[RunPlan], failed: dict[str, str]) -> None:
     """Print how the runs that were to be done ended. Raises ``UserError`` if some failed."""
     words: Counter[str] = Counter()
     failures: dict[str, list[str]] = {}
-    for run in (run for pack in plan.packs for run in pack):
+    for run in todo:
         record = run.record
         try:
             word = record.outcome() or record.word()
@@ -193,6 +218,6 @@ def _summarise(plan: Plan, failed: dict[str, str]) -> None:
             for error, names in list(failures.items())[:SHOWN]
         )
         raise UserError(
-            f"{words['failed']} of {plan.todo} runs failed ({shown}); their log.txt has the traceback, and the same "
+            f"{words['failed']} of {len(todo)} runs failed ({shown}); their log.txt has the traceback, and the same "
             "command with retry=failed tries them again"
         )
