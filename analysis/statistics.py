@@ -31,11 +31,11 @@ FEW = 31
 
 _NOT_SETTINGS = {
     *("run", "sweep", "path", "status", "error", "seed", *CELL),
-    *("step", "seconds", "loss_evaluations", "gradient_variance", "temperature"),
+    *("step", "seconds", "loss_evaluations", "gradient_variance"),
     *("wall_seconds", "peak_memory_bytes", "device", "commit", "diverged_at", "data.root"),
     *("valid", "test", "metric"),
 }
-_METRIC = re.compile(r"(train|valid|test)_(?!samples$)")
+_METRIC = re.compile(r"(train|valid|test)_(?!samples$)|temperature(_\d+)?$")
 
 
 class ProtocolsDiffer(ValueError):

@@ -78,6 +78,7 @@ LOOKS = {
     "disarm_stick_breaking": Look("DisARM-SB", BLUE, DOTTED, "d"),
     "disarm_tree": Look("DisARM-Tree", BLUE, DASHDOTDOT, "d"),
     "straight_through": Look("Straight-Through", ORANGE, SOLID, "^"),
+    "annealed_straight_through": Look("Annealed ST", SKY, DASHDOTDOT, "^"),
     "decoupled_straight_through": Look("Decoupled ST", ORANGE, DASHDOT, "v"),
     "identity_straight_through": Look("Identity ST", ORANGE, DASHDOTDOT, ">"),
     "gumbel_softmax": Look("Gumbel-Softmax", BLUE, SOLID, "o"),

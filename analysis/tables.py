@@ -7,6 +7,7 @@ evaluated alike stands in one column.
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -109,11 +110,12 @@ def title(group: pd.DataFrame) -> str:
     task, data = group[COMPARISON].iloc[0]
     samples = _common(group, "protocol.test_samples", "test_samples")
     kind = f"importance-weighted with {samples} samples" if samples else "importance-weighted"
+    quantity = _common(group, "protocol.quantity") or "-log p(x)"
     if _common(group, "metric") == "value":
         return f"{task}: expected loss, exact; lower is better"
     if _common(group, "metric") == "pseudo_bound":
-        return f"{task} on {data}: negative test pseudo-bound in nats, {kind}; grey targets, not a bound on -log p(x)"
-    return f"{task} on {data}: -log p(x) <= negative test bound in nats, {kind}; lower is better"
+        return f"{task} on {data}: negative test pseudo-bound in nats, {kind}; grey targets, not a bound on {quantity}"
+    return f"{task} on {data}: {quantity} <= negative test bound in nats, {kind}; lower is better"
 
 
 def caption(group: pd.DataFrame) -> list[str]:
@@ -227,15 +229,9 @@ def to_latex(summary: pd.DataFrame) -> str:
 
 
 def _latex_sentence(text: str) -> str:
-    replacements = {
-        "-log p(x) $<$=": r"$-\log p(x) \le$",
-        "-log p(x)": r"$-\log p(x)$",
-        r"\textasciitilde{}": r"$\sim$",
-    }
-    text = _escape_latex(text)
-    for plain, formula in replacements.items():
-        text = text.replace(plain, formula)
-    return text
+    text = _escape_latex(text).replace(r"\textasciitilde{}", r"$\sim$")
+    text = re.sub(r"-log p\(([xy|]+)\) \$<\$=", r"$-\\log p(\1) \\le$", text)
+    return re.sub(r"-log p\(([xy|]+)\)", r"$-\\log p(\1)$", text)
 
 
 def to_csv(summary: pd.DataFrame) -> str:

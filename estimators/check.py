@@ -45,6 +45,7 @@ SPECIAL: dict[str, Callable[[], Estimator]] = {
     "NVIL unscaled": partial(estimators.NVIL, variance_normalisation=False),
 }
 ALIASES = {"stgumbelsoftmax": "GumbelSoftmax hard", "gumbelsoftmax(hard=true)": "GumbelSoftmax hard"}
+ALIASES |= {"annealedstraightthrough": "StraightThrough"}
 BOUND = "multi_sample_bound"
 NOTES = {
     "rescales": "divides the gradient by a running scale; its bias and variance are measured after undoing that",

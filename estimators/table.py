@@ -160,7 +160,8 @@ def options(method: type[Estimator]) -> list[str]:
         stem = (
             re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=ARM)(?=[A-Z])", "_", method.__name__).lower().replace("dis_arm", "disarm")
         )
-    return [stem, "st_gumbel_softmax"] if stem == "gumbel_softmax" else [stem]
+    others = {"gumbel_softmax": "st_gumbel_softmax", "straight_through": "annealed_straight_through"}
+    return [stem, others[stem]] if stem in others else [stem]
 
 
 def family(method: type[Estimator]) -> str:

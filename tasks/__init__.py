@@ -1,6 +1,7 @@
 """Tasks: models, likelihoods and data. A task receives an estimator and imports none."""
 
+from tasks.structured import StructuredPrediction
 from tasks.toy import Toy
 from tasks.vae import VAE
 
-__all__ = ["VAE", "Toy"]
+__all__ = ["VAE", "StructuredPrediction", "Toy"]

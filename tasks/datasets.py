@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -86,6 +86,18 @@ class Dataset:
         """Mean training intensity, float32 ``[height * width]`` in [0, 1]."""
         # NumPy's sum over bytes is exact here and 20 times as fast as torch's.
         return torch.from_numpy(self.train.pixels.numpy().mean(0, dtype=np.float64) / self.train.levels).float()
+
+    def protocol(self) -> dict[str, Any]:
+        """What an evaluation on Bernoulli pixels of these images depends on."""
+        return {
+            "data": self.name,
+            "source": self.source,
+            "train": len(self.train),
+            "valid": len(self.valid),
+            "test": len(self.test),
+            "binarization": self.binarization,
+            "likelihood": "bernoulli" if self.test.levels == 1 else "cross-entropy of grey pixels",
+        }
 
 
 Splits: TypeAlias = tuple[Split, Split, Split]

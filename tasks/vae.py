@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from tasks.datasets import Dataset, Split
+from tasks.chunks import check_samples, image_chunks, sample_chunks
+from tasks.datasets import Dataset
 from tasks.latents import latents_of, log_mean_exp_update
 from tasks.layers import StackedMLP, Uniform
 from tasks.likelihoods import bernoulli_nats
 
 PRIORS, KLS, OUTPUT_BIASES = ("uniform", "learned"), ("auto", "analytic", "sampled", "relaxed"), ("zero", "data_mean")
-
-CHUNK_IMAGES = 50
-CHUNK_ROWS = 1000
-"""Evaluation's chunks: images, and images x samples, per replica (a row is one decoder evaluation). They order the
-noise, so they are constants: numbers must not depend on the size of a pack."""
 
 
 class RandomStreams(Protocol):
@@ -133,13 +129,7 @@ class VAE(nn.Module):
     def protocol(self) -> dict[str, Any]:
         """What an evaluation of this task depends on; numbers of different protocols must not be compared."""
         return {
-            "data": self.data.name,
-            "source": self.data.source,
-            "train": len(self.data.train),
-            "valid": len(self.data.valid),
-            "test": len(self.data.test),
-            "binarization": self.data.binarization,
-            "likelihood": "bernoulli" if self.data.test.levels == 1 else "cross-entropy of grey pixels",
+            **self.data.protocol(),
             "prior": self.prior,
             "evaluation": "hard samples, analytic KL in the ELBO",
             "evaluation_is_bound": self.data.test.levels == 1,
@@ -200,23 +190,20 @@ class VAE(nn.Module):
         ``elbo``: ``E_q[log p(x|z)]`` by ``num_samples`` exact samples, minus the analytic KL. ``bound``:
         the importance-weighted bound ``log 1/m sum_m p(x, z_m) / q(z_m|x)`` with ``m = num_samples``. Repeatable: the
         samples depend on each run's seed and the split alone. With grey targets neither is a bound, and the names are
-        ``pseudo_elbo`` and ``pseudo_bound``. Memory is bounded by ``CHUNK_ROWS`` rows per replica.
+        ``pseudo_elbo`` and ``pseudo_bound``. Memory is bounded (:mod:`tasks.chunks`).
 
         Raises:
             ValueError: if ``num_samples < 1`` or the split is none of ``train, valid, test``.
         """
-        if num_samples < 1:
-            raise ValueError(f"a bound needs at least 1 sample, not {num_samples}")
-        if split not in ("train", "valid", "test"):
-            raise ValueError(f"split must be train, valid or test, not {split!r}")
+        check_samples(num_samples)
         uniform = self.streams.fresh(f"evaluate/{split}")
         elbo, bound = torch.zeros(2, self.replicas, dtype=torch.float64, device=self.prior_outputs.device)
         count = 0
-        for x in self._chunks(getattr(self.data, split)):
+        for x in image_chunks(self.data, split, self.replicas, self.prior_outputs):
             outputs = self.encoder(x)
             kl = self.latents.kl(outputs, self._prior)
             log_likelihood, log_total = torch.zeros_like(kl), None
-            for samples in _chunk_sizes(num_samples, max(1, CHUNK_ROWS // x.shape[1])):
+            for samples in sample_chunks(num_samples, x.shape[1]):
                 shape = (samples, *outputs.shape[:2], self.latents.latents)
                 features = self.latents.sample(outputs, uniform(shape, outputs.dtype, outputs.device, 1))
                 log_p = -self.reconstruction(features, x)
@@ -229,11 +216,6 @@ class VAE(nn.Module):
             count += x.shape[1]
         prefix = "" if getattr(self.data, split).levels == 1 else "pseudo_"
         return {f"{prefix}elbo": elbo / count, f"{prefix}bound": bound / count}
-
-    def _chunks(self, split: Split) -> Iterator[Tensor]:
-        device = self.prior_outputs.device
-        for pixels in split.pixels.split(CHUNK_IMAGES):
-            yield (pixels.to(device).float() / split.levels).expand(self.replicas, -1, -1)
 
     @torch.no_grad()
     def examples(self, count: int = 10) -> list[dict[str, Tensor]]:
@@ -259,8 +241,3 @@ class VAE(nn.Module):
         }
         shaped = {name: images.unflatten(-1, self.data.image_shape).cpu() for name, images in pictures.items()}
         return [{name: images[r] for name, images in shaped.items()} for r in range(self.replicas)]
-
-
-def _chunk_sizes(total: int, size: int) -> Iterator[int]:
-    for start in range(0, total, size):
-        yield min(size, total - start)

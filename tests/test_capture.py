@@ -108,8 +108,11 @@ class Watch(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("task", ["vae_bernoulli", "vae_categorical"])
-@pytest.mark.parametrize("name", NAMES)
+ON_TASKS = [(name, task) for task in ("vae_bernoulli", "vae_categorical") for name in NAMES]
+ON_TASKS += [(name, "sbn_categorical") for name in ("gumbel_softmax", "nvil", "muprop", "rebar", "rloo")]
+
+
+@pytest.mark.parametrize(("name", "task"), ON_TASKS)
 def test_a_step_can_be_captured(in_blocks, monkeypatch, name, task):
     """It neither waits, nor draws, nor copies; and what it writes is known, so that a warm-up can be taken back."""
     overrides = [f"estimator={name}", f"task={task}", *(["task.categories=3"] if task == "vae_categorical" else [])]

@@ -103,15 +103,15 @@ def _warmed_up(config: Config, model: dict[str, Tensor], device: torch.device, s
     """A pack of one run with the parameters of ``model``, whose estimator alone has been trained."""
     solo = Pack([config], device)
     _spread(model, solo.task)
-    parameters = list(solo.estimator.parameters())
+    parameters = list(solo.estimators.parameters())
     optimizer = optimisers.ReplicaOptimizer(parameters, [asdict(schema.Adam(lr=0.01))])
     cotangent = torch.full((1, config["batch_size"]), 1 / config["batch_size"], device=device)
     noise = solo.streams.fresh("basket/warm-up")
-    state = solo.estimator.state_dict()
+    state = solo.estimators.state_dict()
     start = {name: value.clone() for name, value in state.items()}
     for step in range(steps):
         with noise_source(noise):
-            losses = solo.task.loss(solo.batches(step), solo.estimator)
+            losses = solo.task.loss(solo.batches(step), *solo.estimators)
         if parameters:
             optimizer.step(torch.autograd.grad(losses, parameters, cotangent, allow_unused=True))
         elif all(torch.equal(start[name], value) for name, value in state.items()):
@@ -120,12 +120,12 @@ def _warmed_up(config: Config, model: dict[str, Tensor], device: torch.device, s
 
 
 def _measure(config: Config, model: dict[str, Tensor], solo: Pack, batch: Tensor, draws: int) -> PointVariance:
-    parameters = sum(value.numel() for value in (*model.values(), *solo.estimator.state_dict().values()))
+    parameters = sum(value.numel() for value in (*model.values(), *solo.estimators.state_dict().values()))
     size = max(2, min(MOST_DRAWS, draws // 2, NUMBERS // max(parameters, solo.evaluations * batch.numel())))
     pack = Pack([{**config, "seed": seed} for seed in range(size)], batch.device)
     _spread(model, pack.task)
-    _spread({name: value[0] for name, value in solo.estimator.state_dict().items()}, pack.estimator)
-    pack.estimator.eval()
+    _spread({name: value[0] for name, value in solo.estimators.state_dict().items()}, pack.estimators)
+    pack.estimators.eval()
     batches = batch.expand(size, *batch.shape)
     cotangent = torch.full(batches.shape[:2], 1 / len(batch), device=batch.device)
     noise = pack.streams.fresh("basket")
@@ -133,7 +133,7 @@ def _measure(config: Config, model: dict[str, Tensor], solo: Pack, batch: Tensor
     total, variances = torch.zeros((), device=batch.device), []
     for _ in range(chunks):
         with noise_source(noise):
-            losses = pack.task.loss(batches, pack.estimator)
+            losses = pack.task.loss(batches, *pack.estimators)
         gradients = torch.autograd.grad(losses, pack.task.encoder_parameters(), cotangent)
         gradient = torch.cat([each.flatten(1) for each in gradients], dim=1)
         variances.append(gradient.var(dim=0).mean().item())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from estimators.base import in_functorch
 
 SMALL = 4096
 """Largest gradient per replica, in numbers, that is looked at in every step."""
@@ -15,16 +17,22 @@ class Health:
     """Watches the steps of a pack.
 
     ``first_bad`` ``[replicas]``: the first step (from 1) whose loss or gradient was not finite, else -1.
-    ``logits_range`` ``[2, replicas]``: least and largest logit that the estimator saw at that step.
+    ``logits_range`` ``[2, replicas]``: least and largest logit that the estimators of all layers saw at that step
+    (but for calls within a ``torch.func`` transform, whose tensors are of no use outside of it).
     """
 
-    def __init__(self, replicas: int, device: torch.device, estimator: nn.Module) -> None:
+    def __init__(self, replicas: int, device: torch.device, estimators: Iterable[nn.Module]) -> None:
         self.waits = device.type == "cpu"
         self.first_bad = torch.full((replicas,), -1, device=device)
         self.logits_range = torch.zeros(2, replicas, device=device)
         self.step = torch.zeros((), dtype=torch.int64, device=device)
         self._seen: list[Tensor] = []
-        estimator.register_forward_pre_hook(lambda _, arguments: self._seen.append(arguments[0].detach()))
+        for estimator in estimators:
+            estimator.register_forward_pre_hook(lambda _, arguments: self._look_at(arguments[0]))
+
+    def _look_at(self, logits: Tensor) -> None:
+        if not in_functorch():
+            self._seen.append(logits.detach())
 
     def tensors(self) -> list[Tensor]:
         """What :meth:`check` writes."""

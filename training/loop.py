@@ -104,9 +104,8 @@ def evaluate(pack: Pack, last: bool) -> list[dict[str, Any]]:
         "train_loss": pack.loss_sum / max(pack.loss_steps, 1),
         "gradient_variance": pack.variance.value(),
     }
-    temperature = getattr(pack.estimator, "temperature", None)
-    if isinstance(temperature, Tensor) and temperature.numel() == pack.replicas:
-        columns["temperature"] = temperature.detach().reshape(pack.replicas)
+    for layer, temperature in enumerate(pack.temperatures(), start=1):
+        columns["temperature" if layer == 1 else f"temperature_{layer}"] = temperature
     splits = {"valid": config["evaluate_samples"]}
     if last:
         splits = {"valid": config["valid_samples"], "test": config["test_samples"]}

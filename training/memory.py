@@ -39,7 +39,7 @@ def bytes_of(config: dict[str, Any], device: torch.device) -> tuple[float, float
 
 _measured: dict[tuple[str, torch.device], tuple[float, float]] = {}
 TRIAL_IMAGES, TRIAL_SAMPLES = 50, 20
-"""A chunk of an evaluation (``tasks.vae``)."""
+"""A chunk of an evaluation (``tasks.chunks``)."""
 
 
 def trial_pack(config: dict[str, Any], replicas: int, device: torch.device) -> Pack:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from estimators import noise_source
 from tasks.datasets import DataError, Dataset, load_dataset
-from training import loggers, optimisers, schedules
+from training import optimisers, schedules, validity
 from training.batches import Batches
 from training.capture import capture
 from training.errors import UserError
@@ -29,10 +29,10 @@ load_once = lru_cache(maxsize=2)(load_dataset)
 
 
 class Pack:
-    """Task, estimator, optimiser, data and randomness of the runs in ``configs``, one replica each.
+    """Task, estimators, optimiser, data and randomness of the runs in ``configs``, one replica each.
 
     The configs may differ in numbers only (seed, learning rate, temperature, ...). ``data`` stands in for the data that
-    they name.
+    they name. ``estimators`` are alike, one for each layer of latents: what one keeps or learns belongs to a layer.
 
     Raises:
         UserError: for a value that the data, the task, the estimator or the optimiser does not accept.
@@ -49,12 +49,16 @@ class Pack:
         self.streams = Streams([config["seed"] for config in configs])
         numbers = self._numbers("task")
         self.task = _instantiate(first["task"], data=self.data, streams=self.streams, **numbers).to(device)
-        self.estimator = self._make_estimator().to(device)
-        shape = (1, self.task.latents.latents, self.task.latents.categories)
-        self.evaluations: int = self.estimator.evaluations_for(torch.empty(shape))
+        layers = getattr(self.task, "layers_of_latents", None) or [self.task.latents]
+        self.estimators = self._make_estimators(layers).to(device)
+        # Nested, each evaluation of an outer layer's loss is a whole estimate of the inner one.
+        self.evaluations = math.prod(
+            estimator.evaluations_for(torch.empty(1, layer.latents, layer.categories))
+            for estimator, layer in zip(self.estimators, layers, strict=True)
+        )
         self.batches = Batches(self.data, first["batch_size"], self.streams, device)
         self.noise = self.streams.source("estimator", device)
-        self.parameters: list[nn.Parameter] = [*self.task.parameters(), *self.estimator.parameters()]
+        self.parameters: list[nn.Parameter] = [*self.task.parameters(), *self.estimators.parameters()]
         self.optimizer = optimisers.ReplicaOptimizer(self.parameters, [config["optimizer"] for config in configs])
         encoder = {id(parameter) for parameter in self.task.encoder_parameters()}
         self._encoder = [index for index, parameter in enumerate(self.parameters) if id(parameter) in encoder]
@@ -66,7 +70,7 @@ class Pack:
         self.seconds = self.evaluation_seconds = 0.0
         self.loss_sum = torch.zeros(self.replicas, device=device)
         self.loss_steps = 0
-        self.health = Health(self.replicas, device, self.estimator)
+        self.health = Health(self.replicas, device, self.estimators)
         self._temperatures: list[float] = []
         self._captured: Callable[[Tensor], Tensor] | None = None
         # Why the step is not a CUDA graph, on a GPU; set before the first step, it keeps it from becoming one.
@@ -76,26 +80,30 @@ class Pack:
     def replicas(self) -> int:
         return len(self.configs)
 
-    def _make_estimator(self) -> Any:
-        latents = self.task.latents
-        offered = {
-            "replicas": self.replicas,
-            "context_features": self.task.context_features,
-            "latents": latents.latents,
-            "categories": latents.categories,
-        }
+    @property
+    def estimator(self) -> Any:
+        """The first layer's: what it declares and how it is set holds for all of them."""
+        return self.estimators[0]
+
+    def _make_estimators(self, layers: Sequence[Any]) -> Any:
+        """A ``ModuleList``."""
+        made = nn.ModuleList()
         with noise_source(self.streams.fresh("estimator parameters")):
-            estimator = _instantiate(self.configs[0]["estimator"], offered=offered, **self._numbers("estimator"))
-        if getattr(estimator, "binary_only", False) and latents.categories != 2:
-            raise UserError(
-                f"estimator={self.configs[0]['estimator']['name']} is defined for Bernoulli latents, but task="
-                f"{self.configs[0]['task']['name']} has {latents.categories} categories; use task=vae_bernoulli"
-            )
+            for layer in layers:
+                offered = {
+                    "replicas": self.replicas,
+                    "context_features": self.task.context_features,
+                    "latents": layer.latents,
+                    "categories": layer.categories,
+                }
+                # Its numbers are tensors of its own, too: a buffer would share the memory of a tensor.
+                own = self._numbers("estimator")
+                made.append(_instantiate(self.configs[0]["estimator"], offered=offered, **own))
         try:
-            self.task.kl_for(estimator)
+            self.task.kl_for(made[0])
         except ValueError as error:
             raise UserError(str(error)) from None
-        return estimator
+        return made
 
     def _numbers(self, group: str) -> dict[str, Any]:
         """The floats among a group's options, as tensors ``[replicas, 1, 1, 1]``: they broadcast against logits."""
@@ -119,7 +127,8 @@ class Pack:
             ]
             if temperatures != self._temperatures:
                 self._temperatures = temperatures
-                self.estimator.temperature.copy_(torch.tensor(temperatures).view_as(self.estimator.temperature))
+                for estimator in self.estimators:
+                    estimator.temperature.copy_(torch.tensor(temperatures).view_as(estimator.temperature))
 
     def train_step(self) -> Tensor:
         """One step of every replica; returns the detached losses ``[replicas]`` (mean over examples, nats)."""
@@ -143,7 +152,7 @@ class Pack:
         self.streams.rewind()
         batch = self.batches.gather(rows)
         with noise_source(self.noise):
-            losses = self.task.loss(batch, self.estimator)
+            losses = self.task.loss(batch, *self.estimators)
         # The gradient of losses.mean(-1).sum(): a replica's is that of its own mean loss.
         gradients: Sequence[Tensor | None]
         gradients = torch.autograd.grad(losses, self.parameters, self._cotangent, allow_unused=True)
@@ -165,20 +174,19 @@ class Pack:
         for r in [r for r in replicas if first_bad[r] >= 0]:
             name, step = self.configs[r]["estimator"]["name"], first_bad[r]
             low, high = self.health.logits_range[:, r].tolist()
-            temperature = self._temperature(r)
-            at = "" if temperature is None else f", temperature {temperature:.4g}"
+            temperatures = [float(values[r]) for values in self.temperatures()]
+            at = f", temperature {' and '.join(f'{value:.4g}' for value in temperatures)}" if temperatures else ""
             logits = f"logits from {low:.4g} to {high:.4g}" if low <= high else "logits not finite"
             text = f"not finite at step {step}: {name}{at}, {logits}"
-            details = {"diverged_at": step, "divergence": text, "temperature": temperature}
+            details = {"diverged_at": step, "divergence": text, "temperature": next(iter(temperatures), None)}
             found.append((r, details | {"logits_min": _finite(low), "logits_max": _finite(high)}))
         return found
 
-    def _temperature(self, replica: int) -> float | None:
-        temperature = getattr(self.estimator, "temperature", None)
-        if temperature is None:
-            return None
-        values = torch.as_tensor(temperature).detach().flatten()
-        return float(values[replica if len(values) == self.replicas else 0])
+    def temperatures(self) -> list[Tensor]:
+        """Of each layer ``[replicas]``; empty for an estimator that has none."""
+        own = [getattr(estimator, "temperature", None) for estimator in self.estimators]
+        flat = [torch.as_tensor(temperature).detach().flatten() for temperature in own if temperature is not None]
+        return [values if len(values) == self.replicas else values[:1].expand(self.replicas) for values in flat]
 
     def _written(self) -> list[Tensor]:
         """Every tensor that :meth:`update` writes."""
@@ -188,7 +196,9 @@ class Pack:
     def _stacked(self) -> dict[str, Tensor]:
         """Every parameter and buffer with a leading replica dimension, by name."""
         tensors = {f"task.{name}": value for name, value in self.task.state_dict(keep_vars=True).items()}
-        tensors |= {f"estimator.{name}": value for name, value in self.estimator.state_dict(keep_vars=True).items()}
+        for layer, estimator in enumerate(self.estimators):  # the first has the name that it has alone
+            own = estimator.state_dict(keep_vars=True)
+            tensors |= {f"estimator{layer or ''}.{name}": value for name, value in own.items()}
         return tensors
 
     def state(self, replica: int) -> dict[str, Any]:
@@ -274,6 +284,6 @@ def check(config: Config, data: Dataset) -> None:
             f"batch_size={config['batch_size']} is larger than the {len(data.train)} training images of "
             f"data={data.name}; use a smaller batch_size"
         )
-    loggers.check(config["logger"])
-    optimisers.check(config["optimizer"])
-    schedules.check(config["schedule"], config["estimator"])
+    validity.check(config)
+    if reason := validity.against(config):
+        raise UserError(f"estimator={config['estimator']['name']} {reason}")

@@ -214,6 +214,7 @@ def register() -> None:
     for method in estimators.METHODS:
         store.store(group="hydra/schema/estimator", name=method.__name__, node=schema_of(method, for_estimators))
     store.store(group="hydra/schema/task", name="vae", node=schema_of(tasks.VAE))
+    store.store(group="hydra/schema/task", name="structured", node=schema_of(tasks.StructuredPrediction))
     store.store(group="hydra/schema/task", name="toy", node=schema_of(tasks.Toy))
     for group, nodes in {
         "optimizer": (Adam, SGD),

@@ -19,10 +19,23 @@ def check(config: dict[str, Any]) -> None:
 def against(config: dict[str, Any]) -> str | None:
     """Why this estimator cannot train this task, to be read after its name; ``None`` if it can."""
     estimator, task = config["estimator"], config["task"]
-    categories = task.get("categories", 2)
-    if getattr(hydra.utils.get_class(estimator["_target_"]), "binary_only", False) and categories != 2:
+    method = hydra.utils.get_class(estimator["_target_"])
+    categories, layers = task.get("categories", 2), task.get("layers", 1)
+    if getattr(method, "binary_only", False) and categories != 2:
         return (
             f"is defined for Bernoulli latents, but task={task['name']} has {categories} categories; "
-            "use task=vae_bernoulli"
+            "use a task with task.categories=2, such as vae_bernoulli"
+        )
+    if getattr(method, "objective", "mean") == "multi_sample_bound" and layers > 1:
+        return (
+            f"trains a multi-sample bound, whose gradient does not nest: with the {layers} layers of "
+            f"task={task['name']} it would be wrong; use task.layers=1, or rloo"
+        )
+    # Exact: one layer's states are enumerated within each state of the layer before.
+    latents = task.get("latents", 1) * layers
+    if "max_states" in estimator and categories**latents > estimator["max_states"]:
+        return (
+            f"would enumerate the {categories}**{latents} joint states of task={task['name']}, more than "
+            f"estimator.max_states={estimator['max_states']}; use fewer latents, or a sampling estimator such as rloo"
         )
     return None

@@ -1,0 +1,200 @@
+"""Structured output prediction: the lower half of an image from the upper half, by a stochastic feed-forward net."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tasks.chunks import check_samples, image_chunks, sample_chunks
+from tasks.datasets import Dataset
+from tasks.latents import Bernoulli, Categorical, latents_of, log_mean_exp_update
+from tasks.layers import StackedMLP, Uniform
+from tasks.likelihoods import bernoulli_nats
+from tasks.vae import OUTPUT_BIASES, RandomStreams
+
+MOST_LAYERS = 4
+MEAN_OF = 100
+"""Samples behind the mean prediction in the pictures."""
+
+
+class StructuredPrediction(nn.Module):
+    r"""``D/2 - L x K - ... - L x K - D/2``: p(y|x) = sum_z p(z_1|x) p(z_2|z_1) ... p(y|z_last), y Bernoulli per pixel.
+
+    x is the upper half of an image (its first ``height // 2`` rows), y the rest. Every layer is linear in the sample of
+    the one before (bits, or flattened one-hot codes). There is no recognition net, the prior itself is sampled, so
+    there is no KL: training minimises, per example, in nats, ``E[-log p(y|z_last)]`` over the net's own samples, which
+    is at least ``-log p(y|x)``. Each layer has an estimator of its own, and they nest.
+
+    Args:
+        data: images of at least two rows; grey targets (``binarization: none``) make the likelihood a cross-entropy.
+        streams: per-replica randomness (initial weights, evaluation).
+        latents: L >= 1, of each layer.
+        categories: K >= 2; with 2 a layer has one log-odds output per latent and passes one bit per latent on.
+        layers: stochastic layers, 1 to 4.
+        output_bias: initial bias of y's pixels: ``zero``, or ``data_mean`` for the logit of the training mean, clipped
+            to [0.001, 0.999].
+
+    Raises:
+        ValueError: one sentence for an option that is not one of the above.
+
+    Reference: Raiko, Berglund, Alain, Dinh (arXiv 1406.2989) and, as here, Gu, Levine, Sutskever, Mnih (1511.05176,
+    MuProp), Jang, Gu, Poole (1611.01144: 392-200-200-392 and 392-(20x10)-(20x10)-392) and Maddison, Mnih, Teh
+    (1611.00712: ``layers=3 latents=240`` is their 392-240-240-240-392, whose units are -1 and 1).
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        streams: RandomStreams,
+        *,
+        latents: int = 200,
+        categories: int = 2,
+        layers: int = 2,
+        output_bias: str = "zero",
+    ) -> None:
+        super().__init__()
+        if not 1 <= layers <= MOST_LAYERS:
+            raise ValueError(f"task.layers must be from 1 to {MOST_LAYERS}, not {layers}")
+        if output_bias not in OUTPUT_BIASES:
+            raise ValueError(f"task.output_bias must be one of {', '.join(OUTPUT_BIASES)}, not {output_bias!r}")
+        height, width = data.image_shape
+        if height < 2 or not width:
+            raise ValueError(
+                f"structured prediction needs images of at least two rows: data={data.name} has {height}; use "
+                "data=digits or data=binarized_mnist"
+            )
+        self.data, self.streams, self.layers = data, streams, layers
+        self.upper = height // 2 * width
+        """Pixels of x."""
+        self.latents = latents_of(latents, categories)
+        uniform = streams.fresh("parameters")
+        widths = [self.upper, *(self.latents.width,) * layers, height * width - self.upper]
+        networks = [StackedMLP(ends, "tanh", streams.replicas, uniform) for ends in pairwise(widths)]
+        if output_bias == "data_mean":
+            with torch.no_grad():
+                networks[-1].biases[-1].copy_(data.mean[self.upper :].clamp(0.001, 0.999).logit())
+        self.networks: Any = nn.ModuleList(networks)
+
+    @property
+    def layers_of_latents(self) -> list[Bernoulli | Categorical]:
+        """Each gets an estimator of its own."""
+        return [self.latents] * self.layers
+
+    @property
+    def context_features(self) -> int:
+        """Size of the context that an input-dependent baseline sees, at every layer: x."""
+        return self.upper
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """The parameters whose gradient variance is reported: of all layers that give logits of latents."""
+        return list(self.networks[:-1].parameters())
+
+    def kl_for(self, estimator: Callable[..., Tensor]) -> str:
+        """There is none."""
+        return "none"
+
+    def protocol(self) -> dict[str, Any]:
+        """What an evaluation of this task depends on; numbers of different protocols must not be compared."""
+        rows = self.data.image_shape[0]
+        return {
+            **self.data.protocol(),
+            "quantity": "-log p(y|x)",
+            "half": f"y: the lower {rows - rows // 2} of {rows} rows, x: the others",
+            "layers": self.layers,
+            "evaluation": "hard samples of p(z|x), ELBO: mean of log p(y|z), bound: log of the mean of p(y|z)",
+            "evaluation_is_bound": self.data.test.levels == 1,
+        }
+
+    def loss(self, batch: Tensor, *estimators: Callable[..., Tensor]) -> Tensor:
+        """The training objective: ``batch`` ``[R, E, D]`` -> ``[R, E]`` nats, lower is better.
+
+        ``estimators``: one per layer, the first that of z_1. Raises ``ValueError`` for another number of them.
+        """
+        if len(estimators) != self.layers:
+            raise ValueError(f"{self.layers} layers need as many estimators, not {len(estimators)}")
+        x, y = batch[..., : self.upper], batch[..., self.upper :]
+
+        def expected(outputs: Tensor, layer: int) -> Tensor:
+            """``E[-log p(y|z_last)]`` over the latents from ``layer`` on, whose network gave ``outputs``."""
+            if layer == self.layers:
+                return bernoulli_nats(outputs, y)
+            network = self.networks[layer + 1]
+            return estimators[layer](
+                self.latents.logits(outputs),
+                lambda z: expected(network(self.latents.features(z)), layer + 1),
+                context=x,
+            )
+
+        return expected(self.networks[0](x), 0)
+
+    @torch.no_grad()
+    def evaluate(self, split: str, num_samples: int) -> dict[str, Tensor]:
+        """Bounds on ``log p(y|x)`` over a split, in nats, mean over its images: ``{name: [R]}``.
+
+        With m = ``num_samples`` exact samples of the latents per image, ``elbo`` is the mean of ``log p(y|z)`` and
+        ``bound`` the log of the mean, ``log 1/m sum_m p(y|z_m)`` (the papers' negative log-likelihood is its negative).
+        The names are those of a VAE, where the samples come from q(z|x) and are weighted: in the mean
+        ``elbo <= bound <= log p(y|x)``, ``bound`` rises with m, and with m = 1 they are equal. Repeatable: the samples
+        depend on each run's seed and the split alone. With grey targets neither is a bound, and the names are
+        ``pseudo_elbo`` and ``pseudo_bound``. Memory is bounded (:mod:`tasks.chunks`).
+
+        Raises:
+            ValueError: if ``num_samples < 1`` or the split is none of ``train, valid, test``.
+        """
+        check_samples(num_samples)
+        uniform, like = self.streams.fresh(f"evaluate/{split}"), self.networks[0].biases[0]
+        elbo, bound = torch.zeros(2, self.streams.replicas, dtype=torch.float64, device=like.device)
+        count = 0
+        for images in image_chunks(self.data, split, self.streams.replicas, like):
+            x, y = images[..., : self.upper], images[..., self.upper :]
+            outputs = self.networks[0](x)
+            log_likelihood, log_total = torch.zeros_like(outputs[..., 0]), None
+            for samples in sample_chunks(num_samples, images.shape[1]):
+                log_p = -bernoulli_nats(self._predict(outputs, samples, uniform), y)
+                log_likelihood += log_p.sum(0)
+                log_total = log_mean_exp_update(log_total, log_p)
+            assert log_total is not None
+            elbo += (log_likelihood / num_samples).double().sum(-1)
+            bound += (log_total - math.log(num_samples)).double().sum(-1)
+            count += images.shape[1]
+        prefix = "" if getattr(self.data, split).levels == 1 else "pseudo_"
+        return {f"{prefix}elbo": elbo / count, f"{prefix}bound": bound / count}
+
+    def _predict(self, outputs: Tensor, samples: int, uniform: Uniform) -> Tensor:
+        """Logits of y ``[samples, R, E, pixels]``, each from a fresh exact sample of all layers.
+
+        ``outputs`` ``[R, E, width]``: of the first network.
+        """
+        shape = (samples, *outputs.shape[:2], self.latents.latents)
+        for network in self.networks[1:]:
+            u = uniform(shape, outputs.dtype, outputs.device, 1)
+            outputs = network(self.latents.sample(outputs, u))
+        return outputs
+
+    @torch.no_grad()
+    def examples(self, count: int = 10) -> list[dict[str, Tensor]]:
+        """Pictures of validation images for the figures, per replica, each ``[count, H, W]``.
+
+        ``originals``; ``reconstructions``: the upper half as given and the mean prediction of the lower half;
+        ``samples``: the prediction of one sample of the latents. Both are pixel probabilities.
+        """
+        uniform, like = self.streams.fresh("examples"), self.networks[0].biases[0]
+        split = self.data.valid
+        rows = torch.linspace(0, len(split) - 1, count).long()
+        images = (split.pixels[rows].to(like.device).to(like.dtype) / split.levels).expand(
+            self.streams.replicas, -1, -1
+        )
+        x = images[..., : self.upper]
+        predicted = self._predict(self.networks[0](x), MEAN_OF, uniform).sigmoid()
+        pictures = {
+            "originals": images,
+            "reconstructions": torch.cat((x, predicted.mean(0)), -1),
+            "samples": torch.cat((x, predicted[0]), -1),
+        }
+        shaped = {name: each.unflatten(-1, self.data.image_shape).cpu() for name, each in pictures.items()}
+        return [{name: each[r] for name, each in shaped.items()} for r in range(self.streams.replicas)]
