@@ -1,6 +1,8 @@
 """Tasks: models, likelihoods and data. A task receives an estimator and imports none."""
 
 from tasks.toy import Toy
+from tasks.toy_bernoulli3 import ToyBernoulli3
+from tasks.toy_simplex import ToySimplex
 from tasks.vae import VAE
 
-__all__ = ["VAE", "Toy"]
+__all__ = ["VAE", "Toy", "ToyBernoulli3", "ToySimplex"]
