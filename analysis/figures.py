@@ -122,10 +122,11 @@ def _learning_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[
         lowest.append(late.min())
         highest.append(late.max())
     if lowest and (span := max(highest) - min(lowest)) > 0:
-        axes.set_ylim(min(lowest) - 0.06 * span, max(highest) + 0.06 * span)
+        axes.set_ylim(min(lowest) - (0.08 if optimum else 0.06) * span, max(highest) + 0.06 * span)
     for value in optimum:
         axes.axhline(value, color="0.5", linewidth=0.8, zorder=1)
-        axes.annotate("optimum", (1, value), (0, 2), ("axes fraction", "data"), "offset points", ha="right", fontsize=7)
+        below: Any = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "top"}
+        axes.text(1, value, "optimum", fontsize=6.5, color="0.3", **below)
 
 
 def _optimum(group: pd.DataFrame) -> list[float]:
