@@ -47,8 +47,8 @@ def learning_curves(frame: pd.DataFrame) -> Figure | None:
     """Negative validation bound (nats) against steps: mean over seeds with its pointwise 95 % interval (Student's t).
 
     The bound is the importance-weighted one that the table has, if it was evaluated along the way with as many samples
-    as at the end, and the ELBO otherwise. One panel per task and data set; unfinished runs are drawn one by one, thin.
-    ``None`` if there is nothing to draw.
+    as at the end, and the ELBO otherwise. Of a toy problem it is the expected loss, with a line at the optimum. One
+    panel per task and data set; unfinished runs are drawn one by one, thin. ``None`` if there is nothing to draw.
     """
     along = {name: frame[name] for name in ("evaluate_samples", "valid_samples") if name in frame}
     same = len(along) == 2 and (along["evaluate_samples"] == along["valid_samples"]).all()
@@ -73,7 +73,7 @@ def _panels(frame: pd.DataFrame, metrics: tuple[str, ...], draw: Any) -> Figure 
     for (task, data), group in frame.groupby(COMPARISON):
         metric = next((name for name in metrics if name in group and group[name].notna().any()), None)
         if metric:
-            panels.append((f"{task}, {data}", metric, group))
+            panels.append((str(task) if data == "none" else f"{task}, {data}", metric, group))
     if not panels:
         return None
     columns = 2 if len(panels) == 4 else min(len(panels), COLUMNS)
@@ -114,13 +114,25 @@ def _learning_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[
     if what.endswith("bound"):
         axes.set_title(f"{axes.get_title()}, m = {group['valid_samples'].iloc[0]}")
     axes.set_ylabel("expected loss" if what == "value" else f"negative validation {what} [nats]")
-    lowest, highest = [], []
+    axes.ticklabel_format(axis="y", useOffset=False, style="plain")  # losses near 0.249 are no "+2.49e-1"
+    optimum = _optimum(group)
+    lowest, highest = list(optimum), list(optimum)
     for steps, values in _curves(axes, group, metric, handles, transform=np.negative, back=lambda mean: mean):
         late = values[steps >= EARLY * steps.max()]
         lowest.append(late.min())
         highest.append(late.max())
     if lowest and (span := max(highest) - min(lowest)) > 0:
-        axes.set_ylim(min(lowest) - 0.06 * span, max(highest) + 0.06 * span)
+        axes.set_ylim(min(lowest) - (0.08 if optimum else 0.06) * span, max(highest) + 0.06 * span)
+    for value in optimum:
+        axes.axhline(value, color="0.5", linewidth=0.8, zorder=1)
+        below: Any = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "top"}
+        axes.text(1, value, "optimum", fontsize=6.5, color="0.3", **below)
+
+
+def _optimum(group: pd.DataFrame) -> list[float]:
+    """The least loss that a toy problem has, if the runs know it."""
+    column = "protocol.optimum"
+    return group[column].dropna().astype(float).unique().tolist() if column in group else []
 
 
 def _variance_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from tasks.structured import StructuredPrediction
 from tasks.toy import Toy
+from tasks.toy_bernoulli3 import ToyBernoulli3
+from tasks.toy_simplex import ToySimplex
 from tasks.vae import VAE
 
-__all__ = ["VAE", "StructuredPrediction", "Toy"]
+__all__ = ["VAE", "StructuredPrediction", "Toy", "ToyBernoulli3", "ToySimplex"]

@@ -131,7 +131,7 @@ def summary(pack: Pack, replica: int, status: str, row: dict[str, Any]) -> dict[
     config = pack.configs[replica]
     relaxed = getattr(pack.estimator, "relaxed", False)
     protocol = {
-        **pack.task.protocol(),
+        **{name: _own(value, replica) for name, value in pack.task.protocol().items()},
         "valid_samples": config["valid_samples"],
         "test_samples": config["test_samples"],
     }
@@ -158,6 +158,11 @@ def summary(pack: Pack, replica: int, status: str, row: dict[str, Any]) -> dict[
         "commit": _commit(),
         "ended": time.time(),
     }
+
+
+def _own(value: Any, replica: int) -> Any:
+    """Of numbers ``[replicas]`` the replica's, to the seven digits that a float32 holds; all else as it is."""
+    return float(f"{value[replica].item():.7g}") if isinstance(value, Tensor) else value
 
 
 def device_name(device: torch.device) -> str:

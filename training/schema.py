@@ -25,6 +25,14 @@ FILLED_IN = ("self", "data", "streams", "replicas", "context_features")
 """Constructor arguments that the harness supplies."""
 FILLED_IN_FOR_ESTIMATORS = ("latents", "categories")
 """And those that an estimator gets from its task."""
+TASKS = {
+    "vae": tasks.VAE,
+    "structured": tasks.StructuredPrediction,
+    "toy": tasks.Toy,
+    "toy_bernoulli3": tasks.ToyBernoulli3,
+    "toy_simplex": tasks.ToySimplex,
+}
+"""By the name of their schema."""
 
 
 @dataclass
@@ -213,9 +221,8 @@ def register() -> None:
     for_estimators = (*FILLED_IN, *FILLED_IN_FOR_ESTIMATORS)
     for method in estimators.METHODS:
         store.store(group="hydra/schema/estimator", name=method.__name__, node=schema_of(method, for_estimators))
-    store.store(group="hydra/schema/task", name="vae", node=schema_of(tasks.VAE))
-    store.store(group="hydra/schema/task", name="structured", node=schema_of(tasks.StructuredPrediction))
-    store.store(group="hydra/schema/task", name="toy", node=schema_of(tasks.Toy))
+    for name, task in TASKS.items():
+        store.store(group="hydra/schema/task", name=name, node=schema_of(task))
     for group, nodes in {
         "optimizer": (Adam, SGD),
         "schedule": (Constant, Exponential),
