@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from analysis.records import CHECKPOINT, CONFIG, RunRecord
 from estimators import noise_source
 from training import checkpoints, optimisers, schema
+from training.devices import pick_device
 from training.errors import UserError
 from training.pack import Config, Pack
-from training.run import pick_device
 
 NUMBERS = 4_000_000
 """A chunk of draws holds about so many parameters, and about so many pixels of decoded samples."""

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from tasks.datasets import Dataset, Split
 from training import matmul, peers
+from training.devices import pick_device
 from training.heap import keep_freed_memory
 from training.loop import device_name
 from training.pack import Pack
-from training.run import pick_device
 
 PIXELS, LATENTS, BATCH, BASELINE = 784, 200, 100, 100
 ON_CPU = ("gumbel_softmax", "st_gumbel_softmax", "straight_through", "nvil")

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from training import memory
+from training.devices import pick_device
 from training.plan import PackPlan, structure
 from training.progress import clock
-from training.run import pick_device
 
 MOST_REPLICAS, TRIAL_STEPS = 8, 10
 BUDGET_SECONDS = 5.0

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from training.devices import worker_count
 from training.errors import UserError
 from training.interrupt import Stopped
-from training.sweep import worker_count
 from training.workers import environment, own_gpu
 
 try:

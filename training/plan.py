@@ -26,8 +26,6 @@ from training.errors import UserError
 
 Config = dict[str, Any]
 PER_REPLICA_GROUPS = ("estimator", "task", "optimizer", "schedule")
-LARGEST_PACK_ON_CPU = 32
-"""Beyond, a pack is not faster per replica on a CPU, and a step, an evaluation, a checkpoint take too long."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import yaml
 from analysis.claims import HEARTBEAT_SECONDS
 from analysis.records import DamagedRecord, RunRecord
 from training import checkpoints, memory
+from training.devices import pick_device
 from training.errors import UserError
 from training.heap import keep_freed_memory
 from training.interrupt import Stopped
@@ -201,18 +202,3 @@ def _heartbeats(records: Sequence[RunRecord]) -> Iterator[set[RunRecord]]:
     finally:
         done.set()
         thread.join()
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:N``."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device must be auto, cpu, cuda or cuda:N, not {name!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device={name}: {torch.cuda.device_count()} CUDA devices are visible; use device=cpu or auto")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device must be auto, cpu, cuda or cuda:N, not {name!r}")
-    return device

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections import Counter
@@ -10,16 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from analysis.records import CHECKPOINT, RESULT, DamagedRecord
 from training import interrupt, validity
+from training.devices import largest_pack, worker_count
 from training.errors import UserError
-from training.plan import LARGEST_PACK_ON_CPU, PackPlan, RunPlan, packs_of, replicated
+from training.plan import PackPlan, RunPlan, packs_of, replicated
 from training.progress import PackLine
-from training.run import pick_device, train_runs
+from training.run import train_runs
 
 BUSY = "being trained by another process"
 ORPHAN_SECONDS = 10.0
@@ -101,32 +100,6 @@ def make_plan(runs: Sequence[RunPlan], take_back: bool = False) -> Plan:
             plan.skipped.setdefault(f"not {options['retry']}", []).append(run)
     plan.packs = packs_of(todo, worker_count(options), largest_pack(options))
     return plan
-
-
-def worker_count(options: dict[str, Any]) -> int:
-    """``workers``, or if that is 0 one for each GPU, and without a GPU one for each core."""
-    if options["workers"] < 0:
-        raise UserError(f"workers must be at least 0 (0: one for each GPU or core), not {options['workers']}")
-    if options["workers"]:
-        return int(options["workers"])
-    if options["cluster"]["name"] == "slurm":
-        return max(int(options["cluster"]["parallelism"]), 1)
-    device = pick_device(options["device"])
-    if device.type == "cuda":
-        return 1 if device.index is not None else torch.cuda.device_count()
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def largest_pack(options: dict[str, Any]) -> int:
-    """``pack_size``, or if that is 0 what a CPU handles well; on a GPU memory alone decides, when the pack is made."""
-    if options["pack_size"] < 0:
-        raise UserError(f"pack_size must be at least 0 (0: chosen), not {options['pack_size']}")
-    if options["pack_size"]:
-        return int(options["pack_size"])
-    if options["cluster"]["name"] == "slurm":  # jobs do not run here: this machine's devices say nothing
-        on_cpu = options["device"] == "cpu" or not options["cluster"]["gpus"]
-        return LARGEST_PACK_ON_CPU if on_cpu else 100_000
-    return LARGEST_PACK_ON_CPU if pick_device(options["device"]).type == "cpu" else 100_000
 
 
 def train_job(config: DictConfig) -> None:

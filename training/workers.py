@@ -19,11 +19,10 @@ from typing import IO, Any
 import torch
 
 from training import interrupt
+from training.devices import pick_device, worker_count
 from training.interrupt import Stopped
 from training.plan import PackPlan, RunPlan
-from training.run import pick_device
 from training.screen import Screen
-from training.sweep import worker_count
 
 GRACE_SECONDS = 60.0
 LOG = "workers.log"
