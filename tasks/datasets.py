@@ -34,7 +34,7 @@ __all__ = ["BINARIZATIONS", "DATASETS", "DataError", "Dataset", "Split", "load_d
 
 DATASETS = ("digits", "mnist", "binarized_mnist", "fashion_mnist", "omniglot", "none")
 EMPTY = 100_000
-"""Examples of ``none``, the data of tasks that have none: images without pixels."""
+"""Training examples of ``none``, the data of tasks that have none: images without pixels."""
 BINARIZATIONS = ("static", "dynamic", "threshold", "none")
 
 BINARIZATION_SEED = 777
@@ -141,8 +141,8 @@ def load_dataset(name: str, root: str | Path = "data", binarization: str = "dyna
             f"data.binarization=static, or data=mnist for {binarization}."
         )
     if name == "none":
-        nothing = Split(torch.empty(EMPTY, 0, dtype=torch.uint8), 1)
-        return Dataset(name, (0, 0), "none", nothing, nothing, nothing)
+        nothing, one = (Split(torch.empty(size, 0, dtype=torch.uint8), 1) for size in (EMPTY, 1))
+        return Dataset(name, (0, 0), "none", nothing, one, one)
     root = Path(root).expanduser().absolute()
     if name == "digits":
         splits, source = _read_digits(), "scikit-learn load_digits"

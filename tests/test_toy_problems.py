@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from analysis import figures, records, statistics
 from estimators import RLOO, Exact, ReinMax, StraightThrough
 from estimators.exact import enumerate_states
 from estimators.memory import Allocations
-from training import schema
+from training import estimate, schema
 from training.errors import UserError
 from training.loop import summary
 from training.pack import Pack
@@ -231,3 +232,9 @@ def test_mistakes_are_one_sentence(overrides, words):
     with pytest.raises(UserError, match=words) as caught:
         Pack([config(*overrides)], CPU)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("overrides", [["task=toy"], ["task=toy_simplex"]], ids=" ".join)
+def test_what_a_toy_will_take_is_estimated(overrides):
+    (line, total) = estimate.lines([(RunPlan(config(*overrides, "estimator=rloo")),)], 1)
+    assert re.fullmatch(r"pack 1: rloo on toy\w* x 1: about .+, \d+ MiB", line) and total.startswith("about ")

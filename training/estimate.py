@@ -63,7 +63,7 @@ def _cost(config: dict[str, Any], replicas: int) -> tuple[float, float, float]:
 
     step = seconds(pack.train_step, TRIAL_STEPS)
     per_sample = seconds(lambda: pack.task.evaluate("valid", memory.TRIAL_SAMPLES), 1)
-    per_sample /= memory.TRIAL_SAMPLES * len(pack.task.data.valid)
+    per_sample /= memory.TRIAL_SAMPLES * len(pack.data.valid)
     data = memory.load_once(**config["data"])
     evaluations = max(config["steps"] // config["evaluate_every"] - 1, 0) * len(data.valid) * config["evaluate_samples"]
     evaluations += len(data.valid) * config["valid_samples"] + len(data.test) * config["test_samples"]

@@ -161,8 +161,8 @@ def summary(pack: Pack, replica: int, status: str, row: dict[str, Any]) -> dict[
 
 
 def _own(value: Any, replica: int) -> Any:
-    """Of numbers ``[replicas]`` the replica's, to the seven digits that a float32 holds; all else as it is."""
-    return float(f"{value[replica].item():.7g}") if isinstance(value, Tensor) else value
+    """Of numbers ``[replicas]`` the replica's, to the six digits that float32 is sure of; all else as it is."""
+    return float(f"{value[replica].item():.6g}") if isinstance(value, Tensor) else value
 
 
 def device_name(device: torch.device) -> str:
