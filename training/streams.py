@@ -96,8 +96,9 @@ class BlockSource:
         index, self._next = self._next, self._next + 1
         if index == len(self._draws):
             dim = _replica_dimension(shape, event_dims, len(self.seeds))
-            self._draws.append(_Draw(torch.empty(tuple(shape), dtype=dtype, device=device), dim, torch.empty(0)))
-            self._fill(index)
+            with torch._C._DisableFuncTorch():  # an inner layer draws within transforms, which the buffer outlives
+                self._draws.append(_Draw(torch.empty(tuple(shape), dtype=dtype, device=device), dim, torch.empty(0)))
+                self._fill(index)
         buffer = self._draws[index].buffer
         if buffer.shape != tuple(shape) or buffer.dtype != dtype:
             raise RuntimeError(
