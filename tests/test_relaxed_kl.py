@@ -339,6 +339,16 @@ def test_mistakes_are_told_before_anything_trains(tmp_path):
         Pack([replica(job, 0, 1.0, None), replica(job, 1, 1.0, 0.5)], CPU)
 
 
+def test_a_divergence_with_the_relaxed_kl_is_told():
+    """The estimator's sample and density are used, not its call, so nothing sees the logits."""
+    ours = Pack([config("task.kl=relaxed", "task.latents=3")], CPU)
+    with torch.no_grad():
+        ours.task.encoder.weights[0][0] = torch.inf
+    ours.train_step()
+    ((_, details),) = ours.divergences([0], everywhere=False)
+    assert "gumbel_softmax, temperature 1, logits not seen" in details["divergence"]
+
+
 def test_every_method_declares_whether_its_value_is_that_of_relaxed_samples():
     """The loss is 0 at exactly one-hot samples and positive elsewhere, and estimators preserve values."""
     torch.manual_seed(0)

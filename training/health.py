@@ -58,11 +58,11 @@ class Health:
         healthy = self.first_bad < 0
         bad = healthy & ~finite
         if not self.waits:
-            self.logits_range.copy_(torch.where(healthy, _range(seen), self.logits_range))
+            self.logits_range.copy_(torch.where(healthy, self._range(seen), self.logits_range))
             self.first_bad.copy_(torch.where(bad, self.step, self.first_bad))
             return gradients
         if bad.any():
-            self.logits_range[:, bad] = _range(seen)[:, bad]
+            self.logits_range[:, bad] = self._range(seen)[:, bad]
             self.first_bad[bad] = self.step
             freeze(bad.nonzero().flatten().tolist())
         elif healthy.all():
@@ -76,8 +76,11 @@ class Health:
         sums = torch.stack([parameter.flatten(1).sum(1) for parameter in parameters])
         self.first_bad[(self.first_bad < 0) & ~sums.isfinite().all(0)] = self.step
 
-
-def _range(seen: Sequence[Tensor]) -> Tensor:
-    """``[2, replicas]``: least and largest of several logits ``[..., replicas, examples, latents, categories]``."""
-    flat = torch.cat([logits.movedim(-4, 0).flatten(1) for logits in seen], dim=1).float()
-    return torch.stack((flat.amin(1), flat.amax(1)))
+    def _range(self, seen: Sequence[Tensor]) -> Tensor:
+        """``[2, replicas]``: least and largest of several logits ``[..., replicas, examples, latents, categories]``;
+        infinity and its negative if no estimator was called (``task.kl=relaxed`` takes a sample and its density)."""
+        if not seen:
+            unseen = torch.full_like(self.logits_range[0], torch.inf)
+            return torch.stack((unseen, -unseen))
+        flat = torch.cat([logits.movedim(-4, 0).flatten(1) for logits in seen], dim=1).float()
+        return torch.stack((flat.amin(1), flat.amax(1)))

@@ -177,6 +177,7 @@ class Pack:
             temperatures = [float(values[r]) for values in self.temperatures()]
             at = f", temperature {' and '.join(f'{value:.4g}' for value in temperatures)}" if temperatures else ""
             logits = f"logits from {low:.4g} to {high:.4g}" if low <= high else "logits not finite"
+            logits = "logits not seen" if low > high else logits
             text = f"not finite at step {step}: {name}{at}, {logits}"
             details = {"diverged_at": step, "divergence": text, "temperature": next(iter(temperatures), None)}
             found.append((r, details | {"logits_min": _finite(low), "logits_max": _finite(high)}))
