@@ -269,22 +269,12 @@ def _instantiate(config: Config, offered: dict[str, Any] | None = None, **argume
 
 
 def check(config: Config, data: Dataset) -> None:
-    """Raise ``UserError`` for numbers of the config that are out of range for this data."""
-    for name, least in (
-        ("steps", 1),
-        ("batch_size", 1),
-        ("evaluate_every", 1),
-        ("evaluate_samples", 1),
-        ("valid_samples", 1),
-        ("test_samples", 1),
-    ):
-        if config[name] < least:
-            raise UserError(f"{name} must be at least {least}, not {config[name]}")
+    """Raise ``UserError`` for a config that makes no sense, or not for this data."""
+    validity.check(config)
     if config["batch_size"] > len(data.train):
         raise UserError(
             f"batch_size={config['batch_size']} is larger than the {len(data.train)} training images of "
             f"data={data.name}; use a smaller batch_size"
         )
-    validity.check(config)
     if reason := validity.against(config):
         raise UserError(f"estimator={config['estimator']['name']} {reason}")

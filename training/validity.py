@@ -7,10 +7,16 @@ from typing import Any
 import hydra.utils
 
 from training import loggers, optimisers, schedules
+from training.errors import UserError
+
+AT_LEAST_ONE = ("steps", "batch_size", "evaluate_every", "evaluate_samples", "valid_samples", "test_samples")
 
 
 def check(config: dict[str, Any]) -> None:
     """Raise ``UserError`` for values of a config that no run can have."""
+    for name in AT_LEAST_ONE:
+        if config[name] < 1:
+            raise UserError(f"{name} must be at least 1, not {config[name]}")
     loggers.check(config["logger"])
     optimisers.check(config["optimizer"])
     schedules.check(config["schedule"], config["estimator"])
