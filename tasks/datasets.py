@@ -116,7 +116,13 @@ class Dataset:
 Splits: TypeAlias = tuple[Split, Split, Split]
 
 
-def load_dataset(name: str, root: str | Path = "data", binarization: str = "dynamic", download: bool = True) -> Dataset:
+def load_dataset(
+    name: str,
+    root: str | Path = "data",
+    binarization: str = "dynamic",
+    download: bool = True,
+    train_evaluated: int = 10_000,
+) -> Dataset:
     """Read a data set from ``root``, or download it to there, and split and binarize it.
 
     ===============  ======================  =============================================================
@@ -140,14 +146,21 @@ def load_dataset(name: str, root: str | Path = "data", binarization: str = "dyna
             seed. ``threshold``: ``bit = pixel / 255 > 0.5``. ``none``: all stay grey. Valid and test bits are the same
             under ``dynamic`` and ``static``. ``binarized_mnist`` is bits already and takes only ``static``.
         download: whether to download files that are absent; those that are there are never changed.
+        train_evaluated: >= 1, how many of the training images, from the first, an evaluation of ``train`` takes.
 
     Raises:
-        DataError: an unknown name or binarization, or a file that is damaged, or absent and not to be had.
+        DataError: an unknown name or binarization, ``train_evaluated`` below 1, or a file that is damaged, or absent
+            and not to be had.
     """
     if name not in DATASETS:
         raise DataError(f"There is no dataset {name!r}: use one of {', '.join(DATASETS)}.")
     if binarization not in BINARIZATIONS:
         raise DataError(f"There is no binarization {binarization!r}: use one of {', '.join(BINARIZATIONS)}.")
+    if train_evaluated < 1:
+        raise DataError(
+            f"data.train_evaluated must be at least 1, not {train_evaluated}; train_samples=0 leaves the training "
+            "images out of the last evaluation"
+        )
     if name == "binarized_mnist" and binarization != "static":
         raise DataError(
             f"binarized_mnist is bits already, so data.binarization={binarization} cannot be applied to it: use "
@@ -155,7 +168,7 @@ def load_dataset(name: str, root: str | Path = "data", binarization: str = "dyna
         )
     if name == "none":
         nothing, one = (Split(torch.empty(size, 0, dtype=torch.uint8), 1) for size in (EMPTY, 1))
-        return Dataset(name, (0, 0), "none", nothing, one, one)
+        return Dataset(name, (0, 0), "none", nothing, one, one, "", train_evaluated)
     root = Path(root).expanduser().absolute()
     if name == "digits":
         splits, source = _read_digits(), "scikit-learn load_digits"
@@ -170,7 +183,7 @@ def load_dataset(name: str, root: str | Path = "data", binarization: str = "dyna
         train, valid, test = (_binarize(split, rules[stream], stream) for stream, split in enumerate(splits))
         splits = train, valid, test
     side = 8 if name == "digits" else 28
-    return Dataset(name, (side, side), binarization, *splits, source)
+    return Dataset(name, (side, side), binarization, *splits, source, train_evaluated)
 
 
 def _binarize(grey: Split, rule: str, stream: int) -> Split:
