@@ -106,6 +106,7 @@ def evaluate(
                         first = torch.logaddexp(total[:, piece], log_w[..., : m - start].logsumexp(-1))
                         found[f"bound_{m}"][:, piece] = first - math.log(m)
                 total[:, piece] = torch.logaddexp(total[:, piece], log_w.logsumexp(-1))
+            del noise  # before the next is drawn
         found = {"elbo": values / num_samples, "bound": total - math.log(num_samples)} | found
         if details and exact is not None:
             of_some = [exact(some) for some in x.split(IMAGES_AT_ONCE, 1)]
