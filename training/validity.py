@@ -19,7 +19,7 @@ def check(config: dict[str, Any]) -> None:
             raise UserError(f"{name} must be at least 1, not {config[name]}")
     loggers.check(config["logger"])
     optimisers.check(config["optimizer"])
-    schedules.check(config["schedule"], config["estimator"])
+    schedules.check(config)
 
 
 def against(config: dict[str, Any]) -> str | None:
