@@ -21,7 +21,7 @@ def check(config: dict[str, Any]) -> None:
         raise UserError(f"train_samples must be at least 0, not {config['train_samples']}; 0: no bound on train")
     loggers.check(config["logger"])
     optimisers.check(config["optimizer"])
-    schedules.check(config["schedule"], config["estimator"])
+    schedules.check(config)
 
 
 def against(config: dict[str, Any]) -> str | None:
