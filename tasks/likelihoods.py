@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from tasks.datasets import Dataset, Split
+from tasks.von_mises_fisher import LogNormaliser
+
+LIKELIHOODS = ("bernoulli", "gaussian", "von_mises_fisher")
+VARIANCE_FLOOR = 0.001
 
 LARGEST_GROUP = 100
 """Factors multiplied before a logarithm is taken: each is in [1/2, 1], and 2**-100 is far from underflow."""
@@ -58,3 +65,175 @@ def bernoulli_nats(logits: Tensor, x: Tensor) -> Tensor:
     if torch._C._are_functorch_transforms_active():  # they want a Function of another form, which costs more per call
         return F.softplus(logits).sum(-1) - torch.linalg.vecdot(logits, x.expand_as(logits))
     return _BernoulliNats.apply(logits, x)
+
+
+class Bernoulli(nn.Module):
+    """Each pixel is a bit whose log-odds are the decoder's output; of grey pixels a cross-entropy, and no bound."""
+
+    def observed(self, x: Tensor) -> Tensor:
+        """What is modelled (and seen by the encoder) of intensities ``x`` ``[..., D]`` in [0, 1]: themselves."""
+        return x
+
+    def nats(self, outputs: Tensor, x: Tensor) -> Tensor:
+        """``-log p(x|z)``: the decoder's outputs ``[..., R, E, D]``, x observed ``[R, E, D]`` -> ``[..., R, E]``."""
+        return bernoulli_nats(outputs, x)
+
+    def is_bound(self, split: Split) -> bool:
+        """Whether the evaluation on ``split`` bounds a log-probability or a log-density."""
+        return split.levels == 1
+
+    def protocol(self) -> dict[str, Any]:
+        """What an evaluation depends on beyond the data's own protocol."""
+        return {}
+
+    def outputs_for(self, mean: Tensor) -> Tensor:
+        """The outputs whose prediction is the mean intensity ``[D]``, clipped to [0.001, 0.999]."""
+        return mean.clamp(0.001, 0.999).logit()
+
+    def picture(self, outputs: Tensor) -> Tensor:
+        """The prediction as intensities in [0, 1], for the eye."""
+        return outputs.sigmoid()
+
+
+class Gaussian(nn.Module):
+    r"""Each pixel, scaled to [-1, 1], is Gaussian around the decoder's output with a variance of its own.
+
+    ``-log p(x|z) = sum_d (x_d - mean_d)^2 / (2 var_d) + log(2 pi var_d) / 2``, ``var = max(softplus(a), 0.001)``, a
+    learned parameter per pixel that does not depend on z. It is a density: its logarithm may be positive. A variance at
+    the floor has no gradient and stays there, as in the authors' code.
+
+    Reference: Titsias, Shi, "Double Control Variates for Gradient Estimation in Discrete Latent Variable Models" (arXiv
+    2111.05300), and their code, in which a starts at -0.5.
+    """
+
+    def __init__(self, pixels: int, replicas: int) -> None:
+        super().__init__()
+        self.raw_variance = nn.Parameter(torch.full((replicas, 1, pixels), -0.5))
+
+    def variance(self) -> Tensor:
+        """``[R, 1, D]``."""
+        return F.softplus(self.raw_variance).clamp_min(VARIANCE_FLOOR)
+
+    def observed(self, x: Tensor) -> Tensor:
+        """Intensities in [0, 1] scaled to [-1, 1]."""
+        return 2 * x - 1
+
+    def nats(self, outputs: Tensor, x: Tensor) -> Tensor:
+        """As :meth:`Bernoulli.nats`; may be negative."""
+        variance = self.variance()
+        squares = ((outputs - x).square() / variance).sum(-1)
+        return 0.5 * (squares + (2 * math.pi * variance).log().sum(-1))
+
+    def is_bound(self, split: Split) -> bool:
+        """Always, on the log-density."""
+        return True
+
+    def protocol(self) -> dict[str, Any]:
+        """See :meth:`Bernoulli.protocol`."""
+        scale = "pixels scaled to [-1, 1]"
+        return {"likelihood": "gaussian", "variance_floor": VARIANCE_FLOOR, "density": scale}
+
+    def outputs_for(self, mean: Tensor) -> Tensor:
+        """The mean, scaled."""
+        return self.observed(mean)
+
+    def picture(self, outputs: Tensor) -> Tensor:
+        """The mean, scaled back and clipped to [0, 1]."""
+        return ((outputs + 1) / 2).clamp(0, 1)
+
+
+class VonMisesFisher(nn.Module):
+    r"""The image as a direction (scaled to unit length), around the direction of the decoder's output: a cosine loss.
+
+    ``-log p(x|z) = -log C_D(k) - k cos(outputs, x)``, a density on the unit sphere of D dimensions, with one
+    concentration k per model. An output of length zero has no direction and counts as ``cos = 0``, without a gradient;
+    that is less than a density, so bounds stay bounds.
+
+    Args:
+        concentration: k > 0, a number or ``[R, 1, 1, 1]``; ``None``: learned on a log scale, from ``k = D``.
+
+    Raises:
+        ValueError: for a concentration out of range, and for data with an image of zeros or of one pixel.
+    """
+
+    def __init__(self, data: Dataset, replicas: int, concentration: float | Tensor | None) -> None:
+        super().__init__()
+        dimension = math.prod(data.image_shape)
+        if dimension < 2:
+            raise ValueError("task.likelihood=von_mises_fisher needs images of at least 2 pixels")
+        for name in ("train", "valid", "test"):
+            dark = int((~getattr(data, name).pixels.any(-1)).sum())
+            if dark:
+                raise ValueError(
+                    f"task.likelihood=von_mises_fisher scales images to unit length, but {dark} of the {name} images "
+                    f"of data={data.name} are all zeros; use other data, or task.likelihood=gaussian"
+                )
+        value = torch.as_tensor(float(dimension) if concentration is None else concentration).float()
+        if not bool(((value > 0) & value.isfinite()).all()):
+            raise ValueError(f"task.concentration must be positive and finite, not {value.flatten().tolist()}")
+        value = value.reshape(-1, 1).expand(replicas, 1).clone()
+        self.learned = concentration is None
+        self.raw_concentration = nn.Parameter(value.log()) if self.learned else nn.Buffer(value)
+        self.log_normaliser = LogNormaliser(dimension)
+
+    def concentration(self) -> Tensor:
+        """``[R, 1]``, float64."""
+        raw = self.raw_concentration.double()
+        return raw.exp() if self.learned else raw
+
+    def observed(self, x: Tensor) -> Tensor:
+        """Intensities scaled to unit length."""
+        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+    def nats(self, outputs: Tensor, x: Tensor) -> Tensor:
+        """As :meth:`Bernoulli.nats`; may be negative."""
+        square = outputs.square().sum(-1)
+        cosine = (outputs * x).sum(-1) * square.masked_fill(square < 1e-12, math.inf).rsqrt()
+        concentration = self.concentration()
+        return -self.log_normaliser(concentration).to(cosine.dtype) - concentration.to(cosine.dtype) * cosine
+
+    def is_bound(self, split: Split) -> bool:
+        """Always, on the log-density."""
+        return True
+
+    def protocol(self) -> dict[str, Any]:
+        """See :meth:`Bernoulli.protocol`."""
+        return {"likelihood": "von Mises-Fisher", "density": "images scaled to unit length"}
+
+    def outputs_for(self, mean: Tensor) -> Tensor:
+        """The mean: only its direction matters."""
+        return mean
+
+    def picture(self, outputs: Tensor) -> Tensor:
+        """The direction, its largest component scaled to 1 and negative ones to 0."""
+        return outputs.clamp_min(0) / outputs.amax(-1, keepdim=True).clamp_min(1e-6)
+
+
+def likelihood_of(
+    name: str, data: Dataset, replicas: int, concentration: float | Tensor | None = None
+) -> Bernoulli | Gaussian | VonMisesFisher:
+    """The likelihood that ``task.likelihood`` names.
+
+    Raises:
+        ValueError: for another name, for a density of binarised data, and for an option of another likelihood.
+    """
+    check_likelihood(name, data.binarization)
+    if concentration is not None and name != "von_mises_fisher":
+        raise ValueError(
+            "task.concentration is an option of task.likelihood=von_mises_fisher; "
+            f"with task.likelihood={name} leave it null"
+        )
+    if name == "von_mises_fisher":
+        return VonMisesFisher(data, replicas, concentration)
+    return Gaussian(math.prod(data.image_shape), replicas) if name == "gaussian" else Bernoulli()
+
+
+def check_likelihood(name: str, binarization: str) -> None:
+    """Raise ``ValueError`` for a likelihood that there is not, and for a density of data that are bits."""
+    if name not in LIKELIHOODS:
+        raise ValueError(f"task.likelihood must be one of {', '.join(LIKELIHOODS)}, not {name!r}")
+    if name != "bernoulli" and binarization != "none":
+        raise ValueError(
+            f"task.likelihood={name} is a density of grey images, but data.binarization={binarization} makes bits of "
+            "them; use data.binarization=none (with data=mnist, not binarized_mnist), or task.likelihood=bernoulli"
+        )

@@ -6,6 +6,7 @@ from typing import Any
 
 import hydra.utils
 
+from tasks.likelihoods import check_likelihood
 from training import loggers, optimisers, schedules
 from training.errors import UserError
 
@@ -17,6 +18,11 @@ def check(config: dict[str, Any]) -> None:
     for name in AT_LEAST_ONE:
         if config[name] < 1:
             raise UserError(f"{name} must be at least 1, not {config[name]}")
+    if "likelihood" in config["task"]:
+        try:
+            check_likelihood(config["task"]["likelihood"], config["data"]["binarization"])
+        except ValueError as error:
+            raise UserError(str(error)) from None
     loggers.check(config["logger"])
     optimisers.check(config["optimizer"])
     schedules.check(config["schedule"], config["estimator"])
