@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from analysis.records import IMAGES
-from analysis.statistics import COMPARISON, curve, final_rows, select, student_half_width
+from analysis.statistics import COMPARISON, curve, curve_metrics, final_rows, select, student_half_width
 from analysis.style import RC, in_order, look
 
 COLUMNS = 3
@@ -46,14 +46,11 @@ def chosen(frame: pd.DataFrame) -> pd.DataFrame:
 def learning_curves(frame: pd.DataFrame) -> Figure | None:
     """Negative validation bound (nats) against steps: mean over seeds with its pointwise 95 % interval (Student's t).
 
-    The bound is the importance-weighted one that the table has, if it was evaluated along the way with as many samples
-    as at the end, and the ELBO otherwise. Of a toy problem it is the expected loss, with a line at the optimum. One
-    panel per task and data set; unfinished runs are drawn one by one, thin. ``None`` if there is nothing to draw.
+    Which bound: see :func:`~analysis.statistics.curve_metrics`. Of a toy problem it is the expected loss, with a line
+    at the optimum. One panel per task and data set; unfinished runs are drawn one by one, thin. ``None`` if there is
+    nothing to draw.
     """
-    along = {name: frame[name] for name in ("evaluate_samples", "valid_samples") if name in frame}
-    same = len(along) == 2 and (along["evaluate_samples"] == along["valid_samples"]).all()
-    bounds = ("bound", "pseudo_bound") if same and (along["evaluate_samples"] > 1).all() else ("elbo", "pseudo_elbo")
-    return _panels(frame, tuple(f"valid_{name}" for name in (*bounds, "value")), _learning_curve)
+    return _panels(frame, curve_metrics(frame), _learning_curve)
 
 
 @matplotlib.rc_context(RC)

@@ -43,6 +43,7 @@ STATUSES = ("queued", "running", "finished", "diverged", "failed")
 UNSCIENTIFIC = (
     "runs_dir",
     "sweep",
+    "budget",
     "logger",
     "device",
     "threads",

@@ -15,10 +15,15 @@ from omegaconf import DictConfig
 
 @dataclass
 class PackSweeperConfig:
-    """``params``: what an experiment file sweeps over, as ``key: values``; the command line comes after it."""
+    """``params``: what an experiment file sweeps over, as ``key: values``; the command line comes after it.
+
+    ``budgets``: by the name of a smaller ``budget`` what it changes, in the same form
+    (options too); it comes in between.
+    """
 
     _target_: str = "hydra_plugins.packs.PackSweeper"
-    params: dict[str, str] | None = field(default=None)
+    params: dict[str, Any] | None = field(default=None)
+    budgets: dict[str, Any] = field(default_factory=dict)
 
 
 ConfigStore.instance().store(
@@ -29,8 +34,8 @@ ConfigStore.instance().store(
 class PackSweeper(Sweeper):
     """Plans all runs of a multirun, and trains those that differ in numbers only together."""
 
-    def __init__(self, params: dict[str, str] | None = None) -> None:
-        self.params = params or {}
+    def __init__(self, params: dict[str, Any] | None = None, budgets: dict[str, Any] | None = None) -> None:
+        self.params, self.budgets = params or {}, budgets or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before :meth:`sweep`."""
@@ -38,8 +43,13 @@ class PackSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Train the product of all choices."""
+        from training.errors import UserError
         from training.plan import runs_of
         from training.sweep import run_sweep
 
-        own = [f"{key}={value}" for key, value in self.params.items()]
+        budget = self.master.budget
+        if budget != "full" and budget not in self.budgets:
+            known = ", ".join(["full", *self.budgets])
+            raise UserError(f"budget={budget}: choose one of those that the experiment has ({known})")
+        own = [f"{key}={value}" for key, value in {**self.params, **self.budgets.get(budget, {})}.items()]
         run_sweep(runs_of([*own, *arguments], self.master, self.context.config_loader))

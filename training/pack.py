@@ -24,8 +24,14 @@ from training.streams import Streams
 
 Config = dict[str, Any]
 
-load_once = lru_cache(maxsize=2)(load_dataset)
-"""A sweep's jobs run in one process and share their data."""
+
+@lru_cache(maxsize=2)
+def load_once(**options: Any) -> Dataset:
+    """The data of a config: a sweep's jobs run in one process and share them. ``UserError`` if they are not there."""
+    try:
+        return load_dataset(**options)
+    except DataError as error:
+        raise UserError(str(error)) from None
 
 
 class Pack:
@@ -41,10 +47,7 @@ class Pack:
     def __init__(self, configs: Sequence[Config], device: torch.device, data: Dataset | None = None) -> None:
         self.configs, self.device = list(configs), device
         first = configs[0]
-        try:
-            self.data = data or load_once(**first["data"])
-        except DataError as error:
-            raise UserError(str(error)) from None
+        self.data = data or load_once(**first["data"])
         check(first, self.data)
         self.streams = Streams([config["seed"] for config in configs])
         numbers = self._numbers("task")
@@ -120,7 +123,7 @@ class Pack:
 
     def anneal(self) -> None:
         """Set the temperatures of this step, in place."""
-        if schedules.anneals(self.configs[0]["schedule"], self.configs[0]["estimator"]):
+        if schedules.anneals(self.configs[0]):
             temperatures = [
                 schedules.temperature_at(config["schedule"], config["estimator"]["temperature"], self.step)
                 for config in self.configs

@@ -78,8 +78,8 @@ class Constant:
 class Exponential:
     """temperature(t) = max(minimum, temperature * exp(-rate * t)), refreshed every ``every`` steps.
 
-    ``only``: names of the estimators that are annealed, for sweeps in which others keep their temperature or have none;
-    empty: the one that is trained, whichever it is.
+    ``only``: the estimators that are annealed, by name or as ``NAME on TASK``, for sweeps in which others keep their
+    temperature or have none; empty: the one that is trained, whichever it is.
     """
 
     name: str = "exponential"
@@ -168,6 +168,7 @@ class Config:
     checkpoint_seconds: float = 60.0
     runs_dir: str = "runs"
     sweep: str = "main"
+    budget: str = "full"
     device: str = "auto"
     threads: int = 1
     allow_tf32: bool = False

@@ -111,6 +111,8 @@ def train_job(config: DictConfig) -> None:
     """
     job: Any = OmegaConf.to_container(config, resolve=True)
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    if job["budget"] != "full":
+        raise UserError(f"budget={job['budget']} is a form of an experiment's sweep: add -m")
     runs = list(replicated(job, overrides))
     if job["dry_run"] or job["cluster"]["name"] != "none":
         return run_sweep(runs)

@@ -25,7 +25,7 @@ def check(config: dict[str, Any]) -> None:
             raise UserError(str(error)) from None
     loggers.check(config["logger"])
     optimisers.check(config["optimizer"])
-    schedules.check(config["schedule"], config["estimator"])
+    schedules.check(config)
 
 
 def against(config: dict[str, Any]) -> str | None:

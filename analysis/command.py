@@ -1,4 +1,4 @@
-"""The report on a sweep: statuses and tables on the screen, tables, figures and the collected frame in a folder."""
+"""The command ``python -m analysis``: statuses and tables on the screen, tables, figures and the frame in a folder."""
 
 from __future__ import annotations
 
