@@ -255,6 +255,9 @@ def _lost(runs: pd.DataFrame) -> dict[str, int]:
 
 def _beside(row: dict[str, Any], agreed: dict[str, Any]) -> dict[str, Any]:
     value = published(row["task"], row["data"], row["estimator"]) if agreed.get("metric") != "pseudo_bound" else None
+    likelihood = agreed.get("protocol.likelihood")
+    if value and isinstance(likelihood, str) and value.settings.get("likelihood", "bernoulli") != likelihood:
+        value = None  # a density and a probability are different quantities
     if value is None:
         nothing = dict.fromkeys(("published_source", "published_differences", "published_note"))
         return {"published": np.nan, "difference": np.nan, **nothing}

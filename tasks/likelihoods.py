@@ -162,7 +162,7 @@ class VonMisesFisher(nn.Module):
         if dimension < 2:
             raise ValueError("task.likelihood=von_mises_fisher needs images of at least 2 pixels")
         for name in ("train", "valid", "test"):
-            dark = int((~getattr(data, name).pixels.any(-1)).sum())
+            dark = int((getattr(data, name).pixels.amax(-1) == 0).sum())
             if dark:
                 raise ValueError(
                     f"task.likelihood=von_mises_fisher scales images to unit length, but {dark} of the {name} images "
