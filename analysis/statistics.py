@@ -197,7 +197,9 @@ def _varying(cell: pd.DataFrame) -> list[str]:
 
 
 def _setting(run: pd.Series, names: Iterable[str]) -> str:
-    return ", ".join(f"{name}={as_text(run[name])}" for name in names if as_text(run[name]) != "none")
+    texts = {name: as_text(run[name]) for name in names}
+    given = {name: text for name, text in texts.items() if text != "none"}
+    return ", ".join(f"{name}={text}" for name, text in (given or texts).items())
 
 
 def as_text(value: Any) -> str:

@@ -153,7 +153,7 @@ class VonMisesFisher(nn.Module):
         concentration: k > 0, a number or ``[R, 1, 1, 1]``; ``None``: learned on a log scale, from ``k = D``.
 
     Raises:
-        ValueError: for a concentration out of range, and for data with an image of zeros or of one pixel.
+        ValueError: for data with an image of zeros, or with images of one pixel.
     """
 
     def __init__(self, data: Dataset, replicas: int, concentration: float | Tensor | None) -> None:
@@ -169,8 +169,6 @@ class VonMisesFisher(nn.Module):
                     f"of data={data.name} are all zeros; use other data, or task.likelihood=gaussian"
                 )
         value = torch.as_tensor(float(dimension) if concentration is None else concentration).float()
-        if not bool(((value > 0) & value.isfinite()).all()):
-            raise ValueError(f"task.concentration must be positive and finite, not {value.flatten().tolist()}")
         value = value.reshape(-1, 1).expand(replicas, 1).clone()
         self.learned = concentration is None
         self.raw_concentration = nn.Parameter(value.log()) if self.learned else nn.Buffer(value)
@@ -215,21 +213,17 @@ def likelihood_of(
     """The likelihood that ``task.likelihood`` names.
 
     Raises:
-        ValueError: for another name, for a density of binarised data, and for an option of another likelihood.
+        ValueError: as :func:`check_likelihood`, or for data that the likelihood cannot describe.
     """
-    check_likelihood(name, data.binarization)
-    if concentration is not None and name != "von_mises_fisher":
-        raise ValueError(
-            "task.concentration is an option of task.likelihood=von_mises_fisher; "
-            f"with task.likelihood={name} leave it null"
-        )
+    check_likelihood(name, data.binarization, concentration)
     if name == "von_mises_fisher":
         return VonMisesFisher(data, replicas, concentration)
     return Gaussian(math.prod(data.image_shape), replicas) if name == "gaussian" else Bernoulli()
 
 
-def check_likelihood(name: str, binarization: str) -> None:
-    """Raise ``ValueError`` for a likelihood that there is not, and for a density of data that are bits."""
+def check_likelihood(name: str, binarization: str, concentration: float | Tensor | None = None) -> None:
+    """Raise ``ValueError`` for a likelihood that there is not, for a density of data that are bits, and for a
+    concentration out of range or beside a likelihood that has none."""
     if name not in LIKELIHOODS:
         raise ValueError(f"task.likelihood must be one of {', '.join(LIKELIHOODS)}, not {name!r}")
     if name != "bernoulli" and binarization != "none":
@@ -237,3 +231,13 @@ def check_likelihood(name: str, binarization: str) -> None:
             f"task.likelihood={name} is a density of grey images, but data.binarization={binarization} makes bits of "
             "them; use data.binarization=none (with data=mnist, not binarized_mnist), or task.likelihood=bernoulli"
         )
+    if concentration is None:
+        return
+    if name != "von_mises_fisher":
+        raise ValueError(
+            "task.concentration is an option of task.likelihood=von_mises_fisher; "
+            f"with task.likelihood={name} leave it null"
+        )
+    values = torch.as_tensor(concentration)
+    if not bool(((values > 0) & values.isfinite()).all()):
+        raise ValueError(f"task.concentration must be positive and finite, not {values.flatten().tolist()}")

@@ -261,6 +261,8 @@ def test_bits_have_no_density(likelihood):
         VAE(Dataset("tiny", (2, 3), "static", bits, bits, bits), Streams([0]), likelihood=likelihood)
     with pytest.raises(UserError, match="data.binarization=dynamic makes bits of them; use data.binarization=none"):
         validity.check(config(f"task.likelihood={likelihood}"))
+    with pytest.raises(UserError, match="task.concentration is an option of"):
+        validity.check(config("task.concentration=3"))
 
 
 def test_zeros_and_single_pixels_have_no_direction():
@@ -367,3 +369,11 @@ def test_the_table_says_density_and_has_no_published_probability_beside_it(tmp_p
     assert summarised["published"].isna().all()
     write_run(tmp_path / "bits", make_config("gumbel_softmax"))
     assert summarise(load(tmp_path / "bits"))["published"].notna().all()
+
+
+def test_a_learned_concentration_can_be_the_setting_that_was_chosen(tmp_path):
+    for concentration, valid in ((None, 90.0), (30.0, 80.0)):
+        write_run(tmp_path, make_config(task__concentration=concentration), valid=valid, test=valid)
+    assert "Chosen for nvil: task.concentration=none (best of 2 on validation)." in tables.to_text(
+        summarise(load(tmp_path)), width=1000
+    )

@@ -20,7 +20,8 @@ def check(config: dict[str, Any]) -> None:
             raise UserError(f"{name} must be at least 1, not {config[name]}")
     if "likelihood" in config["task"]:
         try:
-            check_likelihood(config["task"]["likelihood"], config["data"]["binarization"])
+            task = config["task"]
+            check_likelihood(task["likelihood"], config["data"]["binarization"], task.get("concentration"))
         except ValueError as error:
             raise UserError(str(error)) from None
     loggers.check(config["logger"])
