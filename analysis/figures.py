@@ -65,6 +65,20 @@ def gradient_variance(frame: pd.DataFrame) -> Figure | None:
     return _panels(frame, ("gradient_variance",), _variance_curve)
 
 
+@matplotlib.rc_context(RC)
+def temperatures(frame: pd.DataFrame) -> Figure | None:
+    """The estimators' temperatures against steps (of several layers the first's): mean over seeds with 95 % interval.
+
+    A learned or annealed temperature is drawn, and a constant one beside it. ``None`` if none changes.
+    """
+    if "temperature" not in frame:
+        return None
+    changes = frame.groupby("path")["temperature"].transform("nunique") > 1
+    cells = [*COMPARISON]
+    moving = frame[frame.set_index(cells).index.isin(frame[changes].set_index(cells).index)]
+    return _panels(moving, ("temperature",), _temperature_curve) if changes.any() else None
+
+
 def _panels(frame: pd.DataFrame, metrics: tuple[str, ...], draw: Any) -> Figure | None:
     panels = []
     for (task, data), group in frame.groupby(COMPARISON):
@@ -142,6 +156,12 @@ def _variance_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[
     positive = group[group[metric] > 0]
     for _ in _curves(axes, positive, metric, handles, transform=np.log, back=np.exp):
         pass
+
+
+def _temperature_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[str, Any]) -> None:
+    axes.set_ylabel("temperature")
+    _curves(axes, group[group[metric].notna()], metric, handles, transform=np.asarray, back=np.asarray)
+    axes.set_ylim(bottom=0)
 
 
 def _curves(
