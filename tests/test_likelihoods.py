@@ -203,7 +203,10 @@ def test_elbo_bound_and_log_density_against_enumeration(likelihood):
         assert (found["bound"] >= found["elbo"] - 6 * error).all()
     chi2 = ((2 * joint - log_q).logsumexp(0) - 2 * exact).exp().mean(-1) - 1
     tolerance = 6 * (chi2 / 4000 / 40).sqrt() + chi2 / 4000 + 1e-4
-    found = vae.evaluate("test", 4000)["bound"]
+    details = vae.evaluate("test", 4000, details=True)
+    assert torch.allclose(details["exact_log_likelihood"], exact.mean(-1).double(), rtol=1e-5)
+    assert torch.allclose(details["exact_elbo"], elbo.mean(-1).double(), rtol=1e-5)
+    found = details["bound"]
     assert ((found - exact.mean(-1)).abs() < tolerance).all() and (tolerance < 0.1).all()
     assert (exact.mean(-1) - elbo.mean(-1) > 0.1).all()
 
