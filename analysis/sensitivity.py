@@ -83,9 +83,10 @@ def figure(table: pd.DataFrame, field: str = "optimizer.lr") -> Figure | None:
 
 
 def _panel(axes: Axes, group: pd.DataFrame, field: str) -> None:
-    best = group.loc[group["chosen"], "mean"].dropna()
-    means = group["mean"].dropna() if best.empty else best
-    top = means.max() + ABOVE * ((means.max() - means.min()) or 1.0) if len(means) else 1.0
+    best, means = group.loc[group["chosen"], "mean"].dropna(), group["mean"].dropna()
+    shown = best if len(best) > 1 else means
+    span = (shown.max() - shown.min()) if len(shown) else 0.0
+    top = (best if len(best) else means).max() + ABOVE * (span or 1.0) if len(means) else 1.0
     for name in in_order(set(group["estimator"])):
         own, style = group[group["estimator"] == name].sort_values(field), look(name)
         shown = own["mean"].clip(upper=top)
