@@ -195,7 +195,11 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
 
     Raises :class:`ProtocolsDiffer`.
     """
-    runs = final_rows(frame)
+    return summarise_runs(final_rows(frame))
+
+
+def summarise_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """:func:`summarise` of the runs of :func:`final_rows`."""
     check_protocols(runs)
     chosen = select(runs)
     shared = [c for c in map(str, chosen) if c.startswith("protocol.")]

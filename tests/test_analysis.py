@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import latex
 import numpy as np
 import pandas as pd
 import pytest
@@ -252,15 +253,8 @@ def test_caption_states_the_protocol(summary):
             assert words in re.sub(r"\s+", " ", text)
 
 
-def test_latex_is_ascii_balanced_and_escaped(summary):
-    text = tables.to_latex(summary)
-    assert text.isascii()
-    assert len(re.findall(r"(?<!\\)\{", text)) == len(re.findall(r"(?<!\\)\}", text))
-    assert not re.findall(r"(?<!\\)[_#]", text.replace("% needs", "")) and text.count("$") % 2 == 0
-    for environment in ("table", "tabular"):
-        assert text.count(rf"\begin{{{environment}}}") == text.count(rf"\end{{{environment}}}") == 1
-    columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", text).group(1))
-    assert {line.count("&") for line in text.splitlines() if line.endswith(r"\\")} == {columns - 1}
+def test_latex_compiles(summary):
+    latex.check(tables.to_latex(summary))
 
 
 def test_narrow_terminals_get_blocks(summary):
