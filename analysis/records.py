@@ -13,14 +13,14 @@ A run is a directory ``runs/<sweep>/<run>/`` with
 ``result.json``     written last and atomically: a run with a result is finished, one without is not
 ==================  ==================================================================================
 
-A diverged run has a result too (with ``status: diverged``): it is over, and it is counted.
+A diverged run has a result too (with ``status: diverged``): it is over, and it is counted. The sweep's folder may hold
+``.frame.parquet``, from which its frame is loaded faster (:mod:`analysis.collect`); it is safe to delete.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import time
@@ -37,6 +37,7 @@ CONFIG = Path(".hydra") / "config.yaml"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 METRICS, STATUS, RESULT = "metrics.jsonl", "status.json", "result.json"
 IMAGES, CHECKPOINT, LOG = "images.npz", "checkpoint.pt", "log.txt"
+COSTS = ("wall_seconds", "loss_evaluations", "peak_memory_bytes", "pack_replicas", "device", "commit", "diverged_at")
 STATUSES = ("queued", "running", "finished", "diverged", "failed")
 
 # Settings that change where, how fast or how visibly a run happens, but not its numbers.
@@ -218,7 +219,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-            rows[int(row["step"])] = row  # of a step that stands twice the later row counts
+            step = int(row["step"])
+            if step.bit_length() > 63:
+                raise OverflowError
+            rows[step] = {**row, "step": step}  # of a step that stands twice the later row counts
         except (ValueError, KeyError, TypeError, OverflowError):
             if number == len(lines):
                 continue
@@ -229,43 +233,36 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def find_runs(path: Path) -> list[Path]:
     """The run directories at or below ``path`` (a run, a sweep, or a folder of sweeps), sorted.
 
-    A directory with a result but without a config is one too, so that :func:`read_run` can say that it is damaged.
+    A directory with a result but without a config is one too, so that its reader can say that it is damaged.
     """
-    path = Path(path)
-    runs: list[Path] = []
-    for level in ("", "*/", "*/*/"):
-        found = {file.parent.parent for file in path.glob(f"{level}{CONFIG}")}
-        runs += sorted(found | {file.parent for file in path.glob(f"{level}{RESULT}")})
+    level, runs = [Path(path)], []
+    for _ in range(3):
+        found = {folder for folder in level if any(os.path.exists(f"{folder}/{name}") for name in (CONFIG, RESULT))}
+        runs += sorted(found)
+        level = [child for folder in level if folder not in found for child in _folders(folder)]
     return runs
 
 
-def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """One run: what is constant over it (config, status, protocol, costs) as a flat dict, and its metrics rows."""
-    import yaml
-
+def _folders(path: Path) -> list[Path]:
     try:
-        config = yaml.safe_load((path / CONFIG).read_text())
-        name = run_name(config)
-        constants = {**_flat_config(config), "run": path.name, "sweep": path.parent.name, "path": str(path)}
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedRecord(f"{path / CONFIG}: not a run's config ({type(error).__name__}: {error})") from None
-    rows = read_metrics(path / METRICS)
+        with os.scandir(path) as entries:
+            return [path / name for name in sorted(entry.name for entry in entries if entry.is_dir())]
+    except OSError:  # not there, not a folder, or not ours to look into
+        return []
+
+
+def read_constants(path: Path) -> tuple[dict[str, Any], int | None]:
+    """What is constant over one run (config, status, protocol, costs) as a flat dict; of a finished run its last step.
+
+    It is read before the metrics: where there is a result, they are complete.
+    """
     try:
         result = _read_json(path / RESULT)
-        if result.get("run") != path.name:
-            raise DamagedRecord(f"{path / RESULT}: is the result of run {result.get('run')!r}, not of {path.name!r}")
-        if name != path.name:
-            raise DamagedRecord(f"{path / CONFIG}: the config was changed after the run (it is {name!r})")
-        if result.get("status") not in STATUSES or not isinstance(result.get("protocol", {}), dict):
-            raise DamagedRecord(f"{path / RESULT}: has no status or no protocol that this module writes")
-        if result["status"] == "finished" and (not rows or rows[-1]["step"] != result.get("step")):
-            raise DamagedRecord(f"{path / METRICS}: rows of the finished run are missing")
-        constants["status"] = result["status"]
-        for key, value in result.get("protocol", {}).items():
-            constants[f"protocol.{key}"] = value
-        for key in ("wall_seconds", "loss_evaluations", "peak_memory_bytes", "device", "commit", "diverged_at"):
-            constants[key] = result.get(key)
     except FileNotFoundError:
+        result = None
+    config, name = _read_config(path, result)
+    constants = {**_flat_config(config), "run": path.name}
+    if result is None:
         try:
             status = _read_json(path / STATUS)
         except FileNotFoundError:
@@ -274,7 +271,37 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         word = status.get("status")
         constants["status"] = word if word in ("queued", "running", "failed") else "running"
         constants["error"] = status.get("error")
-    return constants, rows
+        return constants, None
+    if result.get("run") != path.name:
+        raise DamagedRecord(f"{path / RESULT}: is the result of run {result.get('run')!r}, not of {path.name!r}")
+    if name != path.name:
+        raise DamagedRecord(f"{path / CONFIG}: the config was changed after the run (it is {name!r})")
+    if result.get("status") not in STATUSES or not isinstance(result.get("protocol", {}), dict):
+        raise DamagedRecord(f"{path / RESULT}: has no status or no protocol that this module writes")
+    constants["status"] = result["status"]
+    for key, value in result.get("protocol", {}).items():
+        constants[f"protocol.{key}"] = value
+    for key in COSTS:
+        constants[key] = result.get(key)
+    return constants, result.get("step", -1) if result["status"] == "finished" else None
+
+
+def _read_config(path: Path, result: dict[str, Any] | None) -> tuple[dict[str, Any], str]:
+    """The run's config and the name that follows from it.
+
+    Where the result's seal says that the file is as it was, the result's own copy is taken: JSON is read far faster.
+    """
+    import yaml
+
+    try:
+        content = (path / CONFIG).read_bytes()
+        seals, config = (result or {}).get("seals"), (result or {}).get("config")
+        sealed = isinstance(seals, dict) and seals.get(str(CONFIG)) == hashlib.sha256(content).hexdigest()
+        if not (sealed and isinstance(config, dict)):
+            config = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return config, run_name(config)
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedRecord(f"{path / CONFIG}: not a run's config ({type(error).__name__}: {error})") from None
 
 
 def _flat_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -297,33 +324,15 @@ def load(path: str | Path) -> pd.DataFrame:
 
     Returns a row per run and evaluated step with the columns ``run``, ``sweep``, ``path``, ``step``, ``status``,
     ``error``, the config's fields (``estimator``, ``task``, ``data``, ``seed``, ``optimizer.lr``, ...), the protocol
-    (``protocol.*``), costs, and the metrics. A run that has no rows yet (queued, or failed early) stands in one row
-    with ``step`` missing. Damaged records are warned of by name, left out, and listed in ``frame.attrs["damaged"]``.
+    (``protocol.*``), costs, and the metrics (float64; a missing one is NaN). A run that has no rows yet (queued, or
+    failed early) stands in one row with ``step`` missing. Damaged records are warned of by name, left out, and listed
+    in ``frame.attrs["damaged"]``. What was read is kept in a file beside the runs (:mod:`analysis.collect`).
 
     Raises ``FileNotFoundError`` if ``path`` holds no run at all.
     """
-    import pandas as pd
+    from analysis.collect import collect
 
-    runs = find_runs(Path(path))
-    if not runs:
-        raise FileNotFoundError(f"no runs at {path}: expected a run directory, a sweep, or a folder of sweeps")
-    table, damaged = [], []
-    for run in runs:
-        try:
-            constants, rows = read_run(run)
-        except DamagedRecord as error:
-            warnings.warn(f"left out: {error}", stacklevel=2)
-            damaged.append(str(error))
-            continue
-        table += [{**constants, **row} for row in rows] or [constants]
-    frame = pd.DataFrame(table)
-    for column in ("run", "step", "status", "error"):
-        if column not in frame:
-            frame[column] = None
-    frame["step"] = pd.array([None if _missing(step) else int(step) for step in frame["step"]], dtype="Int64")
-    frame.attrs["damaged"] = damaged
+    frame = collect(Path(path))
+    for sentence in frame.attrs["damaged"]:
+        warnings.warn(f"left out: {sentence}", stacklevel=2)
     return frame
-
-
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
