@@ -97,59 +97,50 @@ def _comparisons(
         long = frame[frame["path"].isin(group["path"])]
         metrics = list(metrics_of(long, columns))
         drawn = Curves(parts, metrics)
-        first = shown[shown["place"] == 0]
-        marks = tables.ties(first) + [""] * (len(shown) - len(first))
         header, *cells = tables.cells(shown, PLAIN)
-        rows = []
-        for (_, row), mark, line in zip(shown.iterrows(), marks, cells, strict=True):
-            rows.append(
-                {
-                    **{"estimator": row["estimator"], "place": row["place"], "setting": as_text(row["setting"])},
-                    **{"settings": int(row["settings"]), "interval": row["interval"], "n": int(row["n"])},
-                    "values": _values(group.loc[row["runs"][0]], filters[task, data])
-                    if row["setting"] is not None
-                    else {},
-                    "mark": mark,
-                    "cells": line,
-                    "keys": [_key(row, name, cell) for name, cell in zip(header, line, strict=True)],
-                    "protocol": _protocol(row),
-                    "published": _published(row),
-                    "runs": row["runs"],
-                    "curves": drawn.of(group.loc[row["runs"]]),
-                }
-            )
+        rows = [_row(row, header, line) for (_, row), line in zip(shown.iterrows(), cells, strict=True)]
+        for row in rows:
+            members = group.loc[row["runs"]]
+            row["values"] = _values(members.iloc[0], filters[task, data]) if row["setting"] != "none" else {}
+            row["curves"] = drawn.of(members)
+        first = shown[shown["place"] == 0].reset_index(drop=True)
         yield {
             **{"task": task, "data": data, "title": tables.title(first), "caption": tables.caption(first)},
-            **{
-                "notes": tables.notes(first),
-                "header": header,
-                "rows": rows,
-                "filters": list(filters[task, data].values()),
-            },
+            **{"notes": tables.notes(first), "header": header, "rows": rows},
+            "filters": list(filters[task, data].values()),
             "metrics": [{"name": m.name, "label": m.label, "log": m.log} for m in metrics],
             "grids": drawn.grids,
             "optimum": group["protocol.optimum"].dropna().unique().tolist() if "protocol.optimum" in group else [],
         }
 
 
+def _row(row: pd.Series, header: list[str], cells: list[str]) -> dict[str, Any]:
+    return {
+        **{"estimator": row["estimator"], "place": int(row["place"]), "setting": as_text(row["setting"])},
+        **{"settings": int(row["settings"]), "interval": row["interval"], "n": int(row["n"]), "mark": row["mark"]},
+        **{"cells": cells, "keys": [_key(row, name, cell) for name, cell in zip(header, cells, strict=True)]},
+        **{"protocol": _protocol(row), "published": _published(row), "runs": row["runs"]},
+    }
+
+
 def _settings(group: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the summary of one comparison, the chosen settings first, then the others; each with its ``runs``."""
+    """Rows of the summary of one comparison and rows like them for the settings that were not chosen, best first.
+
+    Each has its ``place``, the labels of its ``runs`` in ``group`` and, if it was chosen, the ``mark`` of the tables.
+    """
     plain = group.drop(columns=RANKED)
-    chosen = summary[(summary[COMPARISON] == group[COMPARISON].iloc[0].tolist()).all(axis=1)]
-    rows = [chosen.assign(place=0)]
+    chosen = summary[(summary[COMPARISON] == group[COMPARISON].iloc[0].tolist()).all(axis=1)].reset_index(drop=True)
+    parts = [chosen.assign(place=0, mark=tables.ties(chosen))]
+    lost = group["estimator"].isin(chosen.loc[chosen["setting"].isna(), "estimator"])  # one row has all their runs
     for place in range(1, int(group["place"].max()) + 1):
-        has = group["estimator"].isin(chosen.loc[chosen["setting"].notna(), "estimator"])
-        if (group["place"].eq(place) & has).any():
-            rows.append(summarise(plain[group["place"].eq(place) & has]).assign(place=place))
-    shown = pd.concat(rows, ignore_index=True)
+        if (here := group["place"].eq(place) & ~lost).any():
+            parts.append(summarise(plain[here]).assign(place=place, mark=""))
+    shown = pd.concat(parts, ignore_index=True).sort_values("mean", kind="stable", ignore_index=True)
     members, settings = [], []
-    for _, line in shown.iterrows():
-        own = group[group["estimator"] == line["estimator"]]
-        if line["place"] or line["setting"] is not None:
-            own = own[own["place"] == line["place"]]
-            line = own.iloc[0]
-        members.append([int(number) for number in own.index])
-        settings.append((line["setting"], line["settings"]))
+    for estimator, place in zip(shown["estimator"], shown["place"], strict=True):
+        own = group[(group["estimator"] == estimator) & (group["place"].eq(place) | lost)]
+        members.append([int(label) for label in own.index])
+        settings.append((None if lost[own.index[0]] else own["setting"].iloc[0], own["settings"].iloc[0]))
     text, number = zip(*settings, strict=True)
     return shown.assign(runs=members, setting=list(text), settings=list(number))
 
