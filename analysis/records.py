@@ -44,6 +44,7 @@ UNSCIENTIFIC = (
     "runs_dir",
     "sweep",
     "budget",
+    "source",
     "logger",
     "device",
     "threads",

@@ -6,6 +6,7 @@ from typing import Any
 
 import hydra.utils
 
+from analysis.published import sources
 from training import loggers, optimisers, schedules
 from training.errors import UserError
 
@@ -17,6 +18,8 @@ def check(config: dict[str, Any]) -> None:
     for name in AT_LEAST_ONE:
         if config[name] < 1:
             raise UserError(f"{name} must be at least 1, not {config[name]}")
+    if config["source"] not in ("", *sources()):
+        raise UserError(f"source={config['source']} has no published numbers here: use {', '.join(sources())}, or ''")
     loggers.check(config["logger"])
     optimisers.check(config["optimizer"])
     schedules.check(config)
