@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,12 +31,14 @@ from tasks.download import (
     sha256,
 )
 
-__all__ = ["BINARIZATIONS", "DATASETS", "DataError", "Dataset", "Split", "load_dataset"]
+__all__ = ["BINARIZATIONS", "CLASSES", "DATASETS", "DataError", "Dataset", "Split", "blank_dataset", "load_dataset"]
 
 DATASETS = ("digits", "mnist", "binarized_mnist", "fashion_mnist", "omniglot", "none")
 EMPTY = 100_000
 """Training examples of ``none``, the data of tasks that have none: images without pixels."""
 BINARIZATIONS = ("static", "dynamic", "threshold", "none")
+CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "omniglot": 50}
+"""Labels of the images that have them."""
 
 BINARIZATION_SEED = 777
 """Seed of every sampled binarization, the same in every run; 777 as in VampPrior's code (the bits are not the same)."""
@@ -131,18 +134,10 @@ def load_dataset(name: str, root: str | Path = "data", binarization: str = "dyna
     Raises:
         DataError: an unknown name or binarization, or a file that is damaged, or absent and not to be had.
     """
-    if name not in DATASETS:
-        raise DataError(f"There is no dataset {name!r}: use one of {', '.join(DATASETS)}.")
-    if binarization not in BINARIZATIONS:
-        raise DataError(f"There is no binarization {binarization!r}: use one of {', '.join(BINARIZATIONS)}.")
-    if name == "binarized_mnist" and binarization != "static":
-        raise DataError(
-            f"binarized_mnist is bits already, so data.binarization={binarization} cannot be applied to it: use "
-            f"data.binarization=static, or data=mnist for {binarization}."
-        )
+    _check_names(name, binarization)
     if name == "none":
         nothing, one = (Split(torch.empty(size, 0, dtype=torch.uint8), 1) for size in (EMPTY, 1))
-        return Dataset(name, (0, 0), "none", nothing, one, one)
+        return Dataset(name, _shape(name), "none", nothing, one, one)
     root = Path(root).expanduser().absolute()
     if name == "digits":
         splits, source = _read_digits(), "scikit-learn load_digits"
@@ -156,8 +151,40 @@ def load_dataset(name: str, root: str | Path = "data", binarization: str = "dyna
         rules = ("none", "static", "static") if binarization == "dynamic" else (binarization,) * 3
         train, valid, test = (_binarize(split, rules[stream], stream) for stream, split in enumerate(splits))
         splits = train, valid, test
-    side = 8 if name == "digits" else 28
-    return Dataset(name, (side, side), binarization, *splits, source)
+    return Dataset(name, _shape(name), binarization, *splits, source)
+
+
+def blank_dataset(name: str, binarization: str, images: int = 1000) -> Dataset:
+    """The form of a data set without reading it: ``images`` white images in each split, with as many of each label.
+
+    What a task makes of its options can be tried with it before anything is read or downloaded.
+
+    Raises:
+        DataError: as :func:`load_dataset`, for the names.
+    """
+    _check_names(name, binarization)
+    labels = torch.arange(images) % CLASSES[name] if name in CLASSES else None
+    white = torch.ones(1, math.prod(_shape(name)), dtype=torch.uint8).expand(images, -1)
+    bits, grey = Split(white, 1, labels), Split(white, 255, labels)
+    train, others = grey if binarization in ("none", "dynamic") else bits, grey if binarization == "none" else bits
+    return Dataset(name, _shape(name), binarization, train, others, others)
+
+
+def _shape(name: str) -> tuple[int, int]:
+    side = {"none": 0, "digits": 8}.get(name, 28)
+    return side, side
+
+
+def _check_names(name: str, binarization: str) -> None:
+    if name not in DATASETS:
+        raise DataError(f"There is no dataset {name!r}: use one of {', '.join(DATASETS)}.")
+    if binarization not in BINARIZATIONS:
+        raise DataError(f"There is no binarization {binarization!r}: use one of {', '.join(BINARIZATIONS)}.")
+    if name == "binarized_mnist" and binarization != "static":
+        raise DataError(
+            f"binarized_mnist is bits already, so data.binarization={binarization} cannot be applied to it: use "
+            f"data.binarization=static, or data=mnist for {binarization}."
+        )
 
 
 def _binarize(grey: Split, rule: str, stream: int) -> Split:
