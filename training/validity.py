@@ -22,6 +22,8 @@ def check(config: dict[str, Any]) -> None:
             raise UserError(f"{name} must be at least 1, not {config[name]}")
     if config["source"] not in ("", *sources()):
         raise UserError(f"source={config['source']} has no published numbers here: use {', '.join(sources())}, or ''")
+    if config["train_samples"] < 0:
+        raise UserError(f"train_samples must be at least 0, not {config['train_samples']}; 0: no bound on train")
     loggers.check(config["logger"])
     optimisers.check(config["optimizer"])
     schedules.check(config)
