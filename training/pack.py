@@ -277,9 +277,9 @@ def rehearse(config: Config) -> None:
     Raises:
         UserError: for a value that the task, the estimator or the optimiser does not accept.
     """
-    options = config["data"]
+    name, binarization, train_evaluated = (config["data"][key] for key in ("name", "binarization", "train_evaluated"))
     try:
-        data = blank_dataset(options["name"], options["binarization"], images=max(1000, config["batch_size"]))
+        data = blank_dataset(name, binarization, train_evaluated, images=max(1000, config["batch_size"]))
     except DataError as error:
         raise UserError(str(error)) from None
     Pack([config], torch.device("cpu"), data=data)
