@@ -45,6 +45,7 @@ UNSCIENTIFIC = (
     "runs_dir",
     "sweep",
     "budget",
+    "source",
     "logger",
     "device",
     "threads",

@@ -150,7 +150,10 @@ class Slurm:
 
 @dataclass
 class Config:
-    """One run (or ``replicas`` runs with the seeds ``seed .. seed + replicas - 1``)."""
+    """One run (or ``replicas`` runs with the seeds ``seed .. seed + replicas - 1``).
+
+    ``source``: whose published numbers stand beside the run's, a key of ``analysis/published.json``; empty: nobody's.
+    """
 
     estimator: Any = MISSING
     task: Any = MISSING
@@ -171,6 +174,7 @@ class Config:
     runs_dir: str = "runs"
     sweep: str = "main"
     budget: str = "full"
+    source: str = "jang2017"
     device: str = "auto"
     threads: int = 1
     allow_tf32: bool = False
