@@ -11,12 +11,19 @@ from training.errors import UserError
 
 AT_LEAST_ONE = ("steps", "batch_size", "evaluate_every", "evaluate_samples", "valid_samples", "test_samples")
 
+IN_A_BASKET = {"points": 1, "draws": 4, "examples": 1, "warm_up": 0, "reference_draws": 4, "max_states": 1, "rounds": 2}
+"""The least that the options of a basket may be."""
+
 
 def check(config: dict[str, Any]) -> None:
     """Raise ``UserError`` for values of a config that no run can have."""
     for name in AT_LEAST_ONE:
         if config[name] < 1:
             raise UserError(f"{name} must be at least 1, not {config[name]}")
+    basket = config.get("basket", {"name": "none"})
+    for name, least in IN_A_BASKET.items() if basket["name"] != "none" else ():
+        if basket[name] < least:
+            raise UserError(f"basket.{name} must be at least {least}, not {basket[name]}")
     loggers.check(config["logger"])
     optimisers.check(config["optimizer"])
     schedules.check(config)
