@@ -46,8 +46,8 @@ class PointVariance:
             a reference, and where its noise is larger than itself.
         bias_square: ``|E g - r|^2 / |r|^2``, corrected for the noise of both: its mean is 0 without bias, and it may be
             negative.
-        bias_square_error: its standard error (a jackknife; conservative where there is no bias).
-        cosine: of the angle between E g and r, with corrected norms.
+        bias_square_error: its standard error (:func:`training.moments.relative_bias`).
+        cosine: of the angle between E g and r, with corrected norms; NaN where its standard error is above 0.5.
         cosine_error: its standard error.
     """
 
@@ -133,8 +133,9 @@ def measure(
             yield result()
             continue
         norm = moments.square(reference.mean)
-        bias, bias_error = moments.with_error(moments.bias_square, found, reference)
+        bias, bias_error = moments.relative_bias(found, reference)
         cosine, cosine_error = moments.with_error(moments.cosine, found, reference)
+        cosine = cosine if cosine_error <= 0.5 else math.nan  # it says nothing
         yield result(
             relative_variance=trace / norm if norm > 0 else math.nan,
             bias_square=bias,
@@ -200,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in options.names or ("nvil", "muprop", "rebar"):
             composed = compose("config", overrides=[f"estimator={name}"])
             nodes[name] = OmegaConf.to_container(composed.estimator, resolve=True)  # type: ignore[assignment]
-        composed = compose("config", overrides=["estimator=rloo", "estimator.num_samples=16"])
+        composed = compose("config", overrides=["estimator=indecater"])
         unbiased: Config = OmegaConf.to_container(composed.estimator, resolve=True)  # type: ignore[assignment]
     print(f"{options.run.name}, step {pack.step}; natural logarithm of the mean variance per encoder parameter")
     try:

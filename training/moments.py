@@ -47,6 +47,17 @@ class Moments:
         error = per_parameter.std() / len(per_parameter) ** 0.5 if len(per_parameter) > 1 else torch.zeros(())
         return per_parameter.mean().item(), error.item()
 
+    def square_error(self) -> float:
+        """The standard error of the corrected ``|mean|^2`` if the true mean is 0: ``sqrt(2 tr C^2)``, C the covariance
+        of :attr:`mean`. The inner products of two blocks have the variance ``tr (blocks C)^2``."""
+        blocks = len(self.means)
+        if blocks < 3:
+            return math.sqrt(2) * self.mean[1]  # at most: as if all noise were in one direction
+        centred = self.means - self.means.mean(0)
+        above = torch.triu_indices(blocks, blocks, 1, device=self.means.device)
+        products = (centred @ centred.T)[above[0], above[1]]
+        return math.sqrt(2) * products.std().item() / blocks
+
     def without_each(self) -> Iterator[Mean]:
         """:attr:`mean` without each of the blocks in turn; nothing if there is one only."""
         blocks = len(self.means)
@@ -74,11 +85,7 @@ def collect(blocks: Iterable[Iterable[Tensor]]) -> Moments:
 
 
 def with_error(statistic: Statistic, moments: Moments, reference: Moments) -> tuple[float, float]:
-    """The value of ``statistic`` at both means, and its standard error from leaving out each block (jackknife).
-
-    Where the leading term of the statistic's error vanishes, as for a squared distance whose true value is 0, the
-    standard error is too large by a factor of up to the square root of 2, so intervals are conservative.
-    """
+    """The value of ``statistic`` at both means, and its standard error from leaving out each block (jackknife)."""
     here, there = moments.mean, reference.mean
     variance = _jackknife([statistic(mean, there) for mean in moments.without_each()])
     variance += _jackknife([statistic(here, mean) for mean in reference.without_each()])
@@ -102,6 +109,21 @@ def bias_square(mean: Mean, reference: Mean) -> float:
     """``|E g - r|^2 / |r|^2``, both corrected; NaN where noise covers the reference."""
     norm = square(reference)
     return (square((mean[0] - reference[0], mean[1] + reference[1])) / norm) if norm > 0 else math.nan
+
+
+def relative_bias(moments: Moments, reference: Moments) -> tuple[float, float]:
+    """:func:`bias_square` and its standard error.
+
+    Where the bias is as small as the noise, the jackknife, right or too large in the mean, is too small whenever the
+    value is; so the error of a squared norm whose true value is 0 is added to it. By simulation (1 to 50 dimensions,
+    with and without bias, with and without noise in the reference) two standard errors below the value exceed the truth
+    in at most 3 % of cases, without bias in less than 1 %, and two above it fall short of the truth in at most 10 %.
+    """
+    value, error = with_error(bias_square, moments, reference)
+    norm = square(reference.mean)
+    return value, math.hypot(
+        error, (moments.square_error() + reference.square_error()) / norm
+    ) if norm > 0 else math.nan
 
 
 def cosine(mean: Mean, reference: Mean) -> float:

@@ -110,11 +110,11 @@ class Basket:
     name: str = "default"
     estimators: dict[str, Any] = field(default_factory=dict)
     points: int = 8
-    draws: int = 1000
+    draws: int = 500
     examples: int = 100
-    warm_up: int = 500
+    warm_up: int = 300
     reference: Any = MISSING
-    reference_draws: int = 10000
+    reference_draws: int = 500
     max_states: int = 4096
     rounds: int = 20
 
