@@ -24,6 +24,8 @@ def check(config: dict[str, Any]) -> None:
     for name, least in IN_A_BASKET.items() if basket["name"] != "none" else ():
         if basket[name] < least:
             raise UserError(f"basket.{name} must be at least {least}, not {basket[name]}")
+    if config["train_samples"] < 0:
+        raise UserError(f"train_samples must be at least 0, not {config['train_samples']}; 0: no bound on train")
     loggers.check(config["logger"])
     optimisers.check(config["optimizer"])
     schedules.check(config)
