@@ -15,6 +15,9 @@ from training.errors import UserError
 
 AT_LEAST_ONE = ("steps", "batch_size", "evaluate_every", "evaluate_samples", "valid_samples", "test_samples")
 
+IN_A_BASKET = {"points": 1, "draws": 4, "examples": 1, "warm_up": 0, "reference_draws": 4, "max_states": 1, "rounds": 2}
+"""The least that the options of a basket may be."""
+
 
 def check(config: dict[str, Any]) -> None:
     """Raise ``UserError`` for values of a config that no run can have."""
@@ -23,6 +26,10 @@ def check(config: dict[str, Any]) -> None:
             raise UserError(f"{name} must be at least 1, not {config[name]}")
     if config["source"] not in ("", *sources()):
         raise UserError(f"source={config['source']} has no published numbers here: use {', '.join(sources())}, or ''")
+    basket = config.get("basket", {"name": "none"})
+    for name, least in IN_A_BASKET.items() if basket["name"] != "none" else ():
+        if basket[name] < least:
+            raise UserError(f"basket.{name} must be at least {least}, not {basket[name]}")
     if config["train_samples"] < 0:
         raise UserError(f"train_samples must be at least 0, not {config['train_samples']}; 0: no bound on train")
     if "likelihood" in config["task"]:
