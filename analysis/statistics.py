@@ -173,7 +173,9 @@ def is_setting(column: str) -> bool:
 
 
 def _setting(run: pd.Series, names: Iterable[str]) -> str:
-    return ", ".join(f"{name}={as_text(run[name])}" for name in names if as_text(run[name]) != "none")
+    texts = {name: as_text(run[name]) for name in names}
+    given = {name: text for name, text in texts.items() if text != "none"}
+    return ", ".join(f"{name}={text}" for name, text in (given or texts).items())
 
 
 def as_text(value: Any) -> str:
@@ -235,6 +237,9 @@ def _lost(runs: pd.DataFrame) -> dict[str, int]:
 
 def _beside(row: dict[str, Any], agreed: dict[str, Any]) -> dict[str, Any]:
     value = published(row["task"], row["data"], row["estimator"]) if agreed.get("metric") != "pseudo_bound" else None
+    likelihood = agreed.get("protocol.likelihood")
+    if value and isinstance(likelihood, str) and value.settings.get("likelihood", "bernoulli") != likelihood:
+        value = None  # a density and a probability are different quantities
     if value is None:
         nothing = dict.fromkeys(("published_source", "published_differences", "published_note"))
         return {"published": np.nan, "difference": np.nan, **nothing}

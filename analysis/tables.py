@@ -116,6 +116,8 @@ def title(group: pd.DataFrame) -> str:
         return f"{task}: expected loss, exact; lower is better"
     if _common(group, "metric") == "pseudo_bound":
         return f"{task} on {data}: negative test pseudo-bound in nats, {kind}; grey targets, not a bound on {quantity}"
+    density = _common(group, "protocol.density")
+    kind += f"; p is a density of {density}, so numbers may be negative" if density else ""
     return f"{task} on {data}: {quantity} <= negative test bound in nats, {kind}; lower is better"
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import hydra.utils
 
+from tasks.likelihoods import check_likelihood
 from training import loggers, optimisers, schedules
 from training.errors import UserError
 
@@ -19,6 +20,12 @@ def check(config: dict[str, Any]) -> None:
             raise UserError(f"{name} must be at least 1, not {config[name]}")
     if config["train_samples"] < 0:
         raise UserError(f"train_samples must be at least 0, not {config['train_samples']}; 0: no bound on train")
+    if "likelihood" in config["task"]:
+        try:
+            task = config["task"]
+            check_likelihood(task["likelihood"], config["data"]["binarization"], task.get("concentration"))
+        except ValueError as error:
+            raise UserError(str(error)) from None
     loggers.check(config["logger"])
     optimisers.check(config["optimizer"])
     schedules.check(config)
