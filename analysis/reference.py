@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def beside(runs: pd.DataFrame, entries: list[dict[str, Any]]) -> tuple[pd.DataFrame, list[str]]:
+def beside(runs: pd.DataFrame, entries: Sequence[dict[str, Any]]) -> tuple[pd.DataFrame, list[str]]:
     """The ``runs`` (of :func:`~analysis.statistics.final_rows`) with those of the ``entries`` that agree with them.
 
     Returns the runs and one sentence per entry of the same task and data set that does not agree: it says in what.
@@ -143,7 +143,7 @@ def beside(runs: pd.DataFrame, entries: list[dict[str, Any]]) -> tuple[pd.DataFr
     return both, sentences
 
 
-def restore(summary: pd.DataFrame, entries: list[dict[str, Any]]) -> pd.DataFrame:
+def restore(summary: pd.DataFrame, entries: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """The summary of runs :func:`beside` others, with the settings that were tried for the reference's rows."""
     summary = summary.copy()
     for entry in entries:

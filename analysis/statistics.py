@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from analysis.intervals import interval, interval_name
 from analysis.intervals import student_half_width as student_half_width
 from analysis.published import differences, published
-from analysis.records import UNSCIENTIFIC, unscientific
+from analysis.records import unscientific
 
 CELL = ["estimator", "task", "data"]
 COMPARISON = ["task", "data"]
@@ -130,8 +130,8 @@ def ranked(runs: pd.DataFrame) -> pd.DataFrame:
     """
     placed = []
     for _, cell in runs.groupby(CELL):
-        varying = _varying(cell)
-        text = cell.apply(lambda run, names=varying: _setting(run, names), axis=1)
+        names = varying(cell)
+        text = cell.apply(lambda run, names=names: _setting(run, names), axis=1)
         scores = []
         for setting, tried in cell.groupby(text):
             finished = tried[tried["status"] == "finished"]
@@ -153,14 +153,11 @@ def select(runs: pd.DataFrame) -> pd.DataFrame:
     return placed[none | (placed["place"] == 0)].drop(columns="place").reset_index(drop=True)
 
 
-def _varying(cell: pd.DataFrame) -> list[str]:
-    """Config columns with more than one value; what a column holds is told by its name."""
+def varying(cell: pd.DataFrame) -> list[str]:
+    """Of the runs of a cell the config columns with more than one value; what a column holds is told by its name."""
     names = []
     for column in map(str, cell.columns):
-        group = column.split(".")[0]
-        if column in _NOT_SETTINGS or group in (*UNSCIENTIFIC, "protocol") or column.endswith(".seed"):
-            continue
-        if not _METRIC.match(column) and cell[column].map(as_text).nunique() > 1:
+        if is_setting(column) and cell[column].map(as_text).nunique() > 1:
             names.append(column)
     return sorted(names)
 
