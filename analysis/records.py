@@ -6,6 +6,7 @@ A run is a directory ``runs/<sweep>/<run>/`` with
 ``.hydra/``         ``config.yaml`` (this run's own resolved config) and ``overrides.yaml``
 ``status.json``     ``queued | running | finished | diverged | failed`` and, if failed, the error
 ``metrics.jsonl``   one row per evaluated step, appended and flushed as training goes
+``basket.jsonl``    one row per estimator and step at which gradients were measured (with ``basket=``)
 ``images.npz``      reconstructions and decoded samples for the figures (optional)
 ``checkpoint.pt``   the training state, replaced atomically
 ``claim``           exists while a process trains the run (:mod:`analysis.claims`)
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 CONFIG = Path(".hydra") / "config.yaml"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
-METRICS, STATUS, RESULT = "metrics.jsonl", "status.json", "result.json"
+METRICS, BASKET, STATUS, RESULT = "metrics.jsonl", "basket.jsonl", "status.json", "result.json"
 IMAGES, CHECKPOINT, LOG = "images.npz", "checkpoint.pt", "log.txt"
 COSTS = ("wall_seconds", "loss_evaluations", "peak_memory_bytes", "pack_replicas", "device", "commit", "diverged_at")
 STATUSES = ("queued", "running", "finished", "diverged", "failed")
@@ -45,6 +46,7 @@ UNSCIENTIFIC = (
     "runs_dir",
     "sweep",
     "budget",
+    "source",
     "logger",
     "device",
     "threads",
@@ -65,8 +67,13 @@ class DamagedRecord(ValueError):
 
 
 def scientific(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a run's config that determines its numbers: everything but ``UNSCIENTIFIC`` and ``data.root``."""
+    """The part of a run's config that determines its numbers: everything but ``UNSCIENTIFIC`` and ``data.root``.
+
+    ``basket=none`` is left out, too: it says what a config without a basket says.
+    """
     kept = {key: value for key, value in config.items() if key not in UNSCIENTIFIC}
+    if isinstance(kept.get("basket"), dict) and kept["basket"].get("name") == "none":
+        del kept["basket"]
     if isinstance(kept.get("data"), dict):
         kept["data"] = {key: value for key, value in kept["data"].items() if key != "root"}
     return kept
@@ -125,7 +132,8 @@ class RunRecord:
         if result.get("status") not in ("finished", "diverged"):
             raise DamagedRecord(f"{self.path / RESULT}: has no status that this module writes")
         if "seals" in result and result["seals"] != self._seals():
-            changed = [name for name, seal in self._seals().items() if result["seals"].get(name) != seal]
+            now, then = self._seals(), result["seals"]
+            changed = [name for name in {**now, **then} if now.get(name) != then.get(name)]
             raise DamagedRecord(f"{self.path / changed[0]}: was changed after the run")
         return str(result["status"])
 
@@ -157,7 +165,7 @@ class RunRecord:
     def start(self, config_yaml: str, overrides: list[str], keep_until: int = 0) -> None:
         """Begin (or, with ``keep_until``, go on): write the config, drop rows of steps after ``keep_until``."""
         (self.path / CONFIG).parent.mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG, OVERRIDES, METRICS, STATUS, CHECKPOINT, IMAGES, RESULT):
+        for name in (CONFIG, OVERRIDES, METRICS, BASKET, STATUS, CHECKPOINT, IMAGES, RESULT):
             for left_behind in (self.path / name).parent.glob(f".{Path(name).name}.*.tmp"):  # by a killed process
                 left_behind.unlink(missing_ok=True)
         write_atomically(self.path / CONFIG, config_yaml.encode())
@@ -165,12 +173,24 @@ class RunRecord:
         (self.path / RESULT).unlink(missing_ok=True)
         rows = [row for row in read_metrics(self.path / METRICS) if row["step"] <= keep_until] if keep_until else []
         write_atomically(self.path / METRICS, b"".join(_to_json(row) for row in rows))
+        if (self.path / BASKET).exists():
+            rows = [row for row in self.basket() if row["step"] <= keep_until]
+            write_atomically(self.path / BASKET, b"".join(_to_json(row) for row in rows))
         self.status("running")
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Add one evaluated step; flushed, so that it survives a kill."""
-        with open(self.path / METRICS, "ab") as file:
-            file.write(_to_json(row))
+    def append(self, row: dict[str, Any], file: str = METRICS) -> None:
+        """Add one evaluated step (or to ``BASKET`` one estimator at one); flushed, so that it survives a kill."""
+        with open(self.path / file, "ab") as rows:
+            rows.write(_to_json(row))
+
+    def basket(self) -> list[dict[str, Any]]:
+        """The gradients that were measured, by step and estimator."""
+        return read_rows(self.path / BASKET, "measured")
+
+    def rows_at(self, step: int) -> int:
+        """The rows that a checkpoint of ``step`` relies on; of the basket those of its own step may yet come."""
+        metrics = sum(row["step"] <= step for row in read_metrics(self.path / METRICS))
+        return metrics + sum(row["step"] < step for row in self.basket())
 
     def status(self, status: str, **details: Any) -> None:
         """Write the status word, with details such as ``error``."""
@@ -188,7 +208,8 @@ class RunRecord:
         """What tells whether other files were changed since: a hash of the config, the size of the metrics."""
         try:
             config = hashlib.sha256((self.path / CONFIG).read_bytes()).hexdigest()
-            return {str(CONFIG): config, METRICS: (self.path / METRICS).stat().st_size}
+            files = [METRICS, BASKET] if (self.path / BASKET).exists() else [METRICS]
+            return {str(CONFIG): config, **{name: (self.path / name).stat().st_size for name in files}}
         except OSError as error:
             return {str(Path(str(error.filename)).relative_to(self.path)): "missing"}
 
@@ -212,13 +233,18 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics file by step. A torn last line is a kill's trace and skipped; other damage raises."""
+    return read_rows(path)
+
+
+def read_rows(path: Path, *keys: str) -> list[dict[str, Any]]:
+    """As :func:`read_metrics`, of a file whose rows are told apart by their step and ``keys``."""
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
     except OSError as error:
         raise DamagedRecord(f"{path}: not readable ({error})") from None
-    rows: dict[int, dict[str, Any]] = {}
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
@@ -227,12 +253,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             step = int(row["step"])
             if step.bit_length() > 63:
                 raise OverflowError
-            rows[step] = {**row, "step": step}  # of a step that stands twice the later row counts
+            key = (step, *(row[name] for name in keys))
+            rows[key] = {**row, "step": step}  # of a key that stands twice the later row counts
         except (ValueError, KeyError, TypeError, OverflowError):
             if number == len(lines):
                 continue
             raise DamagedRecord(f"{path}: line {number} is not a row of metrics") from None
-    return [rows[step] for step in sorted(rows)]
+    return [rows[key] for key in sorted(rows)]
 
 
 def find_runs(path: Path) -> list[Path]:
@@ -351,3 +378,23 @@ def load(path: str | Path) -> pd.DataFrame:
     for sentence in frame.attrs["damaged"]:
         warnings.warn(f"left out: {sentence}", stacklevel=2)
     return frame
+
+
+def load_basket(path: str | Path) -> pd.DataFrame:
+    """What the runs at ``path`` measured with a basket: a row per run, step and measured estimator.
+
+    Columns: those of :func:`load` that are constant over a run (``estimator`` is the one that trains), ``step``, and
+    what :mod:`training.along` writes: ``measured``, ``method``, ``variance``, ... Empty if there is none; damaged
+    records are left out (:func:`load` names them).
+    """
+    import pandas as pd
+
+    table: list[dict[str, Any]] = []
+    for run in find_runs(Path(path)):
+        try:
+            if rows := RunRecord(run).basket():
+                constants = {**read_constants(run)[0], "sweep": run.parent.name, "path": str(run)}
+                table += [{**constants, **row} for row in rows]
+        except DamagedRecord:
+            continue
+    return pd.DataFrame(table)

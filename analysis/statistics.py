@@ -222,7 +222,7 @@ def summarise_runs(runs: pd.DataFrame) -> pd.DataFrame:
         row |= {"valid": -finished["valid"].mean(), **_lost(kept)}
         row |= {f"cell_{word}": count for word, count in _lost(tried).items()}
         row |= {"setting": kept["setting"].iloc[0], "settings": kept["settings"].iloc[0]}
-        rows.append({**row, **_beside(row, agreed), **agreed})
+        rows.append({**row, **_beside(row, agreed, first.to_dict()), **agreed})
     summary = pd.DataFrame(rows)
     return summary.sort_values([*COMPARISON, "mean", "estimator"], ignore_index=True) if rows else summary
 
@@ -232,8 +232,9 @@ def _lost(runs: pd.DataFrame) -> dict[str, int]:
     return {"diverged": diverged, "failed": failed, "unfinished": len(runs) - diverged - failed - finished}
 
 
-def _beside(row: dict[str, Any], agreed: dict[str, Any]) -> dict[str, Any]:
-    value = published(row["task"], row["data"], row["estimator"]) if agreed.get("metric") != "pseudo_bound" else None
+def _beside(row: dict[str, Any], agreed: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    is_bound = agreed.get("metric") != "pseudo_bound"
+    value = published(row["task"], row["data"], row["estimator"], run) if is_bound else None
     likelihood = agreed.get("protocol.likelihood")
     if value and isinstance(likelihood, str) and value.settings.get("likelihood", "bernoulli") != likelihood:
         value = None  # a density and a probability are different quantities
@@ -241,8 +242,8 @@ def _beside(row: dict[str, Any], agreed: dict[str, Any]) -> dict[str, Any]:
         nothing = dict.fromkeys(("published_source", "published_differences", "published_note"))
         return {"published": np.nan, "difference": np.nan, **nothing}
     return {
-        "published": value.value,
-        "difference": row["mean"] - value.value,
+        "published": value.nats,
+        "difference": row["mean"] - value.nats,
         "published_source": f"{value.short}, {value.table}",
         "published_differences": differences(value, agreed),
         "published_note": f"{value.method}: {value.note}" if value.note else "",

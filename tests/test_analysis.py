@@ -15,7 +15,6 @@ import pytest
 from fake_runs import make_config, write_run
 
 from analysis import command, figures, tables
-from analysis.published import all_published, differences, published
 from analysis.records import IMAGES, load
 from analysis.statistics import ProtocolsDiffer, as_text, curve, final_rows, select, summarise
 from analysis.style import LOOKS, look
@@ -172,35 +171,6 @@ def test_curve_against_evaluations_and_seconds(sweep):
 def test_text_of_values():
     values = [1, 1.0, 1e-4, True, np.float64(0.5), None, float("nan"), pd.NA, "x", [1, 2]]
     assert list(map(as_text, values)) == ["1", "1", "0.0001", "true", "0.5", "none", "none", "none", "x", "[1, 2]"]
-
-
-# --- published numbers -----------------------------------------------------------------------------------------------
-
-
-def test_published_numbers_of_the_first_table():
-    row = ["nvil", "darn", "muprop", "straight_through", "annealed_straight_through", "gumbel_softmax"]
-    expected = [112.2, 110.9, 109.7, 116.0, 111.5, 105.0, 111.5]
-    values = [published("vae_bernoulli", "binarized_mnist", name) for name in [*row, "st_gumbel_softmax"]]
-    assert [value.value for value in values] == expected
-    assert published("vae_categorical", "binarized_mnist", "gumbel_softmax").value == 101.5
-    assert sum(value.source == "jang2017" and value.table == "Table 1" for value in all_published()) == 28
-    assert "variance normalisation" in values[0].note
-    for nothing in ("reinforce", "my_own"):
-        assert published("vae_bernoulli", "binarized_mnist", nothing) is None
-    assert published("vae_bernoulli", "digits", "gumbel_softmax") is None
-
-
-def test_one_reference_per_setting_and_every_value_has_a_source():
-    references = [(value.task, value.data, value.estimator) for value in all_published() if value.reference]
-    assert len(references) == len(set(references))
-    for value in all_published():
-        assert value.citation and "own text" in value.confidence and value.metric and value.setting
-
-
-def test_differences_of_settings():
-    value = published("vae_bernoulli", "binarized_mnist", "gumbel_softmax")
-    text = differences(value, {"optimizer": "adam", "test_samples": 1000.0, "steps": 5000.0})
-    assert text == "optimizer sgd (here adam), steps not stated (here 5000)"
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
