@@ -95,7 +95,7 @@ def options(group):
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("group", ["estimator", "task", "data", "optimizer", "schedule", "logger", "cluster"])
+@pytest.mark.parametrize("group", ["estimator", "task", "data", "optimizer", "schedule", "basket", "logger", "cluster"])
 def test_every_option_composes_under_its_own_name(group):
     schema.register()
     with initialize_config_module("conf", version_base="1.3"):

@@ -324,8 +324,8 @@ def test_gradient_variance_at_one_point():
     trained = pack("estimator=exact", "task.latents=2")
     for _ in range(5):
         trained.train_step()
-    nodes = [config(f"estimator={name}")["estimator"] for name in ("reinforce", "rloo", "exact")]
-    reinforce, rloo, exact = basket.measure(trained, nodes, draws=200, warm_up=2)
+    nodes = {name: config(f"estimator={name}")["estimator"] for name in ("reinforce", "rloo", "exact")}
+    reinforce, rloo, exact = basket.measure(basket.Point(trained), nodes, draws=200, warm_up=2)
     assert exact.variance < 1e-12 < rloo.variance < reinforce.variance
     assert [result.evaluations for result in (reinforce, rloo, exact)] == [1, 4, 16]
 

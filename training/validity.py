@@ -9,10 +9,14 @@ import hydra.utils
 from analysis.published import sources
 from tasks.datasets import CLASSES
 from tasks.free_logits import FreeLogits
+from tasks.likelihoods import check_likelihood
 from training import loggers, optimisers, schedules
 from training.errors import UserError
 
 AT_LEAST_ONE = ("steps", "batch_size", "evaluate_every", "evaluate_samples", "valid_samples", "test_samples")
+
+IN_A_BASKET = {"points": 1, "draws": 4, "examples": 1, "warm_up": 0, "reference_draws": 4, "max_states": 1, "rounds": 2}
+"""The least that the options of a basket may be."""
 
 
 def check(config: dict[str, Any]) -> None:
@@ -22,8 +26,18 @@ def check(config: dict[str, Any]) -> None:
             raise UserError(f"{name} must be at least 1, not {config[name]}")
     if config["source"] not in ("", *sources()):
         raise UserError(f"source={config['source']} has no published numbers here: use {', '.join(sources())}, or ''")
+    basket = config.get("basket", {"name": "none"})
+    for name, least in IN_A_BASKET.items() if basket["name"] != "none" else ():
+        if basket[name] < least:
+            raise UserError(f"basket.{name} must be at least {least}, not {basket[name]}")
     if config["train_samples"] < 0:
         raise UserError(f"train_samples must be at least 0, not {config['train_samples']}; 0: no bound on train")
+    if "likelihood" in config["task"]:
+        try:
+            task = config["task"]
+            check_likelihood(task["likelihood"], config["data"]["binarization"], task.get("concentration"))
+        except ValueError as error:
+            raise UserError(str(error)) from None
     loggers.check(config["logger"])
     optimisers.check(config["optimizer"])
     schedules.check(config)
