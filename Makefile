@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: demo test setup lint bench certificates noise clean
+.PHONY: demo test setup lint bench certificates noise paper clean
 
 demo: setup ## train 24 runs on 8x8 digits, then print the table, figures and an interactive page into runs/demo/report
 	$(BIN)/python train.py -m +experiment=demo
@@ -35,6 +35,9 @@ certificates: setup ## measure bias and variance of every estimator; tables and 
 	$(BIN)/python -m estimators.check --json $(CERTIFICATES)/certificates.json
 	$(BIN)/python -m estimators.table docs/estimators.md $(CERTIFICATES)/certificates.json
 	$(BIN)/python -m analysis.certificates $(CERTIFICATES)/certificates.json $(CERTIFICATES)
+
+paper: setup ## every table and figure of docs/results anew from the runs in runs/, and which runs are missing
+	$(BIN)/python -m training.paper
 
 noise: setup ## the library's Gumbel noise that the interactive page shows
 	$(BIN)/python -m estimators.draws analysis/page/gumbel_noise.json

@@ -126,7 +126,11 @@ def _write_figures(frame: pd.DataFrame, output: Path) -> list[Path]:
     from analysis import figures
 
     shown = figures.chosen(frame)
-    drawn = {"learning_curves": figures.learning_curves(shown), "gradient_variance": figures.gradient_variance(shown)}
+    drawn = {
+        "learning_curves": figures.learning_curves(shown),
+        "gradient_variance": figures.gradient_variance(shown),
+        "temperatures": figures.temperatures(shown),
+    }
     tasks = shown.drop_duplicates(COMPARISON)["task"].tolist()
     for (task, data), group in shown.groupby(COMPARISON):
         images, name = figures.read_images(group), f"{task}_{data}" if tasks.count(task) > 1 else task

@@ -15,10 +15,18 @@ from omegaconf import DictConfig
 
 @dataclass
 class PackSweeperConfig:
-    """``params``: what an experiment file sweeps over, as ``key: values``; the command line comes after it."""
+    """``params``: what an experiment file sweeps over, as ``key: values``; the command line comes after it.
+
+    ``cases``: groups of named cases, each of them options that belong together, such as a net, its learning rate and
+    the name that keeps its runs apart. One case of each group makes a sweep, the product of ``params`` in it; the
+    experiment is all of these. ``budgets``: by the name of a smaller ``budget`` what it changes, in the same form; it
+    comes between the cases and the command line.
+    """
 
     _target_: str = "hydra_plugins.packs.PackSweeper"
-    params: dict[str, str] | None = field(default=None)
+    params: dict[str, Any] | None = field(default=None)
+    cases: dict[str, Any] = field(default_factory=dict)
+    budgets: dict[str, Any] = field(default_factory=dict)
 
 
 ConfigStore.instance().store(
@@ -29,8 +37,8 @@ ConfigStore.instance().store(
 class PackSweeper(Sweeper):
     """Plans all runs of a multirun, and trains those that differ in numbers only together."""
 
-    def __init__(self, params: dict[str, str] | None = None) -> None:
-        self.params = params or {}
+    def __init__(self, **of_the_experiment: Any) -> None:
+        """``params``, ``cases`` and ``budgets`` are read from the config, beside the rest of it."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before :meth:`sweep`."""
@@ -38,8 +46,7 @@ class PackSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Train the product of all choices."""
-        from training.plan import runs_of
+        from training.plan import runs_of_experiment
         from training.sweep import run_sweep
 
-        own = [f"{key}={value}" for key, value in self.params.items()]
-        run_sweep(runs_of([*own, *arguments], self.master, self.context.config_loader))
+        run_sweep(runs_of_experiment(arguments, self.master, self.context.config_loader))

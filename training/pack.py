@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators import noise_source
-from tasks.datasets import DataError, Dataset, load_dataset
+from tasks.datasets import DataError, Dataset, blank_dataset, load_dataset
 from training import optimisers, schedules, validity
 from training.batches import Batches
 from training.capture import capture
@@ -24,8 +24,14 @@ from training.streams import Streams
 
 Config = dict[str, Any]
 
-load_once = lru_cache(maxsize=2)(load_dataset)
-"""A sweep's jobs run in one process and share their data."""
+
+@lru_cache(maxsize=2)
+def load_once(**options: Any) -> Dataset:
+    """The data of a config: a sweep's jobs run in one process and share them. ``UserError`` if they are not there."""
+    try:
+        return load_dataset(**options)
+    except DataError as error:
+        raise UserError(str(error)) from None
 
 
 class Pack:
@@ -41,10 +47,7 @@ class Pack:
     def __init__(self, configs: Sequence[Config], device: torch.device, data: Dataset | None = None) -> None:
         self.configs, self.device = list(configs), device
         first = configs[0]
-        try:
-            self.data = data or load_once(**first["data"])
-        except DataError as error:
-            raise UserError(str(error)) from None
+        self.data = data or load_once(**first["data"])
         check(first, self.data)
         self.streams = Streams([config["seed"] for config in configs])
         numbers = self._numbers("task")
@@ -120,7 +123,7 @@ class Pack:
 
     def anneal(self) -> None:
         """Set the temperatures of this step, in place."""
-        if schedules.anneals(self.configs[0]["schedule"], self.configs[0]["estimator"]):
+        if schedules.anneals(self.configs[0]):
             temperatures = [
                 schedules.temperature_at(config["schedule"], config["estimator"]["temperature"], self.step)
                 for config in self.configs
@@ -266,6 +269,20 @@ def _instantiate(config: Config, offered: dict[str, Any] | None = None, **argume
         return factory(**arguments)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def rehearse(config: Config) -> None:
+    """Build a run's pack with blank data and forget it: a millisecond or ten that find what no run can have.
+
+    Raises:
+        UserError: for a value that the task, the estimator or the optimiser does not accept.
+    """
+    name, binarization, train_evaluated = (config["data"][key] for key in ("name", "binarization", "train_evaluated"))
+    try:
+        data = blank_dataset(name, binarization, train_evaluated, images=max(1000, config["batch_size"]))
+    except DataError as error:
+        raise UserError(str(error)) from None
+    Pack([config], torch.device("cpu"), data=data)
 
 
 def check(config: Config, data: Dataset) -> None:

@@ -8,9 +8,12 @@ from typing import Any
 from training.errors import UserError
 
 
-def anneals(schedule: dict[str, Any], estimator: dict[str, Any]) -> bool:
-    """Whether the schedule changes this estimator's temperature."""
-    return schedule["name"] != "constant" and (not schedule["only"] or estimator["name"] in schedule["only"])
+def anneals(config: dict[str, Any]) -> bool:
+    """Whether the schedule of a run's config changes its estimator's temperature."""
+    schedule, name = config["schedule"], config["estimator"]["name"]
+    if schedule["name"] == "constant":
+        return False
+    return not schedule["only"] or not {name, f"{name} on {config['task']['name']}"}.isdisjoint(schedule["only"])
 
 
 def temperature_at(schedule: dict[str, Any], start: float, step: int) -> float:
@@ -22,9 +25,10 @@ def temperature_at(schedule: dict[str, Any], start: float, step: int) -> float:
     return max(schedule["minimum"], start * math.exp(-schedule["rate"] * refreshed))
 
 
-def check(schedule: dict[str, Any], estimator: dict[str, Any]) -> None:
-    """Raise ``UserError`` for a schedule that the estimator cannot follow, or numbers out of range."""
-    if not anneals(schedule, estimator):
+def check(config: dict[str, Any]) -> None:
+    """Raise ``UserError`` for a schedule that the run's estimator cannot follow, or numbers out of range."""
+    schedule, estimator = config["schedule"], config["estimator"]
+    if not anneals(config):
         return
     if "temperature" not in estimator:
         raise UserError(

@@ -43,6 +43,7 @@ class Data:
     root: str = "data"
     binarization: str = "dynamic"
     download: bool = True
+    train_evaluated: int = 10_000
 
 
 @dataclass
@@ -78,8 +79,8 @@ class Constant:
 class Exponential:
     """temperature(t) = max(minimum, temperature * exp(-rate * t)), refreshed every ``every`` steps.
 
-    ``only``: names of the estimators that are annealed, for sweeps in which others keep their temperature or have none;
-    empty: the one that is trained, whichever it is.
+    ``only``: the estimators that are annealed, by name or as ``NAME on TASK``, for sweeps in which others keep their
+    temperature or have none; empty: the one that is trained, whichever it is.
     """
 
     name: str = "exponential"
@@ -87,6 +88,36 @@ class Exponential:
     minimum: float = 0.5
     every: int = 1000
     only: list[str] = field(default_factory=list)
+
+
+@dataclass
+class NoBasket:
+    """Nothing is measured beside training."""
+
+    name: str = "none"
+
+
+@dataclass
+class Basket:
+    """Which gradients are measured along a run (:mod:`training.along`).
+
+    ``estimators``: by name, ``estimator`` nodes. ``points``: at so many steps, from 1 to the last, log spaced.
+    ``draws``: gradients per estimator and point. ``examples``: in the minibatch. ``warm_up``: steps at each point in
+    which learned parts are trained. ``reference``: the unbiased estimator whose mean of ``reference_draws`` gradients
+    stands in for the exact one where there are more than ``max_states`` joint states. ``rounds``: in which the time is
+    taken.
+    """
+
+    name: str = "default"
+    estimators: dict[str, Any] = field(default_factory=dict)
+    points: int = 8
+    draws: int = 500
+    examples: int = 100
+    warm_up: int = 300
+    reference: Any = MISSING
+    reference_draws: int = 500
+    max_states: int = 4096
+    rounds: int = 20
 
 
 @dataclass
@@ -149,13 +180,17 @@ class Slurm:
 
 @dataclass
 class Config:
-    """One run (or ``replicas`` runs with the seeds ``seed .. seed + replicas - 1``)."""
+    """One run (or ``replicas`` runs with the seeds ``seed .. seed + replicas - 1``).
+
+    ``source``: whose published numbers stand beside the run's, a key of ``analysis/published.json``; empty: nobody's.
+    """
 
     estimator: Any = MISSING
     task: Any = MISSING
     data: Data = field(default_factory=Data)
     optimizer: Any = MISSING
     schedule: Any = MISSING
+    basket: Any = MISSING
     logger: Any = MISSING
     seed: int = 0
     replicas: int = 1
@@ -163,11 +198,14 @@ class Config:
     batch_size: int = 100
     evaluate_every: int = 500
     evaluate_samples: int = 1
+    train_samples: int = 100
     valid_samples: int = 100
     test_samples: int = 100
     checkpoint_seconds: float = 60.0
     runs_dir: str = "runs"
     sweep: str = "main"
+    budget: str = "full"
+    source: str = "jang2017"
     device: str = "auto"
     threads: int = 1
     allow_tf32: bool = False
@@ -226,6 +264,7 @@ def register() -> None:
     for group, nodes in {
         "optimizer": (Adam, SGD),
         "schedule": (Constant, Exponential),
+        "basket": (NoBasket, Basket),
         "logger": (NoLogger, Wandb),
         "cluster": (NoCluster, Local, Slurm),
     }.items():
