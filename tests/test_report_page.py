@@ -196,6 +196,10 @@ def test_lost_runs_protocols_and_links(page, sweep):
     assert len(links) == 23 and all((sweep / link.rstrip("/").rpartition("/")[2]).is_dir() for link in links)
     page.get_by_label("status").select_option("lost")
     assert sorted(column(page, 5, "run-table")) == ["diverged", "failed"]
+    assert page.locator("#runs-note").inner_text() == "2 of the task and the filters above."
+    page.get_by_label("task", exact=True).select_option("1")
+    assert page.locator("#runs-note").inner_text() == "0 of the task and the filters above; 2 more outside of them."
+    page.get_by_label("task", exact=True).select_option("0")
     assert NASTY in column(page, 7, "run-table") and page.locator("img").count() == 0
     button = page.get_by_role("button", name="about Gumbel-Softmax")
     button.focus()
