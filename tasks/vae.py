@@ -19,12 +19,15 @@ PRIORS, KLS, OUTPUT_BIASES = ("uniform", "learned"), ("auto", "analytic", "sampl
 
 
 class RandomStreams(Protocol):
-    """Per-replica randomness: ``fresh(purpose)`` starts a stream that depends on each run's seed and the purpose."""
+    """Per-replica randomness: ``fresh(purpose)`` starts a stream that depends on each run's seed and the purpose;
+    ``source(purpose, device)`` is the one for training steps, which goes on from call to call."""
 
     @property
     def replicas(self) -> int: ...
 
     def fresh(self, purpose: str) -> Uniform: ...
+
+    def source(self, purpose: str, device: torch.device) -> Uniform: ...
 
 
 class VAE(nn.Module):

@@ -25,6 +25,8 @@ def check(config: dict[str, Any]) -> None:
 def against(config: dict[str, Any]) -> str | None:
     """Why this estimator cannot train this task, to be read after its name; ``None`` if it can."""
     estimator, task = config["estimator"], config["task"]
+    if not task.get("unlabelled", True) and estimator["name"] != "exact":
+        return f"would never be asked by task={task['name']}, which learns from labels alone; use estimator=exact"
     method = hydra.utils.get_class(estimator["_target_"])
     categories, layers = task.get("categories", 2), task.get("layers", 1)
     if getattr(method, "binary_only", False) and categories != 2:
