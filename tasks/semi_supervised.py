@@ -9,12 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.chunks import CHUNK_ROWS, check_samples, image_chunks, sample_chunks
+from tasks import bounds
+from tasks.bounds import RandomStreams
+from tasks.chunks import intensities
 from tasks.datasets import Dataset
-from tasks.latents import latents_of, log_mean_exp_update
+from tasks.latents import RESOLUTION, latents_of
 from tasks.layers import StackedMLP
 from tasks.likelihoods import bernoulli_nats
-from tasks.vae import OUTPUT_BIASES, RandomStreams
+from tasks.vae import OUTPUT_BIASES
+
+IMAGES_AT_ONCE = 1000
+"""Whose classes are looked at together."""
 
 
 class SemiSupervised(nn.Module):
@@ -214,53 +219,53 @@ class SemiSupervised(nn.Module):
         return losses if sampled else losses + self.latents.kl(outputs, None)
 
     @torch.no_grad()
-    def evaluate(self, split: str, num_samples: int) -> dict[str, Tensor]:
-        """Classification and bounds on ``log p(x)`` of a split without its labels, means over images: ``{name: [R]}``.
+    def evaluate(self, split: str, num_samples: int, details: bool = False) -> dict[str, Tensor]:
+        """Bounds on ``log p(x)`` of a split without its labels, and classification, means over images: ``{name: [R]}``.
 
-        ``accuracy``: share of images whose label is the most probable class of q(y|x); ``cross_entropy``: their
-        ``-log q(y|x)`` in nats. ``elbo``: -U(x), with the sum over all classes and ``ceil(num_samples / K)`` draws of z
-        for each. ``bound``: the importance-weighted bound with ``num_samples`` draws of (y, z), y one-hot. Repeatable:
-        the samples depend on each run's seed and the split alone. With grey targets neither is a bound, and the names
-        are ``pseudo_elbo`` and ``pseudo_bound``. Memory is bounded (:mod:`tasks.chunks`).
+        ``elbo``: -U(x), with the sum over all classes and one draw of z for each in K samples. ``bound``: the
+        importance-weighted bound with ``num_samples`` draws of (y, z), y one-hot. ``accuracy``: share of images whose
+        label is the most probable class of q(y|x); ``cross_entropy``: their ``-log q(y|x)`` in nats. ``details`` adds
+        what :func:`tasks.bounds.evaluate` says, which has the loop. With grey targets no bound is one, and the names of
+        the bounds begin with ``pseudo_``.
 
         Raises:
             ValueError: if ``num_samples < 1`` or the split is none of ``train, valid, test``.
         """
-        check_samples(num_samples)
-        uniform, device = self.streams.fresh(f"evaluate/{split}"), self.alpha.device
-        sums = torch.zeros(4, self.replicas, dtype=torch.float64, device=device)
-        images: Any = getattr(self.data, split, None)
-        count = 0
-        for x in image_chunks(self.data, split, self.replicas, self.decoder.biases[-1]):
-            labels = images.labels[count : count + x.shape[1]].to(device).expand(self.replicas, -1)
-            outputs, from_x = self.classifier(x), self.style_of_x(x)
-            log_q = self.latents.logits(outputs).squeeze(-2).log_softmax(-1)
+        like = self.decoder.biases[-1]
+        found = bounds.evaluate(
+            self.data,
+            split,
+            self.streams,
+            self._log_weights,
+            num_samples=num_samples,
+            words=1 + self.style_size,
+            like=like,
+            details=details,
+        )
+        images, log_q = self.data.evaluated(split), []
+        assert images.labels is not None
+        for pixels in images.pixels.split(IMAGES_AT_ONCE):
+            outputs = self.classifier(intensities(pixels, images.levels, self.replicas, like))
+            log_q.append(self.latents.logits(outputs).squeeze(-2).log_softmax(-1).double())
+        every = torch.cat(log_q, 1)
+        labels = images.labels[: len(images)].to(every.device).expand(self.replicas, -1)
+        accuracy = (every.argmax(-1) == labels).double().mean(-1)
+        cross_entropy = -every.gather(-1, labels.unsqueeze(-1)).mean((-2, -1))
+        return found | {"accuracy": accuracy, "cross_entropy": cross_entropy}
 
-            def normal(samples: int, x: Tensor = x) -> Tensor:
-                shape = (samples, *x.shape[:2], self.style_size)
-                return torch.special.ndtri(uniform(shape, x.dtype, x.device, 1))
-
-            elbo, log_total = -self.latents.kl(outputs, None), None
-            draws = math.ceil(num_samples / self.latents.categories)
-            per_class = log_q.exp().movedim(-1, 0)
-            size = max(1, CHUNK_ROWS // x.shape[1])
-            for q, y in zip(per_class.split(size), self._classes().to(x).split(size), strict=True):
-                y = y[:, None, None].expand(*q.shape, -1)
-                for _ in range(draws):
-                    elbo = elbo - (q * self._nats(x, from_x, y, normal(len(y)))).sum(0) / draws
-            for samples in sample_chunks(num_samples, x.shape[1]):
-                y = self.latents.sample(outputs, uniform((samples, *x.shape[:2], 1), x.dtype, x.device, 1))
-                nats = self._nats(x, from_x, y, normal(samples), sampled=True)
-                log_total = log_mean_exp_update(log_total, -nats - self.latents.log_ratio(y, outputs, None))
-            assert log_total is not None
-            right = (log_q.argmax(-1) == labels).double()
-            own = log_q.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-            columns = (elbo, log_total - math.log(num_samples), right, -own)
-            sums += torch.stack([column.double().sum(-1) for column in columns])
-            count += x.shape[1]
-        prefix = "" if images.levels == 1 else "pseudo_"
-        names = (f"{prefix}elbo", f"{prefix}bound", "accuracy", "cross_entropy")
-        return dict(zip(names, sums / count, strict=True))
+    def _log_weights(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """``log p(x, y, z) / q(y, z|x)`` of exact samples, and -U(x), for :func:`tasks.bounds.evaluate`."""
+        noise = noise.movedim(2, 0)  # samples in front, as of an estimator's
+        normal = torch.special.ndtri((noise[..., 1:].double() + 0.5) / RESOLUTION).to(x.dtype)
+        outputs, from_x = self.classifier(x), self.style_of_x(x)
+        y = self.latents.draw(outputs, noise[..., :1])
+        log_w = -self._nats(x, from_x, y, normal, sampled=True) - self.latents.log_ratio(y, outputs, None)
+        elbo, normal = -self.latents.kl(outputs, None), normal[: math.ceil(len(noise) / self.latents.categories)]
+        q = self.latents.logits(outputs).squeeze(-2).softmax(-1)
+        for own, category in zip(q.unbind(-1), self._classes().to(x), strict=True):
+            y = category.expand(*normal.shape[:-1], -1)
+            elbo = elbo - own * self._nats(x, from_x, y, normal).mean(0)
+        return log_w.movedim(0, -1), elbo.unsqueeze(-1).expand(-1, -1, len(noise))
 
     @torch.no_grad()
     def examples(self, count: int = 10) -> list[dict[str, Tensor]]:

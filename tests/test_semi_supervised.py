@@ -325,6 +325,7 @@ def test_evaluation_is_repeatable_whatever_the_pack():
     together, alone = (SemiSupervised(data(), Streams(seeds), **options) for seeds in ([3, 7], [7]))
     first, again = together.evaluate("valid", 30), together.evaluate("valid", 30)
     assert list(first) == ["elbo", "bound", "accuracy", "cross_entropy"]
+    assert {"bound_10", "elbo_standard_error"} <= set(together.evaluate("train", 30, details=True))
     assert all(torch.equal(first[name], again[name]) for name in first)
     for name, value in alone.evaluate("valid", 30).items():
         assert torch.allclose(value[0], first[name][1], rtol=1e-5)
