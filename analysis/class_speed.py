@@ -24,8 +24,8 @@ MARGINALISED = "exact"
 def speed(rows: pd.DataFrame, published: dict[str, float]) -> Figure:
     """Steps per second against the number of classes, and how many times those of marginalisation they are.
 
-    ``rows``: ``categories``, ``estimator``, ``steps_per_second``, ``ratio``; ``published``: ratios of Gumbel-Softmax by
-    the number of classes, drawn as crosses.
+    ``rows``: ``categories``, ``batch_size``, ``estimator``, ``steps_per_second``, ``ratio``; ``published``: ratios of
+    Gumbel-Softmax by the number of classes, drawn as crosses.
     """
     figure = Figure(figsize=(6.6, 2.9))
     left, right = figure.subplots(1, 2)
@@ -40,6 +40,11 @@ def speed(rows: pd.DataFrame, published: dict[str, float]) -> Figure:
     right.plot([int(number) for number in published], list(published.values()), **crosses)
     handles.append(Line2D([], [], label="Gumbel-Softmax, Jang et al. (GPU, convolutions)", **crosses))
     right.axhline(1, color="0.5", linewidth=0.8)
+    sizes = rows.drop_duplicates("categories").sort_values("categories")
+    smaller = sizes[sizes["batch_size"] < sizes["batch_size"].max()]
+    words = [f"batch {sizes['batch_size'].max()}"]
+    words += [f"{row.batch_size} at {row.categories}" for row in smaller.itertuples()]
+    left.set_title(", ".join(words))
     left.set_ylabel("steps per second")
     right.set_ylabel("times those of Exact")
     for axes in (left, right):
