@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from analysis import records
 from analysis.figures import save
+from analysis.intervals import interval, student_half_width
 from analysis.published import all_published
-from analysis.statistics import check_protocols, curve, final_rows, interval, select, student_half_width
+from analysis.statistics import check_protocols, curve, final_rows, select
 from analysis.style import RC, Look, in_order, look
 
 TASK, BASELINE = "semi_supervised", "labelled_only"
@@ -69,13 +70,13 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
         row: dict[str, Any] = {"estimator": BASELINE if is_baseline else estimator, "n": len(own)}
         row |= {"setting": own["setting"].iloc[0], "settings": own["settings"].iloc[0]}
         gain = (accuracy - labelled).dropna()
-        columns = {"accuracy": 100 * accuracy, "gain": 100 * gain[:0] if is_baseline else 100 * gain}
+        columns = {"accuracy": accuracy, "gain": gain[:0] if is_baseline else gain}
         columns |= {} if is_baseline else {name: own[column].astype(float) for name, column in NATS.items()}
         for name in ("accuracy", "gain", *NATS):
             values = columns.get(name, accuracy[:0])
             found = interval(values) if len(values) else (math.nan,) * 3
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
-        row["published_accuracy"] = math.nan if is_baseline else theirs.get((estimator, "accuracy_percent"), math.nan)
+        row["published_accuracy"] = math.nan if is_baseline else theirs.get((estimator, "accuracy"), math.nan)
         row["published_elbo"] = math.nan if is_baseline else theirs.get((estimator, "elbo"), math.nan)
         rows.append(row)
     order = [*in_order({row["estimator"] for row in rows} - {BASELINE}), BASELINE]
@@ -120,7 +121,7 @@ def accuracy_curves(frame: pd.DataFrame) -> Figure:
         if runs.empty:
             continue
         steps, values = curve(runs, "valid_accuracy")
-        mean, half = 100 * values.mean(axis=0), 100 * student_half_width(values)
+        mean, half = values.mean(axis=0), student_half_width(values)
         axes.plot(steps, mean, markevery=max(1, steps.size // 7), **style.line())
         if np.isfinite(half).all():
             axes.fill_between(steps, mean - half, mean + half, color=style.color, alpha=0.18, linewidth=0)

@@ -223,7 +223,7 @@ class SemiSupervised(nn.Module):
         """Bounds on ``log p(x)`` of a split without its labels, and classification, means over images: ``{name: [R]}``.
 
         ``elbo``: -U(x), with the sum over all classes and one draw of z for each in K samples. ``bound``: the
-        importance-weighted bound with ``num_samples`` draws of (y, z), y one-hot. ``accuracy``: share of images whose
+        importance-weighted bound with ``num_samples`` draws of (y, z), y one-hot. ``accuracy``: per cent of images whose
         label is the most probable class of q(y|x); ``cross_entropy``: their ``-log q(y|x)`` in nats. ``details`` adds
         what :func:`tasks.bounds.evaluate` says, which has the loop. With grey targets no bound is one, and the names of
         the bounds begin with ``pseudo_``.
@@ -249,7 +249,7 @@ class SemiSupervised(nn.Module):
             log_q.append(self.latents.logits(outputs).squeeze(-2).log_softmax(-1).double())
         every = torch.cat(log_q, 1)
         labels = images.labels[: len(images)].to(every.device).expand(self.replicas, -1)
-        accuracy = (every.argmax(-1) == labels).double().mean(-1)
+        accuracy = 100 * (every.argmax(-1) == labels).double().mean(-1)
         cross_entropy = -every.gather(-1, labels.unsqueeze(-1)).mean((-2, -1))
         return found | {"accuracy": accuracy, "cross_entropy": cross_entropy}
 

@@ -12,8 +12,8 @@ from hydra import compose, initialize_config_module
 from analysis import class_speed, records, semi_supervised
 from training import benchmark_classes, schema
 
-ACCURACY = {"exact": (0.90, 0.92, 0.91), "gumbel_softmax": (0.88, 0.90, 0.95)}
-BASELINE = (0.75, 0.78, 0.78)
+ACCURACY = {"exact": (90.0, 92.0, 91.0), "gumbel_softmax": (88.0, 90.0, 95.0)}
+BASELINE = (75.0, 78.0, 78.0)
 
 
 def write(sweep, task, estimator, seed, accuracy, valid, alpha=1.0, images=False):
@@ -32,11 +32,11 @@ def write(sweep, task, estimator, seed, accuracy, valid, alpha=1.0, images=False
 def sweep(tmp_path):
     for name, accuracies in ACCURACY.items():
         for seed, accuracy in enumerate(accuracies):
-            write(tmp_path, "semi_supervised", name, seed, accuracy, valid=0.9, alpha=0.3, images=True)
+            write(tmp_path, "semi_supervised", name, seed, accuracy, valid=90.0, alpha=0.3, images=True)
             # better on test and by the bound's order, but not on validation
-            write(tmp_path, "semi_supervised", name, seed, 0.99, valid=0.8, alpha=0.1)
+            write(tmp_path, "semi_supervised", name, seed, 99.0, valid=80.0, alpha=0.1)
     for seed, accuracy in enumerate(BASELINE):
-        write(tmp_path, "labelled_only", "exact", seed, accuracy, valid=0.7)
+        write(tmp_path, "labelled_only", "exact", seed, accuracy, valid=70.0)
     return tmp_path
 
 
@@ -45,8 +45,8 @@ def test_chosen_by_validation_accuracy_and_paired_by_seed(sweep):
     assert list(table.index) == ["exact", "gumbel_softmax", "labelled_only"]
     assert set(table["setting"][:2]) == {"task.alpha=0.3"} and list(table["n"]) == [3, 3, 3]
     for name, accuracies in ACCURACY.items():
-        assert table.loc[name, "accuracy"] == pytest.approx(100 * np.mean(accuracies))
-        gains = 100 * (np.array(accuracies) - BASELINE)
+        assert table.loc[name, "accuracy"] == pytest.approx(np.mean(accuracies))
+        gains = np.array(accuracies) - BASELINE
         half = 4.302653 * gains.std(ddof=1) / 3**0.5  # Student's t, 2 degrees of freedom
         assert table.loc[name, "gain"] == pytest.approx(gains.mean())
         assert table.loc[name, "gain_high"] - table.loc[name, "gain"] == pytest.approx(half, rel=1e-6)
@@ -69,7 +69,7 @@ def test_the_command_writes_table_and_figures(sweep, capsys):
 
 def test_nothing_finished_is_one_sentence(tmp_path, capsys):
     config = make_config("exact", "semi_supervised", "mnist", 0)
-    write_run(tmp_path, config, status="failed", row=lambda step: {"valid_accuracy": 0.5})
+    write_run(tmp_path, config, status="failed", row=lambda step: {"valid_accuracy": 50.0})
     assert semi_supervised.main([str(tmp_path)]) == 1
     assert "no run of task=semi_supervised or task=labelled_only is finished" in capsys.readouterr().err
 
