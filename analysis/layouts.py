@@ -2,8 +2,9 @@
 
 ``layouts.json`` declares them: a title, the ``rows`` and the ``columns``, each a mapping of fields of the runs (named
 as by :func:`analysis.records.load`) to the values that the table has and their labels (empty: not shown); of several
-fields, every combination. The field ``metric`` stands for what is reported: ``bound`` (the negative test bound) or the name of
-another test metric, of which more is better. ``compare`` says within what numbers are compared: ``row`` or ``column``.
+fields, every combination. The field ``metric`` stands for what is reported: ``bound`` (the negative test bound) or the
+name of another test metric, of which more is better. ``compare`` says within what numbers are compared: ``row`` or
+``column``.
 """
 
 from __future__ import annotations

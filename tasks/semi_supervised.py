@@ -223,10 +223,10 @@ class SemiSupervised(nn.Module):
         """Bounds on ``log p(x)`` of a split without its labels, and classification, means over images: ``{name: [R]}``.
 
         ``elbo``: -U(x), with the sum over all classes and one draw of z for each in K samples. ``bound``: the
-        importance-weighted bound with ``num_samples`` draws of (y, z), y one-hot. ``accuracy``: per cent of images whose
-        label is the most probable class of q(y|x); ``cross_entropy``: their ``-log q(y|x)`` in nats. ``details`` adds
-        what :func:`tasks.bounds.evaluate` says, which has the loop. With grey targets no bound is one, and the names of
-        the bounds begin with ``pseudo_``.
+        importance-weighted bound with ``num_samples`` draws of (y, z), y one-hot. ``accuracy``: per cent of images
+        whose label is the most probable class of q(y|x); ``cross_entropy``: their ``-log q(y|x)`` in nats. ``details``
+        adds what :func:`tasks.bounds.evaluate` says, which has the loop. With grey targets no bound is one, and the
+        names of the bounds begin with ``pseudo_``.
 
         Raises:
             ValueError: if ``num_samples < 1`` or the split is none of ``train, valid, test``.

@@ -91,7 +91,9 @@ def test_speed_is_measured_tabled_and_drawn(tmp_path, capsys):
     table = (tmp_path / "speed.md").read_text()
     assert table.startswith("| classes | batch | Exact |") and table.count("\n") == 4
     assert (tmp_path / "speed.png").stat().st_size > 10_000 and len(pd.read_csv(tmp_path / "speed.csv")) == 8
-    assert "published" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{rows['ratio'].iloc[1]:.2f}x" in printed and table.strip() in printed
+    assert class_speed.published_ratios() == {10: 2.0, 100: 9.9}
 
 
 def test_random_labels_are_balanced_and_unrelated_to_the_order():
