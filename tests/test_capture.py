@@ -34,7 +34,7 @@ def in_blocks(monkeypatch):
     """On a CPU too, noise for several steps at once."""
 
     def source(self, purpose, device=CPU):
-        return self._sources.setdefault(purpose, BlockSource(self.seeds, purpose))
+        return self._sources.setdefault(purpose, BlockSource(self.seeds, purpose, self.step))
 
     monkeypatch.setattr(Streams, "source", source)
 

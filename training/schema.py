@@ -28,6 +28,7 @@ FILLED_IN_FOR_ESTIMATORS = ("latents", "categories")
 TASKS = {
     "vae": tasks.VAE,
     "structured": tasks.StructuredPrediction,
+    "semi_supervised": tasks.SemiSupervised,
     "toy": tasks.Toy,
     "toy_bernoulli3": tasks.ToyBernoulli3,
     "toy_simplex": tasks.ToySimplex,

@@ -50,6 +50,8 @@ def against(config: dict[str, Any]) -> str | None:
     could have is an error: :func:`check` and :func:`training.pack.rehearse`.
     """
     estimator, task = config["estimator"], config["task"]
+    if not task.get("unlabelled", True) and estimator["name"] != "exact":
+        return f"would never be asked by task={task['name']}, which learns from labels alone; use estimator=exact"
     method = hydra.utils.get_class(estimator["_target_"])
     return _of_latents(method, estimator, task) or _of_kl(method, estimator, task) or _of_data(task, config["data"])
 
