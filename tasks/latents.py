@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tasks.likelihoods import nats_from_sigmoid
+from tasks.likelihoods import bernoulli_nats, nats_from_sigmoid
 
 
 class _BernoulliKLToUniform(torch.autograd.Function):
@@ -64,6 +64,14 @@ class Bernoulli:
             return (features * outputs - F.softplus(outputs)).sum(-1) + self.latents * math.log(2)
         return (features * (outputs - prior) - F.softplus(outputs)).sum(-1) + F.softplus(prior).sum(-1)
 
+    def nats(self, features: Tensor, outputs: Tensor) -> Tensor:
+        """``-log p(z)`` under the distribution of ``outputs``; linear in ``features``. ``[..., examples]``."""
+        return bernoulli_nats(outputs, features)
+
+    def states(self, like: Tensor) -> Tensor:
+        """The features of all ``2**latents`` joint states, ``[states, latents]``."""
+        return _joint(self.latents, 2, like).to(like.dtype)
+
 
 class Categorical:
     """``latents`` latents of ``categories`` classes; ``outputs`` are logits, ``features`` flattened one-hot codes."""
@@ -94,6 +102,18 @@ class Categorical:
         log_q = self.logits(outputs).log_softmax(-1)
         log_p = -math.log(self.categories) if prior is None else self.logits(prior).log_softmax(-1)
         return (features * (log_q - log_p).flatten(-2)).sum(-1)
+
+    def nats(self, features: Tensor, outputs: Tensor) -> Tensor:
+        """``-log p(z)`` under the distribution of ``outputs``; linear in ``features``. ``[..., examples]``."""
+        return -(features * self.logits(outputs).log_softmax(-1).flatten(-2)).sum(-1)
+
+    def states(self, like: Tensor) -> Tensor:
+        """The features of all ``categories**latents`` joint states, ``[states, latents * categories]``."""
+        return self.features(F.one_hot(_joint(self.latents, self.categories, like), self.categories).to(like.dtype))
+
+
+def _joint(latents: int, categories: int, like: Tensor) -> Tensor:
+    return torch.cartesian_prod(*[torch.arange(categories, device=like.device)] * latents).reshape(-1, latents)
 
 
 def latents_of(latents: int, categories: int) -> Bernoulli | Categorical:

@@ -27,6 +27,22 @@ class RandomStreams(Protocol):
     def fresh(self, purpose: str) -> Uniform: ...
 
 
+def kl_beside(estimator: Callable[..., Tensor]) -> str:
+    """What ``kl=auto`` is with this estimator: ``analytic``, or ``sampled`` where that would be out of proportion."""
+    of_weights = getattr(estimator, "objective", "mean") == "multi_sample_bound"
+    return "sampled" if of_weights or getattr(estimator, "rescales", False) else "analytic"
+
+
+def for_log_q(outputs: Tensor, estimator: Callable[..., Tensor]) -> Tensor:
+    """The ``outputs`` from which a sampled KL takes ``log q``, without their gradient where it is noise alone.
+
+    At one exact sample the gradient of ``log q`` itself is the score, of mean zero. An estimator that differentiates
+    the loss in the sample, or one of log weights, needs it.
+    """
+    is_noise = getattr(estimator, "objective", "mean") == "mean" and not getattr(estimator, "needs_gradient", True)
+    return outputs.detach() if is_noise else outputs
+
+
 class VAE(nn.Module):
     r"""``D - L x K - D``: q(z|x) factorises over L latents of K categories, p(x|z) is Bernoulli per pixel.
 
@@ -150,9 +166,7 @@ class VAE(nn.Module):
             )
             return self.reconstruction(self.latents.features(z), batch) + log_ratio
         sampled = kl == "sampled"
-        # At one exact sample the gradient of log q itself is the score: of mean zero, and noise.
-        is_noise = getattr(estimator, "objective", "mean") == "mean" and not getattr(estimator, "needs_gradient", True)
-        log_q_from = outputs.detach() if is_noise else outputs
+        log_q_from = for_log_q(outputs, estimator)
 
         def loss(z: Tensor) -> Tensor:
             features = self.latents.features(z)
@@ -178,10 +192,7 @@ class VAE(nn.Module):
                 "task.kl=relaxed needs relaxed samples with a Concrete density: use estimator=gumbel_softmax with "
                 "estimator.hard=false, or keep this estimator with task.kl=auto"
             )
-        if self.kl != "auto":
-            return self.kl
-        of_weights = getattr(estimator, "objective", "mean") == "multi_sample_bound"
-        return "sampled" if of_weights or getattr(estimator, "rescales", False) else "analytic"
+        return kl_beside(estimator) if self.kl == "auto" else self.kl
 
     @torch.no_grad()
     def evaluate(self, split: str, num_samples: int) -> dict[str, Tensor]:

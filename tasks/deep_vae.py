@@ -1,0 +1,308 @@
+"""Variational auto-encoders with several layers of Bernoulli or categorical latents and Bernoulli pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tasks.chunks import CHUNK_ROWS, check_samples, image_chunks, sample_chunks
+from tasks.datasets import Dataset
+from tasks.latents import Bernoulli, Categorical, latents_of, log_mean_exp_update
+from tasks.layers import StackedMLP, Uniform
+from tasks.likelihoods import bernoulli_nats
+from tasks.vae import OUTPUT_BIASES, PRIORS, RandomStreams, for_log_q, kl_beside
+
+KLS = ("auto", "analytic", "sampled")
+MOST_LAYERS = 4
+
+
+class DeepVAE(nn.Module):
+    r"""``D - L x K - ... - L x K - D``: q(z_1|x) q(z_2|z_1) ... and p(z_N) p(z_{N-1}|z_N) ... p(x|z_1), N = ``layers``.
+
+    Every conditional factorises over its L latents of K categories (over pixels: Bernoulli) and is linear in what it
+    depends on, or has hidden layers. Training minimises, per example, in nats, the negative ELBO
+
+        E_q[-log p(x|z_1) + sum_{n<N} (log q(z_n|z_{n-1}) - log p(z_n|z_{n+1})) + log q(z_N|z_{N-1}) - log p(z_N)]
+
+    with z_0 = x. Each layer has an estimator of its own, and they nest: the loss of z_n's estimator holds only what z_n
+    has a part in, ``-log p(z_{n-1}|z_n)`` and the expectation over the layers above (the local signals of NVIL). With
+    ``layers=1`` it is :class:`tasks.VAE`, number by number. With soft (relaxed) samples the objective is not a bound.
+    :meth:`evaluate` always uses exact samples and never the estimator.
+
+    Args:
+        data: images; grey targets (``binarization: none``) make the likelihood a cross-entropy and no bound.
+        streams: per-replica randomness (initial weights, evaluation).
+        latents: number L of latent variables of each layer, >= 1.
+        categories: number K of categories, >= 2; with 2 a layer has one log-odds output per latent and passes one bit
+            per latent on.
+        layers: stochastic layers N, 1 to 4.
+        hidden: widths of the hidden layers of each q(z_n|z_{n-1}); the p have them reversed. Empty: linear.
+        nonlinearity: ``tanh | relu | leaky_relu``.
+        prior: of z_N, ``uniform`` (1/K each) or ``learned`` (free logits, trained along).
+        kl: what is in closed form. ``analytic``: for each layer, given the sample of the one below, the mean of
+            ``log q(z_n|z_{n-1})`` (the negative entropy), and for the top layer the ``KL(q(z_N|z_{N-1}) || p(z_N))``,
+            outside of that layer's estimated expectation; ``-log p(z_n|z_{n+1})`` depends on the sample above as well
+            and is always taken at the samples. ``sampled``: all of it at the samples, as a part of the loss that a
+            layer's estimator sees. ``auto``: as for :class:`tasks.VAE`, analytic, but sampled for VIMCO (which trains
+            one layer only) and for NVIL's variance normalisation.
+        output_bias: initial bias of the pixels: ``zero``, or ``data_mean`` for the logit of the training mean, clipped
+            to [0.001, 0.999].
+        centred: networks see images minus the training mean and samples as -1 and +1 (one-hot codes, too) instead of 0
+            and 1: the recipe of REBAR's code and, for the samples, of Concrete. The models are the same; training is
+            not.
+
+    Raises:
+        ValueError: one sentence for an option that is not one of the above.
+
+    References: Mnih, Gregor (arXiv 1402.0030, NVIL); Gu et al. (1511.05176, MuProp: 784-200-200-784 and
+    784-200-200-200-784); Tucker et al. (1703.07370, REBAR: "linear-2"); Maddison, Mnih, Teh (1611.00712, whose ``~`` is
+    ``hidden=200,200``). MuProp's mean and REBAR's relaxation are those of one layer at a time here.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        streams: RandomStreams,
+        *,
+        latents: int = 200,
+        categories: int = 2,
+        layers: int = 2,
+        hidden: Sequence[int] = (),
+        nonlinearity: str = "tanh",
+        prior: str = "uniform",
+        kl: str = "auto",
+        output_bias: str = "zero",
+        centred: bool = False,
+    ) -> None:
+        super().__init__()
+        for option, value, allowed in (
+            ("prior", prior, PRIORS),
+            ("kl", kl, KLS),
+            ("output_bias", output_bias, OUTPUT_BIASES),
+        ):
+            if value not in allowed:
+                raise ValueError(f"task.{option} must be one of {', '.join(allowed)}, not {value!r}")
+        if not 1 <= layers <= MOST_LAYERS:
+            raise ValueError(f"task.layers must be from 1 to {MOST_LAYERS}, not {layers}")
+        if any(width < 1 for width in hidden):
+            raise ValueError(f"task.hidden must be widths of at least 1, not {list(hidden)}")
+        pixels, replicas = math.prod(data.image_shape), streams.replicas
+        if not pixels:
+            raise ValueError(f"the VAE tasks need images: data={data.name} has none; use data=digits or data=mnist")
+        self.data, self.streams, self.layers = data, streams, layers
+        self.prior, self.kl, self.centred = prior, kl, centred
+        self.latents = latents_of(latents, categories)
+        uniform = streams.fresh("parameters")
+        ends = list(pairwise([pixels, *(self.latents.width,) * layers]))
+
+        def network(*widths: int) -> StackedMLP:
+            return StackedMLP(widths, nonlinearity, replicas, uniform)
+
+        # encoders[n] gives q(z_{n+1}|z_n), decoders[n] gives p(z_n|z_{n+1}), where z_0 is x
+        self.encoders: Any = nn.ModuleList(network(below, *hidden, above) for below, above in ends)
+        decoders = [network(above, *hidden[::-1], below) for below, above in ends]
+        self.decoders: Any = nn.ModuleList(decoders)
+        if output_bias == "data_mean":
+            with torch.no_grad():
+                decoders[0].biases[-1].copy_(data.mean.clamp(0.001, 0.999).logit())
+        prior_outputs = torch.zeros(replicas, 1, self.latents.width)
+        self.prior_outputs = nn.Parameter(prior_outputs) if prior == "learned" else nn.Buffer(prior_outputs)
+        self.pixel_mean = nn.Buffer(data.mean, persistent=False)
+
+    @property
+    def replicas(self) -> int:
+        return self.streams.replicas
+
+    @property
+    def layers_of_latents(self) -> list[Bernoulli | Categorical]:
+        """Each gets an estimator of its own."""
+        return [self.latents] * self.layers
+
+    @property
+    def context_features(self) -> int:
+        """Size of the context that an input-dependent baseline sees, at every layer: the image."""
+        return math.prod(self.data.image_shape)
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """The parameters whose gradient variance is reported: of all layers."""
+        return list(self.encoders.parameters())
+
+    def kl_for(self, estimator: Callable[..., Tensor]) -> str:
+        """``analytic`` or ``sampled``: what :meth:`loss` takes in closed form with this estimator."""
+        return kl_beside(estimator) if self.kl == "auto" else self.kl
+
+    def protocol(self) -> dict[str, Any]:
+        """What an evaluation of this task depends on; numbers of different protocols must not be compared."""
+        return {
+            **self.data.protocol(),
+            "prior": self.prior,
+            "layers": self.layers,
+            "evaluation": "hard samples of every layer; entropies and the top layer's KL analytic in the ELBO",
+            "evaluation_is_bound": self.data.test.levels == 1,
+        }
+
+    def loss(self, batch: Tensor, *estimators: Callable[..., Tensor]) -> Tensor:
+        """The training objective: ``batch`` ``[R, E, D]`` -> ``[R, E]`` nats, lower is better.
+
+        ``estimators``: one per layer, the first that of z_1. Raises ``ValueError`` for another number of them.
+        """
+        if len(estimators) != self.layers:
+            raise ValueError(f"{self.layers} layers need as many estimators, not {len(estimators)}")
+
+        def expected(outputs: Tensor, below: Tensor | None, layer: int) -> Tensor:
+            """Of what ``layer`` and those above it contribute, given the sample ``below`` (``None``: the image)."""
+            estimator = estimators[layer]
+            sampled = self.kl_for(estimator) == "sampled"
+            log_q_from = for_log_q(outputs, estimator)
+
+            def loss(z: Tensor) -> Tensor:
+                features = self.latents.features(z)
+                entering = self._entering(features)
+                nats = self._nats(self.decoders[layer](entering), below, batch)
+                if sampled:
+                    nats = nats + self._log_ratio(features, log_q_from, layer)
+                if layer + 1 < self.layers:
+                    nats = nats + expected(self.encoders[layer + 1](entering), features, layer + 1)
+                return nats
+
+            losses = estimator(self.latents.logits(outputs), loss, context=batch)
+            return losses if sampled else losses + self._mean_log_ratio(outputs, layer)
+
+        return expected(self.encoders[0](self._centred(batch)), None, 0)
+
+    def _centred(self, x: Tensor) -> Tensor:
+        """Images as the first encoder sees them."""
+        return x - self.pixel_mean if self.centred else x
+
+    def _entering(self, features: Tensor) -> Tensor:
+        """Samples as the networks see them."""
+        return 2 * features - 1 if self.centred else features
+
+    def _nats(self, generated: Tensor, below: Tensor | None, x: Tensor) -> Tensor:
+        """``-log p(z_{n-1}|z_n)`` from a decoder's outputs; below z_1 is the image."""
+        return bernoulli_nats(generated, x) if below is None else self.latents.nats(below, generated)
+
+    def _log_ratio(self, features: Tensor, outputs: Tensor, layer: int) -> Tensor:
+        """``log q(z_n|z_{n-1})`` at a sample; at the top minus ``log p(z_n)``."""
+        if layer + 1 == self.layers:
+            return self.latents.log_ratio(features, outputs, self._prior)
+        return self.latents.log_ratio(features, outputs, None) - self._log_states
+
+    def _mean_log_ratio(self, outputs: Tensor, layer: int) -> Tensor:
+        """The mean of :meth:`_log_ratio` over z_n, in closed form: the negative entropy; at the top the KL."""
+        if layer + 1 == self.layers:
+            return self.latents.kl(outputs, self._prior)
+        return self.latents.kl(outputs, None) - self._log_states
+
+    @property
+    def _log_states(self) -> float:
+        """A layer's entropy at most: what its KL to a uniform distribution has beyond the negative entropy."""
+        return self.latents.latents * math.log(self.latents.categories)
+
+    @property
+    def _prior(self) -> Tensor | None:
+        return self.prior_outputs if self.prior == "learned" else None  # None: uniform, in closed form
+
+    @torch.no_grad()
+    def evaluate(self, split: str, num_samples: int) -> dict[str, Tensor]:
+        """Bounds on ``log p(x)`` over a split, in nats, mean over its images: ``{name: [R]}``.
+
+        With m = ``num_samples`` exact samples of all layers per image, ``elbo`` is the mean of ``log p(x, z) / q(z|x)``
+        with the entropies and the top layer's KL in closed form given the samples below, and ``bound`` the
+        importance-weighted one, ``log 1/m sum_m p(x, z_m) / q(z_m|x)``. Repeatable: the samples depend on each run's
+        seed and the split alone. With grey targets neither is a bound, and the names are ``pseudo_elbo`` and
+        ``pseudo_bound``. Memory is bounded (:mod:`tasks.chunks`).
+
+        Raises:
+            ValueError: if ``num_samples < 1`` or the split is none of ``train, valid, test``.
+        """
+        check_samples(num_samples)
+        uniform = self.streams.fresh(f"evaluate/{split}")
+        elbo, bound = torch.zeros(2, self.replicas, dtype=torch.float64, device=self.prior_outputs.device)
+        count = 0
+        for x in image_chunks(self.data, split, self.replicas, self.prior_outputs):
+            outputs = self.encoders[0](self._centred(x))
+            total, log_total = torch.zeros_like(outputs[..., 0]), None
+            for samples in sample_chunks(num_samples, x.shape[1]):
+                log_p, log_ratio, mean_log_ratio = self._sampled(x, outputs, samples, uniform)
+                total += (log_p - mean_log_ratio).sum(0)
+                log_total = log_mean_exp_update(log_total, log_p - log_ratio)
+            assert log_total is not None
+            elbo += (total / num_samples).double().sum(-1)
+            bound += (log_total - math.log(num_samples)).double().sum(-1)
+            count += x.shape[1]
+        prefix = "" if getattr(self.data, split).levels == 1 else "pseudo_"
+        return {f"{prefix}elbo": elbo / count, f"{prefix}bound": bound / count}
+
+    def _sampled(self, x: Tensor, outputs: Tensor, samples: int, uniform: Uniform) -> tuple[Tensor, Tensor, Tensor]:
+        """At exact samples of all layers ``sum log p(z_{n-1}|z_n)``, the sum of the log-ratios and that of their means.
+
+        ``outputs`` ``[R, E, width]``: of the first encoder -> three of ``[samples, R, E]``.
+        """
+        shape = (samples, *outputs.shape[:2], self.latents.latents)
+        log_p, log_ratio, mean_log_ratio = torch.zeros(3, *shape[:-1], dtype=outputs.dtype, device=outputs.device)
+        below: Tensor | None = None
+        for layer in range(self.layers):
+            outputs = outputs if below is None else self.encoders[layer](self._entering(below))
+            features = self.latents.sample(outputs, uniform(shape, outputs.dtype, outputs.device, 1))
+            log_p -= self._nats(self.decoders[layer](self._entering(features)), below, x)
+            log_ratio += self._log_ratio(features, outputs, layer)
+            mean_log_ratio += self._mean_log_ratio(outputs, layer)
+            below = features
+        return log_p, log_ratio, mean_log_ratio
+
+    @torch.no_grad()
+    def log_likelihood(self, x: Tensor, max_states: int = 65536) -> Tensor:
+        """``log p(x)`` in nats, exactly, for a model with few states: ``x`` ``[R, E, D]`` -> ``[R, E]``.
+
+        All S = ``K**L`` joint states of a layer are summed over, from the top layer down; the time grows with S E and,
+        for each layer below the top, with S^2. Raises ``ValueError`` if S > ``max_states``.
+        """
+        count = self.latents.categories**self.latents.latents
+        if count > max_states:
+            raise ValueError(
+                f"the exact likelihood would sum over {self.latents.categories}**{self.latents.latents} states of a "
+                f"layer, more than max_states={max_states}; use evaluate"
+            )
+        states = self.latents.states(like=x)
+        prior = self.latents.log_ratio(states[:, None, None], self.prior_outputs, None)
+        log_p = (prior - self._log_states).squeeze(-1)  # [S, R]: of the states of z_N
+        for layer in reversed(range(self.layers)):
+            width, total = (states.shape if layer else x.shape[1:])[0], None
+            for some in torch.arange(count, device=x.device).split(max(1, CHUNK_ROWS // width)):
+                generated = self.decoders[layer](self._entering(states[some].expand(self.replicas, -1, -1)))
+                generated = generated.movedim(1, 0).unsqueeze(2).expand(-1, -1, width, -1)
+                nats = self._nats(generated, states if layer else None, x)
+                total = log_mean_exp_update(total, log_p[some][..., None] - nats)
+            assert total is not None
+            log_p = total.T if layer else total
+        return log_p
+
+    @torch.no_grad()
+    def examples(self, count: int = 10) -> list[dict[str, Tensor]]:
+        """Pictures for the figures, per replica: ``originals``, ``reconstructions``, ``samples`` ``[count, H, W]``.
+
+        Reconstructions decode one exact sample of q(z_1|x) for validation images; samples come from the prior through
+        all layers. Both are pixel probabilities.
+        """
+        uniform = self.streams.fresh("examples")
+        split, like = self.data.valid, self.prior_outputs
+        rows = torch.linspace(0, len(split) - 1, count).long()
+        x = (split.pixels[rows].to(like.device).to(like.dtype) / split.levels).expand(self.replicas, -1, -1)
+
+        def decode(outputs: Tensor, decoder: StackedMLP) -> Tensor:
+            u = uniform((*outputs.shape[:2], self.latents.latents), outputs.dtype, outputs.device, 1)
+            return decoder(self._entering(self.latents.sample(outputs, u)))
+
+        reconstructions = decode(self.encoders[0](self._centred(x)), self.decoders[0])
+        outputs = self.prior_outputs.expand(-1, count, -1)
+        for decoder in reversed(self.decoders):
+            outputs = decode(outputs, decoder)
+        pictures = {"originals": x, "reconstructions": reconstructions.sigmoid(), "samples": outputs.sigmoid()}
+        shaped = {name: images.unflatten(-1, self.data.image_shape).cpu() for name, images in pictures.items()}
+        return [{name: images[r] for name, images in shaped.items()} for r in range(self.replicas)]
