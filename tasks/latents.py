@@ -125,6 +125,17 @@ def latents_of(latents: int, categories: int) -> Bernoulli | Categorical:
     return Bernoulli(latents) if categories == 2 else Categorical(latents, categories)
 
 
+def once(z: Tensor) -> Tensor:
+    """``z`` ``[..., examples, latents, categories]`` with one row where it is the same for all examples.
+
+    An enumeration of the joint states is (an expanded tensor, without a gradient): what is computed from the states
+    alone is then computed once, and broadcasts against the examples.
+    """
+    if z.requires_grad or torch._C._are_functorch_transforms_active() or z.stride(-3) != 0:
+        return z
+    return z[..., :1, :, :]
+
+
 def log_mean_exp_update(total: Tensor | None, log_weights: Tensor) -> Tensor:
     """Accumulate ``logsumexp`` of ``log_weights`` ``[samples, ...]`` over chunks of samples."""
     chunk = log_weights.logsumexp(0)

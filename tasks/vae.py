@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tasks.chunks import check_samples, image_chunks, sample_chunks
 from tasks.datasets import Dataset
-from tasks.latents import latents_of, log_mean_exp_update
+from tasks.latents import latents_of, log_mean_exp_update, once
 from tasks.layers import StackedMLP, Uniform
 from tasks.likelihoods import bernoulli_nats
 
@@ -169,7 +169,7 @@ class VAE(nn.Module):
         log_q_from = for_log_q(outputs, estimator)
 
         def loss(z: Tensor) -> Tensor:
-            features = self.latents.features(z)
+            features = self.latents.features(once(z))
             nats = self.reconstruction(features, batch)
             return nats + self.latents.log_ratio(features, log_q_from, self._prior) if sampled else nats
 
