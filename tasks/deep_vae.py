@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,9 +16,8 @@ from tasks.datasets import Dataset
 from tasks.latents import Bernoulli, Categorical, latents_of, log_mean_exp_update
 from tasks.layers import StackedMLP, Uniform
 from tasks.likelihoods import bernoulli_nats
-from tasks.vae import OUTPUT_BIASES, PRIORS, RandomStreams, for_log_q, kl_beside
+from tasks.vae import KLS, OUTPUT_BIASES, PRIORS, RandomStreams, check_prior_temperature, for_log_q, kl_beside
 
-KLS = ("auto", "analytic", "sampled")
 MOST_LAYERS = 4
 
 
@@ -49,7 +49,10 @@ class DeepVAE(nn.Module):
             outside of that layer's estimated expectation; ``-log p(z_n|z_{n+1})`` depends on the sample above as well
             and is always taken at the samples. ``sampled``: all of it at the samples, as a part of the loss that a
             layer's estimator sees. ``auto``: as for :class:`tasks.VAE`, analytic, but sampled for VIMCO (which trains
-            one layer only) and for NVIL's variance normalisation.
+            one layer only) and for NVIL's variance normalisation. ``relaxed``, for soft Gumbel-Softmax only: Concrete
+            densities of every layer at the relaxed samples, those of q at the estimators' temperatures.
+        prior_temperature: > 0, with ``kl=relaxed``, of the Concrete densities p(z_N) and p(z_n|z_{n+1}); a tensor
+            ``[replicas, 1, 1, 1]`` has one for each replica. ``None``: that of the layer's estimator, annealed with it.
         output_bias: initial bias of the pixels: ``zero``, or ``data_mean`` for the logit of the training mean, clipped
             to [0.001, 0.999].
         centred: networks see images minus the training mean and samples as -1 and +1 (one-hot codes, too) instead of 0
@@ -76,6 +79,7 @@ class DeepVAE(nn.Module):
         nonlinearity: str = "tanh",
         prior: str = "uniform",
         kl: str = "auto",
+        prior_temperature: float | Tensor | None = None,
         output_bias: str = "zero",
         centred: bool = False,
     ) -> None:
@@ -89,6 +93,7 @@ class DeepVAE(nn.Module):
                 raise ValueError(f"task.{option} must be one of {', '.join(allowed)}, not {value!r}")
         if not 1 <= layers <= MOST_LAYERS:
             raise ValueError(f"task.layers must be from 1 to {MOST_LAYERS}, not {layers}")
+        check_prior_temperature(prior_temperature, kl)
         if any(width < 1 for width in hidden):
             raise ValueError(f"task.hidden must be widths of at least 1, not {list(hidden)}")
         pixels, replicas = math.prod(data.image_shape), streams.replicas
@@ -112,6 +117,9 @@ class DeepVAE(nn.Module):
                 decoders[0].biases[-1].copy_(data.mean.clamp(0.001, 0.999).logit())
         prior_outputs = torch.zeros(replicas, 1, self.latents.width)
         self.prior_outputs = nn.Parameter(prior_outputs) if prior == "learned" else nn.Buffer(prior_outputs)
+        self.prior_temperature = (
+            nn.Buffer(prior_temperature) if isinstance(prior_temperature, Tensor) else prior_temperature
+        )
         self.pixel_mean = nn.Buffer(data.mean, persistent=False)
 
     @property
@@ -133,8 +141,12 @@ class DeepVAE(nn.Module):
         return list(self.encoders.parameters())
 
     def kl_for(self, estimator: Callable[..., Tensor]) -> str:
-        """``analytic`` or ``sampled``: what :meth:`loss` takes in closed form with this estimator."""
-        return kl_beside(estimator) if self.kl == "auto" else self.kl
+        """``analytic``, ``sampled`` or ``relaxed``: the KL that :meth:`loss` uses with this estimator.
+
+        Raises:
+            ValueError: for ``kl=relaxed`` with an estimator whose samples have no Concrete density.
+        """
+        return kl_beside(estimator, self.kl)
 
     def protocol(self) -> dict[str, Any]:
         """What an evaluation of this task depends on; numbers of different protocols must not be compared."""
@@ -153,6 +165,8 @@ class DeepVAE(nn.Module):
         """
         if len(estimators) != self.layers:
             raise ValueError(f"{self.layers} layers need as many estimators, not {len(estimators)}")
+        if self.kl == "relaxed":
+            return self._relaxed_loss(batch, estimators)
 
         def expected(outputs: Tensor, below: Tensor | None, layer: int) -> Tensor:
             """Of what ``layer`` and those above it contribute, given the sample ``below`` (``None``: the image)."""
@@ -174,6 +188,22 @@ class DeepVAE(nn.Module):
             return losses if sampled else losses + self._mean_log_ratio(outputs, layer)
 
         return expected(self.encoders[0](self._centred(batch)), None, 0)
+
+    def _relaxed_loss(self, batch: Tensor, estimators: Sequence[Any]) -> Tensor:
+        """The loss with Concrete densities at relaxed samples, layer by layer: there is nothing to estimate."""
+        nats: Callable[[Tensor], Tensor] = partial(self._nats, below=None, x=batch)
+        entering, losses = self._centred(batch), torch.zeros_like(batch[..., 0])
+        for estimator, encoder, decoder in zip(estimators, self.encoders, self.decoders, strict=True):
+            self.kl_for(estimator)  # or it has no density
+            z, log_q, density = estimator.sample_with_log_prob(self.latents.logits(encoder(entering)))
+            entering = self._entering(self.latents.features(z))
+            losses = losses + log_q + nats(decoder(entering))
+            nats = partial(self._relaxed_nats, density)
+        return losses + nats(self.prior_outputs)
+
+    def _relaxed_nats(self, density: Callable[..., Tensor], outputs: Tensor) -> Tensor:
+        """``-log p`` of a relaxed sample under the Concrete distribution of a decoder's or the prior's ``outputs``."""
+        return -density(self.latents.logits(outputs), self.prior_temperature)
 
     def _centred(self, x: Tensor) -> Tensor:
         """Images as the first encoder sees them."""

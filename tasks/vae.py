@@ -27,10 +27,33 @@ class RandomStreams(Protocol):
     def fresh(self, purpose: str) -> Uniform: ...
 
 
-def kl_beside(estimator: Callable[..., Tensor]) -> str:
-    """What ``kl=auto`` is with this estimator: ``analytic``, or ``sampled`` where that would be out of proportion."""
+def kl_beside(estimator: Callable[..., Tensor], kl: str) -> str:
+    """What the option ``kl`` is with this estimator: ``analytic``, ``sampled`` or ``relaxed``.
+
+    Raises:
+        ValueError: for ``relaxed`` with an estimator whose samples have no Concrete density.
+    """
+    has_density = hasattr(estimator, "sample_with_log_prob") and getattr(estimator, "relaxed", False)
+    if kl == "relaxed" and not has_density:
+        raise ValueError(
+            "task.kl=relaxed needs relaxed samples with a Concrete density: use estimator=gumbel_softmax with "
+            "estimator.hard=false, or keep this estimator with task.kl=auto"
+        )
+    if kl != "auto":
+        return kl
     of_weights = getattr(estimator, "objective", "mean") == "multi_sample_bound"
     return "sampled" if of_weights or getattr(estimator, "rescales", False) else "analytic"
+
+
+def check_prior_temperature(temperature: float | Tensor | None, kl: str) -> None:
+    """Raise ``ValueError`` for one that is not positive, or that the KL has no use for."""
+    if temperature is None:
+        return
+    if kl != "relaxed":
+        raise ValueError(f"task.prior_temperature is an option of task.kl=relaxed; with task.kl={kl} leave it null")
+    values = torch.as_tensor(temperature)
+    if not bool(((values > 0) & values.isfinite()).all()):
+        raise ValueError(f"task.prior_temperature must be positive and finite, not {values.flatten().tolist()}")
 
 
 def for_log_q(outputs: Tensor, estimator: Callable[..., Tensor]) -> Tensor:
@@ -102,14 +125,7 @@ class VAE(nn.Module):
                 raise ValueError(f"task.{option} must be one of {', '.join(allowed)}, not {value!r}")
         if any(width < 1 for width in hidden):
             raise ValueError(f"task.hidden must be widths of at least 1, not {list(hidden)}")
-        if prior_temperature is not None:
-            values = torch.as_tensor(prior_temperature)
-            if kl != "relaxed":
-                raise ValueError(
-                    f"task.prior_temperature is an option of task.kl=relaxed; with task.kl={kl} leave it null"
-                )
-            if not bool(((values > 0) & values.isfinite()).all()):
-                raise ValueError(f"task.prior_temperature must be positive and finite, not {values.flatten().tolist()}")
+        check_prior_temperature(prior_temperature, kl)
         if not math.prod(data.image_shape):
             raise ValueError(f"the VAE tasks need images: data={data.name} has none; use data=digits or data=mnist")
         self.data, self.streams = data, streams
@@ -186,13 +202,7 @@ class VAE(nn.Module):
         Raises:
             ValueError: for ``kl=relaxed`` with an estimator whose samples have no Concrete density.
         """
-        has_density = hasattr(estimator, "sample_with_log_ratio") and getattr(estimator, "relaxed", False)
-        if self.kl == "relaxed" and not has_density:
-            raise ValueError(
-                "task.kl=relaxed needs relaxed samples with a Concrete density: use estimator=gumbel_softmax with "
-                "estimator.hard=false, or keep this estimator with task.kl=auto"
-            )
-        return kl_beside(estimator) if self.kl == "auto" else self.kl
+        return kl_beside(estimator, self.kl)
 
     @torch.no_grad()
     def evaluate(self, split: str, num_samples: int) -> dict[str, Tensor]:

@@ -320,7 +320,7 @@ def test_pictures():
         ({"latents": 0}, "task.latents must be at least 1"),
         ({"categories": 1}, "task.categories must be at least 2"),
         ({"prior": "gaussian"}, "task.prior must be one of uniform, learned"),
-        ({"kl": "relaxed"}, "task.kl must be one of auto, analytic, sampled"),
+        ({"kl": "exact"}, "task.kl must be one of auto, analytic, sampled, relaxed"),
         ({"output_bias": "mean"}, "task.output_bias must be one of zero, data_mean"),
         ({"hidden": (0,)}, "task.hidden must be widths of at least 1"),
         ({"nonlinearity": "swish"}, "task.nonlinearity must be one of"),
