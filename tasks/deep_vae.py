@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tasks.chunks import CHUNK_ROWS, check_samples, image_chunks, sample_chunks
 from tasks.datasets import Dataset
-from tasks.latents import Bernoulli, Categorical, latents_of, log_mean_exp_update
+from tasks.latents import Bernoulli, Categorical, latents_of, log_mean_exp_update, once
 from tasks.layers import StackedMLP, Uniform
 from tasks.likelihoods import bernoulli_nats
 from tasks.vae import KLS, OUTPUT_BIASES, PRIORS, RandomStreams, check_prior_temperature, for_log_q, kl_beside
@@ -175,7 +175,7 @@ class DeepVAE(nn.Module):
             log_q_from = for_log_q(outputs, estimator)
 
             def loss(z: Tensor) -> Tensor:
-                features = self.latents.features(z)
+                features = self.latents.features(once(z) if self.layers == 1 else z)
                 entering = self._entering(features)
                 nats = self._nats(self.decoders[layer](entering), below, batch)
                 if sampled:
