@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: demo test setup lint bench certificates clean
+.PHONY: demo test setup lint bench certificates paper clean
 
 demo: setup ## train 24 runs on 8x8 digits, then print the table and draw the figures into runs/demo/report
 	$(BIN)/python train.py -m +experiment=demo
@@ -34,6 +34,9 @@ certificates: setup ## measure bias and variance of every estimator; tables and 
 	$(BIN)/python -m estimators.check --json $(CERTIFICATES)/certificates.json
 	$(BIN)/python -m estimators.table docs/estimators.md $(CERTIFICATES)/certificates.json
 	$(BIN)/python -m analysis.certificates $(CERTIFICATES)/certificates.json $(CERTIFICATES)
+
+paper: setup ## every table and figure of docs/results anew from the runs in runs/, and which runs are missing
+	$(BIN)/python -m training.paper
 
 clean: ## remove the environment and caches (runs/ stays)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

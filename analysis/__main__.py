@@ -1,8 +1,8 @@
-"""``python -m analysis runs/SWEEP``: the report on a sweep."""
+"""``python -m analysis runs/SWEEP``: tables, figures and statuses of a sweep."""
 
 import sys
 
-from analysis.report import main
+from analysis.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

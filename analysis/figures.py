@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from analysis.records import IMAGES
-from analysis.statistics import COMPARISON, curve, final_rows, select, student_half_width
+from analysis.statistics import COMPARISON, curve, curve_metrics, final_rows, select, student_half_width
 from analysis.style import RC, in_order, look
 
 COLUMNS = 3
@@ -46,14 +46,11 @@ def chosen(frame: pd.DataFrame) -> pd.DataFrame:
 def learning_curves(frame: pd.DataFrame) -> Figure | None:
     """Negative validation bound (nats) against steps: mean over seeds with its pointwise 95 % interval (Student's t).
 
-    The bound is the importance-weighted one that the table has, if it was evaluated along the way with as many samples
-    as at the end, and the ELBO otherwise. Of a toy problem it is the expected loss, with a line at the optimum. One
-    panel per task and data set; unfinished runs are drawn one by one, thin. ``None`` if there is nothing to draw.
+    Which bound: see :func:`~analysis.statistics.curve_metrics`. Of a toy problem it is the expected loss, with a line
+    at the optimum. One panel per task and data set; unfinished runs are drawn one by one, thin. ``None`` if there is
+    nothing to draw.
     """
-    along = {name: frame[name] for name in ("evaluate_samples", "valid_samples") if name in frame}
-    same = len(along) == 2 and (along["evaluate_samples"] == along["valid_samples"]).all()
-    bounds = ("bound", "pseudo_bound") if same and (along["evaluate_samples"] > 1).all() else ("elbo", "pseudo_elbo")
-    return _panels(frame, tuple(f"valid_{name}" for name in (*bounds, "value")), _learning_curve)
+    return _panels(frame, curve_metrics(frame), _learning_curve)
 
 
 @matplotlib.rc_context(RC)
@@ -66,6 +63,20 @@ def gradient_variance(frame: pd.DataFrame) -> Figure | None:
     Panels, unfinished runs and ``None`` as in :func:`learning_curves`.
     """
     return _panels(frame, ("gradient_variance",), _variance_curve)
+
+
+@matplotlib.rc_context(RC)
+def temperatures(frame: pd.DataFrame) -> Figure | None:
+    """The estimators' temperatures against steps (of several layers the first's): mean over seeds with 95 % interval.
+
+    A learned or annealed temperature is drawn, and a constant one beside it. ``None`` if none changes.
+    """
+    if "temperature" not in frame:
+        return None
+    changes = frame.groupby("path")["temperature"].transform("nunique") > 1
+    cells = [*COMPARISON]
+    moving = frame[frame.set_index(cells).index.isin(frame[changes].set_index(cells).index)]
+    return _panels(moving, ("temperature",), _temperature_curve) if changes.any() else None
 
 
 def _panels(frame: pd.DataFrame, metrics: tuple[str, ...], draw: Any) -> Figure | None:
@@ -145,6 +156,12 @@ def _variance_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[
     positive = group[group[metric] > 0]
     for _ in _curves(axes, positive, metric, handles, transform=np.log, back=np.exp):
         pass
+
+
+def _temperature_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[str, Any]) -> None:
+    axes.set_ylabel("temperature")
+    _curves(axes, group[group[metric].notna()], metric, handles, transform=np.asarray, back=np.asarray)
+    axes.set_ylim(bottom=0)
 
 
 def _curves(

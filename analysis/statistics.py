@@ -90,6 +90,18 @@ def curve(frame: pd.DataFrame, metric: str) -> tuple[NDArray[Any], NDArray[Any]]
     return table.columns.to_numpy(dtype=int), table.to_numpy(dtype=float)
 
 
+def curve_metrics(frame: pd.DataFrame) -> tuple[str, ...]:
+    """Which columns a learning curve may show, the best first: of each comparison the first that it has.
+
+    The importance-weighted bound that the table has, if it was evaluated along the way with as many samples as at the
+    end, and the ELBO otherwise; of a toy problem the expected loss.
+    """
+    along = {name: frame[name] for name in ("evaluate_samples", "valid_samples") if name in frame}
+    same = len(along) == 2 and (along["evaluate_samples"] == along["valid_samples"]).all()
+    bounds = ("bound", "pseudo_bound") if same and (along["evaluate_samples"] > 1).all() else ("elbo", "pseudo_elbo")
+    return tuple(f"valid_{name}" for name in (*bounds, "value"))
+
+
 def final_rows(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per run, its last, with the bound on both splits under one name.
 
@@ -140,26 +152,36 @@ def check_protocols(runs: pd.DataFrame) -> None:
             )
 
 
-def select(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs, of every status, of the chosen setting of each cell (estimator, task, data); rules: see the module.
+def ranked(runs: pd.DataFrame) -> pd.DataFrame:
+    """All runs of :func:`final_rows`, with what orders the settings of each cell (estimator, task, data).
 
-    ``runs`` are those of :func:`final_rows`. A setting is what varies in the config within a cell, other than the seed.
-    Adds ``setting`` (``"optimizer.lr=0.001"``; empty if nothing varies) and ``settings`` (how many were tried). A cell
-    without any finished run keeps all its runs, with ``setting`` missing.
+    A setting is what varies in the config within a cell, other than the seed. Adds ``setting``
+    (``"optimizer.lr=0.001"``; empty if nothing varies), ``settings`` (how many were tried) and ``place`` (0 for the
+    best by the rules of this module; settings without a finished run come last).
     """
-    chosen = []
+    placed = []
     for _, cell in runs.groupby(CELL):
         varying = _varying(cell)
         text = cell.apply(lambda run, names=varying: _setting(run, names), axis=1)
         scores = []
         for setting, tried in cell.groupby(text):
             finished = tried[tried["status"] == "finished"]
-            if len(finished):
-                scores.append((-len(finished) / len(tried), -finished["valid"].mean(), setting))
-        best = min(scores)[2] if scores else None
-        kept = cell if best is None else cell[text == best]
-        chosen.append(kept.assign(setting=best, settings=text.nunique()))
-    return pd.concat(chosen, ignore_index=True) if chosen else runs.assign(setting=None, settings=0)
+            valid = finished["valid"].mean() if len(finished) else -np.inf
+            scores.append((-len(finished) / len(tried), -valid, setting))
+        place = {setting: number for number, (*_, setting) in enumerate(sorted(scores))}
+        placed.append(cell.assign(setting=text, settings=len(place), place=text.map(place)))
+    return pd.concat(placed, ignore_index=True) if placed else runs.assign(setting=None, settings=0, place=0)
+
+
+def select(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs, of every status, of the chosen setting of each cell: the first of :func:`ranked`, without ``place``.
+
+    A cell without any finished run keeps all its runs, with ``setting`` missing.
+    """
+    placed = ranked(runs)
+    none = ~(placed["status"] == "finished").groupby([placed[name] for name in CELL]).transform("any")
+    placed["setting"] = placed["setting"].astype(object).mask(none, None)
+    return placed[none | (placed["place"] == 0)].drop(columns="place").reset_index(drop=True)
 
 
 def _varying(cell: pd.DataFrame) -> list[str]:

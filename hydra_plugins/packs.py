@@ -34,8 +34,8 @@ ConfigStore.instance().store(
 class PackSweeper(Sweeper):
     """Plans all runs of a multirun, and trains those that differ in numbers only together."""
 
-    def __init__(self, params: dict[str, Any] | None = None, budgets: dict[str, Any] | None = None) -> None:
-        self.params, self.budgets = params or {}, budgets or {}
+    def __init__(self, **of_the_experiment: Any) -> None:
+        """``params`` and ``budgets`` are read from the config, beside the rest of it."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before :meth:`sweep`."""
@@ -43,13 +43,7 @@ class PackSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Train the product of all choices."""
-        from training.errors import UserError
-        from training.plan import runs_of
+        from training.plan import runs_of_experiment
         from training.sweep import run_sweep
 
-        budget = self.master.budget
-        if budget != "full" and budget not in self.budgets:
-            known = ", ".join(["full", *self.budgets])
-            raise UserError(f"budget={budget}: choose one of those that the experiment has ({known})")
-        own = [f"{key}={value}" for key, value in {**self.params, **self.budgets.get(budget, {})}.items()]
-        run_sweep(runs_of([*own, *arguments], self.master, self.context.config_loader))
+        run_sweep(runs_of_experiment(arguments, self.master, self.context.config_loader))

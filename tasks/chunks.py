@@ -1,37 +1,43 @@
-"""Evaluation in chunks: memory is bounded, and the noise has the same order whatever the size of a pack."""
+"""Evaluation in blocks: bounded memory, noise in an order of its own, and launches as large as the device likes.
+
+A *block* is what noise is drawn for at once: ``images x samples`` rows (a row is one evaluation of the decoder) of
+every replica. Blocks order the noise, so their sizes depend on the number of samples and the kind of device (whose
+generators differ anyway) alone: a run's numbers do not depend on its pack. A *piece* is what is computed at once: some
+images of a block, as many as the device works on well, for all replicas together. Pieces change nothing but rounding.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
-from tasks.datasets import Dataset
-
-CHUNK_IMAGES = 50
-CHUNK_ROWS = 1000
-"""Images, and images x samples, per replica (a row is one decoder evaluation). They order the noise, so they are
-constants: numbers must not depend on the size of a pack."""
-
-
-def image_chunks(data: Dataset, split: str, replicas: int, like: Tensor) -> Iterator[Tensor]:
-    """The intensities of a split in its order, ``[replicas, images, pixels]`` in the dtype and on the device of
-    ``like``; every replica sees the same. Raises ``ValueError`` for a split that is none of ``train, valid, test``."""
-    if split not in ("train", "valid", "test"):
-        raise ValueError(f"split must be train, valid or test, not {split!r}")
-    images = getattr(data, split)
-    for pixels in images.pixels.split(CHUNK_IMAGES):
-        yield (pixels.to(like.device).to(like.dtype) / images.levels).expand(replicas, -1, -1)
+BLOCK_ROWS = {"cpu": 5_000, "cuda": 50_000}
+"""Rows per replica. On a GPU every block costs each replica a launch for its noise."""
+BLOCK_SAMPLES = 100
+PIECE_ROWS = {"cpu": 1_000, "cuda": 250_000}
+"""Rows of all replicas together: on a CPU the logits of 784 pixels stay in the cache (3 MB), on a GPU they fill it."""
 
 
-def sample_chunks(num_samples: int, images: int) -> Iterator[int]:
-    """Numbers of samples, at least 1 each, that sum to ``num_samples`` and keep ``images`` x samples bounded."""
-    size = max(1, CHUNK_ROWS // images)
-    for start in range(0, num_samples, size):
-        yield min(size, num_samples - start)
+def samples_per_block(num_samples: int) -> int:
+    """Samples per image in a block; the last block of an image may have fewer."""
+    return min(num_samples, BLOCK_SAMPLES)
 
 
-def check_samples(num_samples: int) -> None:
-    """Raise ``ValueError`` for fewer samples than a bound needs."""
-    if num_samples < 1:
-        raise ValueError(f"a bound needs at least 1 sample, not {num_samples}")
+def images_per_block(num_samples: int, device: torch.device) -> int:
+    """Images in a block."""
+    return max(1, BLOCK_ROWS.get(device.type, BLOCK_ROWS["cuda"]) // samples_per_block(num_samples))
+
+
+def pieces(images: int, samples: int, replicas: int, device: torch.device) -> Iterator[slice]:
+    """Slices of a block's images, at least one image each."""
+    size = max(1, PIECE_ROWS.get(device.type, PIECE_ROWS["cuda"]) // (samples * replicas))
+    for start in range(0, images, size):
+        yield slice(start, min(start + size, images))
+
+
+def intensities(pixels: Tensor, levels: int, replicas: int, like: Tensor) -> Tensor:
+    """Bytes ``[images, pixels]`` as intensities ``[replicas, images, pixels]``, in the dtype and on the device of
+    ``like``; every replica sees the same."""
+    return (pixels.to(like.device).to(like.dtype) / levels).expand(replicas, -1, -1)

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.chunks import CHUNK_ROWS, check_samples, image_chunks, sample_chunks
+from tasks import bounds, enumeration
+from tasks.bounds import RandomStreams
 from tasks.datasets import Dataset
-from tasks.latents import Bernoulli, Categorical, latents_of, log_mean_exp_update, once
-from tasks.layers import StackedMLP, Uniform
-from tasks.likelihoods import bernoulli_nats
-from tasks.vae import KLS, OUTPUT_BIASES, PRIORS, RandomStreams, check_prior_temperature, for_log_q, kl_beside
+from tasks.kl import KLS, check_prior_temperature, for_log_q, kl_beside
+from tasks.latents import Bernoulli, Categorical, latents_of, once
+from tasks.layers import StackedMLP
+from tasks.likelihoods import bernoulli_log_prob_, bernoulli_nats
+from tasks.vae import OUTPUT_BIASES, PRIORS
 
 MOST_LAYERS = 4
 
@@ -239,79 +241,69 @@ class DeepVAE(nn.Module):
         return self.prior_outputs if self.prior == "learned" else None  # None: uniform, in closed form
 
     @torch.no_grad()
-    def evaluate(self, split: str, num_samples: int) -> dict[str, Tensor]:
+    def evaluate(self, split: str, num_samples: int, details: bool = False) -> dict[str, Tensor]:
         """Bounds on ``log p(x)`` over a split, in nats, mean over its images: ``{name: [R]}``.
 
         With m = ``num_samples`` exact samples of all layers per image, ``elbo`` is the mean of ``log p(x, z) / q(z|x)``
         with the entropies and the top layer's KL in closed form given the samples below, and ``bound`` the
-        importance-weighted one, ``log 1/m sum_m p(x, z_m) / q(z_m|x)``. Repeatable: the samples depend on each run's
-        seed and the split alone. With grey targets neither is a bound, and the names are ``pseudo_elbo`` and
-        ``pseudo_bound``. Memory is bounded (:mod:`tasks.chunks`).
+        importance-weighted one, ``log 1/m sum_m p(x, z_m) / q(z_m|x)``. ``details`` adds what
+        :func:`tasks.bounds.evaluate` says and, where a layer's states are few, ``exact_log_likelihood`` and
+        ``exact_elbo``. With grey targets none of them is what it is called, and the names begin with ``pseudo_``.
 
         Raises:
             ValueError: if ``num_samples < 1`` or the split is none of ``train, valid, test``.
         """
-        check_samples(num_samples)
-        uniform = self.streams.fresh(f"evaluate/{split}")
-        elbo, bound = torch.zeros(2, self.replicas, dtype=torch.float64, device=self.prior_outputs.device)
-        count = 0
-        for x in image_chunks(self.data, split, self.replicas, self.prior_outputs):
-            outputs = self.encoders[0](self._centred(x))
-            total, log_total = torch.zeros_like(outputs[..., 0]), None
-            for samples in sample_chunks(num_samples, x.shape[1]):
-                log_p, log_ratio, mean_log_ratio = self._sampled(x, outputs, samples, uniform)
-                total += (log_p - mean_log_ratio).sum(0)
-                log_total = log_mean_exp_update(log_total, log_p - log_ratio)
-            assert log_total is not None
-            elbo += (total / num_samples).double().sum(-1)
-            bound += (log_total - math.log(num_samples)).double().sum(-1)
-            count += x.shape[1]
-        prefix = "" if getattr(self.data, split).levels == 1 else "pseudo_"
-        return {f"{prefix}elbo": elbo / count, f"{prefix}bound": bound / count}
+        return bounds.evaluate(
+            self.data,
+            split,
+            self.streams,
+            self._log_weights,
+            num_samples=num_samples,
+            words=self.layers * self.latents.latents,
+            like=self.prior_outputs,
+            details=details,
+            exact=self.exact if enumeration.is_feasible(self.latents, self.layers) else None,
+        )
 
-    def _sampled(self, x: Tensor, outputs: Tensor, samples: int, uniform: Uniform) -> tuple[Tensor, Tensor, Tensor]:
-        """At exact samples of all layers ``sum log p(z_{n-1}|z_n)``, the sum of the log-ratios and that of their means.
-
-        ``outputs`` ``[R, E, width]``: of the first encoder -> three of ``[samples, R, E]``.
-        """
-        shape = (samples, *outputs.shape[:2], self.latents.latents)
-        log_p, log_ratio, mean_log_ratio = torch.zeros(3, *shape[:-1], dtype=outputs.dtype, device=outputs.device)
+    def _log_weights(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """``log p(x, z) / q(z|x)`` of exact samples, and the term of the ELBO, for :func:`tasks.bounds.evaluate`."""
+        images, samples = noise.shape[1:3]
+        outputs = self.encoders[0](self._centred(x)).repeat_interleave(samples, 1)  # a row is a sample of an image
+        log_p = log_ratio = mean_log_ratio = torch.zeros_like(outputs[..., 0])
         below: Tensor | None = None
-        for layer in range(self.layers):
+        for layer, own in enumerate(noise.flatten(1, 2).split(self.latents.latents, -1)):
             outputs = outputs if below is None else self.encoders[layer](self._entering(below))
-            features = self.latents.sample(outputs, uniform(shape, outputs.dtype, outputs.device, 1))
-            log_p -= self._nats(self.decoders[layer](self._entering(features)), below, x)
-            log_ratio += self._log_ratio(features, outputs, layer)
-            mean_log_ratio += self._mean_log_ratio(outputs, layer)
+            features = self.latents.draw(outputs, own)
+            generated = self.decoders[layer](self._entering(features))
+            if below is None:
+                log_p = bernoulli_log_prob_(generated.unflatten(1, (images, samples)), x).flatten(1)
+            else:
+                log_p = log_p - self.latents.nats(below, generated)
+            log_ratio = log_ratio + self._log_ratio(features, outputs, layer)
+            mean_log_ratio = mean_log_ratio + self._mean_log_ratio(outputs, layer)
             below = features
-        return log_p, log_ratio, mean_log_ratio
+        shape = (images, samples)
+        return (log_p - log_ratio).unflatten(1, shape), (log_p - mean_log_ratio).unflatten(1, shape)
 
     @torch.no_grad()
-    def log_likelihood(self, x: Tensor, max_states: int = 65536) -> Tensor:
-        """``log p(x)`` in nats, exactly, for a model with few states: ``x`` ``[R, E, D]`` -> ``[R, E]``.
+    def exact(self, x: Tensor) -> dict[str, Tensor]:
+        """``exact_log_likelihood``, ``log p(x)``, and ``exact_elbo`` in nats, by summing over all states of all layers.
 
-        All S = ``K**L`` joint states of a layer are summed over, from the top layer down; the time grows with S E and,
-        for each layer below the top, with S^2. Raises ``ValueError`` if S > ``max_states``.
+        ``x`` ``[R, E, D]`` -> ``[R, E]``, float64. Time and memory grow with the square of a layer's ``K**L`` states.
         """
-        count = self.latents.categories**self.latents.latents
-        if count > max_states:
-            raise ValueError(
-                f"the exact likelihood would sum over {self.latents.categories}**{self.latents.latents} states of a "
-                f"layer, more than max_states={max_states}; use evaluate"
-            )
-        states = self.latents.states(like=x)
-        prior = self.latents.log_ratio(states[:, None, None], self.prior_outputs, None)
-        log_p = (prior - self._log_states).squeeze(-1)  # [S, R]: of the states of z_N
-        for layer in reversed(range(self.layers)):
-            width, total = (states.shape if layer else x.shape[1:])[0], None
-            for some in torch.arange(count, device=x.device).split(max(1, CHUNK_ROWS // width)):
-                generated = self.decoders[layer](self._entering(states[some].expand(self.replicas, -1, -1)))
-                generated = generated.movedim(1, 0).unsqueeze(2).expand(-1, -1, width, -1)
-                nats = self._nats(generated, states if layer else None, x)
-                total = log_mean_exp_update(total, log_p[some][..., None] - nats)
-            assert total is not None
-            log_p = total.T if layer else total
-        return log_p
+        states = enumeration.all_states(self.latents, like=x)
+        entering = self._entering(states).expand(self.replicas, -1, -1)
+
+        def conditional(network: StackedMLP) -> Tensor:
+            return enumeration.log_probs(self.latents, network(entering), states)
+
+        return enumeration.of_deep_auto_encoder(
+            enumeration.log_probs(self.latents, self.encoders[0](self._centred(x)), states),
+            [conditional(encoder) for encoder in self.encoders[1:]],
+            enumeration.log_likelihoods(lambda some: self.decoders[0](self._entering(some)), states, x),
+            [conditional(decoder) for decoder in self.decoders[1:]],
+            enumeration.log_probs(self.latents, self.prior_outputs, states),
+        )
 
     @torch.no_grad()
     def examples(self, count: int = 10) -> list[dict[str, Tensor]]:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tasks.bounds import RandomStreams
 from tasks.datasets import Dataset
 from tasks.latents import latents_of
-from tasks.vae import RandomStreams
 
 
 class FreeLogits(nn.Module, ABC):
@@ -110,8 +110,8 @@ class FreeLogits(nn.Module, ABC):
         return estimator(self.logits(self.outputs.expand(-1, batch.shape[1], -1)), self.loss_of)
 
     @torch.no_grad()
-    def evaluate(self, split: str, num_samples: int) -> dict[str, Tensor]:
-        """``{"value": [replicas], "gap": [replicas]}``, exact whatever ``num_samples``."""
+    def evaluate(self, split: str, num_samples: int, details: bool = False) -> dict[str, Tensor]:
+        """``{"value": [replicas], "gap": [replicas]}``, exact whatever ``num_samples``; there are no more details."""
         expected = self.expected(self.logits(self.outputs.double()).softmax(-1).squeeze(1))
         return {"value": -expected, "gap": expected - self.optimum()}
 

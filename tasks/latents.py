@@ -15,6 +15,9 @@ from torch import Tensor
 
 from tasks.likelihoods import bernoulli_nats, nats_from_sigmoid
 
+RESOLUTION = 2.0**31
+"""Noise for :meth:`Bernoulli.draw` is uniform on the integers below this."""
+
 
 class _BernoulliKLToUniform(torch.autograd.Function):
     """``sum q a - softplus(a)``, q = sigmoid(a): the KL but for its constant. Its derivative ``q (1 - q) a`` is worth
@@ -52,6 +55,15 @@ class Bernoulli:
         """Exact samples as features, from uniform noise ``u`` ``[..., latents]``."""
         return (u < outputs.sigmoid()).to(outputs.dtype)
 
+    def draw(self, outputs: Tensor, noise: Tensor) -> Tensor:
+        """Exact samples as features, from integers ``noise`` ``[..., latents]`` uniform in 0 .. 2**31 - 1.
+
+        Probabilities are rounded to multiples of 2**-31, so that bits less likely than half of that never come up.
+        """
+        last = outputs.double().sigmoid_().mul_(RESOLUTION).round_().sub_(1).to(torch.int32)
+        features = torch.empty(noise.shape, dtype=outputs.dtype, device=outputs.device)
+        return torch.le(noise, last, out=features)
+
     def kl(self, outputs: Tensor, prior: Tensor | None) -> Tensor:
         """``KL(q || p)`` summed over latents, in nats, ``[..., examples]``; ``prior=None`` is uniform."""
         if prior is None and not torch._C._are_functorch_transforms_active():
@@ -64,13 +76,14 @@ class Bernoulli:
             return (features * outputs - F.softplus(outputs)).sum(-1) + self.latents * math.log(2)
         return (features * (outputs - prior) - F.softplus(outputs)).sum(-1) + F.softplus(prior).sum(-1)
 
+    def log_ratio_terms(self, outputs: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``(slope [..., latents], constant [...])``: :meth:`log_ratio` is ``features . slope + constant``."""
+        prior = torch.zeros_like(outputs) if prior is None else prior
+        return outputs - prior, (F.softplus(prior) - F.softplus(outputs)).sum(-1)
+
     def nats(self, features: Tensor, outputs: Tensor) -> Tensor:
         """``-log p(z)`` under the distribution of ``outputs``; linear in ``features``. ``[..., examples]``."""
         return bernoulli_nats(outputs, features)
-
-    def states(self, like: Tensor) -> Tensor:
-        """The features of all ``2**latents`` joint states, ``[states, latents]``."""
-        return _joint(self.latents, 2, like).to(like.dtype)
 
 
 class Categorical:
@@ -93,6 +106,13 @@ class Categorical:
         index = (u.unsqueeze(-1) >= cumulative).sum(-1)
         return self.features(F.one_hot(index, self.categories).to(outputs.dtype))
 
+    def draw(self, outputs: Tensor, noise: Tensor) -> Tensor:
+        """Exact samples as features, from integers ``noise`` ``[..., latents]``; see :meth:`Bernoulli.draw`."""
+        cumulative = self.logits(outputs).double().softmax(-1).cumsum(-1)[..., :-1]
+        last = cumulative.mul_(RESOLUTION).round_().sub_(1).clamp_max_(RESOLUTION - 1).to(torch.int32)
+        index = (noise.unsqueeze(-1) > last).sum(-1)
+        return self.features(F.one_hot(index, self.categories).to(outputs.dtype))
+
     def kl(self, outputs: Tensor, prior: Tensor | None) -> Tensor:
         """``KL(q || p)`` summed over latents, in nats, ``[..., examples]``; ``prior=None`` is uniform."""
         return self.log_ratio(self.features(self.logits(outputs).softmax(-1)), outputs, prior)
@@ -103,17 +123,15 @@ class Categorical:
         log_p = -math.log(self.categories) if prior is None else self.logits(prior).log_softmax(-1)
         return (features * (log_q - log_p).flatten(-2)).sum(-1)
 
+    def log_ratio_terms(self, outputs: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``(slope [..., latents * K], 0)``: :meth:`log_ratio` is ``features . slope``."""
+        log_p = -math.log(self.categories) if prior is None else self.logits(prior).log_softmax(-1)
+        slope = (self.logits(outputs).log_softmax(-1) - log_p).flatten(-2)
+        return slope, torch.zeros_like(slope[..., 0])
+
     def nats(self, features: Tensor, outputs: Tensor) -> Tensor:
         """``-log p(z)`` under the distribution of ``outputs``; linear in ``features``. ``[..., examples]``."""
         return -(features * self.logits(outputs).log_softmax(-1).flatten(-2)).sum(-1)
-
-    def states(self, like: Tensor) -> Tensor:
-        """The features of all ``categories**latents`` joint states, ``[states, latents * categories]``."""
-        return self.features(F.one_hot(_joint(self.latents, self.categories, like), self.categories).to(like.dtype))
-
-
-def _joint(latents: int, categories: int, like: Tensor) -> Tensor:
-    return torch.cartesian_prod(*[torch.arange(categories, device=like.device)] * latents).reshape(-1, latents)
 
 
 def latents_of(latents: int, categories: int) -> Bernoulli | Categorical:
@@ -134,9 +152,3 @@ def once(z: Tensor) -> Tensor:
     if z.requires_grad or torch._C._are_functorch_transforms_active() or z.stride(-3) != 0:
         return z
     return z[..., :1, :, :]
-
-
-def log_mean_exp_update(total: Tensor | None, log_weights: Tensor) -> Tensor:
-    """Accumulate ``logsumexp`` of ``log_weights`` ``[samples, ...]`` over chunks of samples."""
-    chunk = log_weights.logsumexp(0)
-    return chunk if total is None else torch.logaddexp(total, chunk)

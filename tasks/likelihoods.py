@@ -64,3 +64,27 @@ def bernoulli_nats(logits: Tensor, x: Tensor) -> Tensor:
     if torch._C._are_functorch_transforms_active():  # they want a Function of another form, which costs more per call
         return F.softplus(logits).sum(-1) - torch.linalg.vecdot(logits, x.expand_as(logits))
     return _BernoulliNats.apply(logits, x)
+
+
+def dot(rows: Tensor, vectors: Tensor) -> Tensor:
+    """``rows`` ``[R, E, S, D]``, dense, times ``vectors`` ``[R, E, D]`` -> ``[R, E, S]``, in one pass over the rows.
+
+    The vector stands on the left: as a column MKL takes ten times as long.
+    """
+    return torch.bmm(vectors.flatten(0, 1).unsqueeze(1), rows.flatten(0, 1).mT).view(rows.shape[:-1])
+
+
+def bernoulli_log_prob_(logits: Tensor, x: Tensor) -> Tensor:
+    """``log p(x)`` of independent Bernoulli pixels for evaluation: no derivative, and ``logits`` are overwritten.
+
+    ``logits`` ``[R, E, S, D]``, dense, and ``x`` ``[R, E, D]`` in [0, 1] -> ``[R, E, S]`` nats, by::
+
+        log p(x) = sum_d (x_d - 1/2) a_d - 1/2 |a_d| + log sigmoid(|a_d|)
+
+    whose first term is a product of matrices and whose last takes one logarithm for up to ``LARGEST_GROUP`` pixels:
+    half the passes over the pixels that :func:`bernoulli_nats` makes.
+    """
+    linear = dot(logits, x - 0.5)
+    linear.add_(logits.abs_().sum(-1), alpha=-0.5)
+    factors = logits.sigmoid_().unflatten(-1, (-1, _group(logits.shape[-1])))
+    return linear.add_(factors.prod(-1).log_().sum(-1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.chunks import check_samples, image_chunks, sample_chunks
+from tasks import bounds, enumeration
+from tasks.bounds import RandomStreams
 from tasks.datasets import Dataset
-from tasks.latents import Bernoulli, Categorical, latents_of, log_mean_exp_update
+from tasks.latents import Bernoulli, Categorical, latents_of
 from tasks.layers import StackedMLP, Uniform
-from tasks.likelihoods import bernoulli_nats
-from tasks.vae import OUTPUT_BIASES, RandomStreams
+from tasks.likelihoods import bernoulli_log_prob_, bernoulli_nats
+from tasks.vae import OUTPUT_BIASES
 
 MOST_LAYERS = 4
 MEAN_OF = 100
@@ -133,37 +133,44 @@ class StructuredPrediction(nn.Module):
         return expected(self.networks[0](x), 0)
 
     @torch.no_grad()
-    def evaluate(self, split: str, num_samples: int) -> dict[str, Tensor]:
+    def evaluate(self, split: str, num_samples: int, details: bool = False) -> dict[str, Tensor]:
         """Bounds on ``log p(y|x)`` over a split, in nats, mean over its images: ``{name: [R]}``.
 
         With m = ``num_samples`` exact samples of the latents per image, ``elbo`` is the mean of ``log p(y|z)`` and
         ``bound`` the log of the mean, ``log 1/m sum_m p(y|z_m)`` (the papers' negative log-likelihood is its negative).
         The names are those of a VAE, where the samples come from q(z|x) and are weighted: in the mean
-        ``elbo <= bound <= log p(y|x)``, ``bound`` rises with m, and with m = 1 they are equal. Repeatable: the samples
-        depend on each run's seed and the split alone. With grey targets neither is a bound, and the names are
-        ``pseudo_elbo`` and ``pseudo_bound``. Memory is bounded (:mod:`tasks.chunks`).
+        ``elbo <= bound <= log p(y|x)``, ``bound`` rises with m, and with m = 1 they are equal. ``details`` adds what
+        :func:`tasks.bounds.evaluate` says and, where a layer's states are few, ``exact_log_likelihood`` and
+        ``exact_elbo``. With grey targets none of them is what it is called, and the names begin with ``pseudo_``.
 
         Raises:
             ValueError: if ``num_samples < 1`` or the split is none of ``train, valid, test``.
         """
-        check_samples(num_samples)
-        uniform, like = self.streams.fresh(f"evaluate/{split}"), self.networks[0].biases[0]
-        elbo, bound = torch.zeros(2, self.streams.replicas, dtype=torch.float64, device=like.device)
-        count = 0
-        for images in image_chunks(self.data, split, self.streams.replicas, like):
-            x, y = images[..., : self.upper], images[..., self.upper :]
-            outputs = self.networks[0](x)
-            log_likelihood, log_total = torch.zeros_like(outputs[..., 0]), None
-            for samples in sample_chunks(num_samples, images.shape[1]):
-                log_p = -bernoulli_nats(self._predict(outputs, samples, uniform), y)
-                log_likelihood += log_p.sum(0)
-                log_total = log_mean_exp_update(log_total, log_p)
-            assert log_total is not None
-            elbo += (log_likelihood / num_samples).double().sum(-1)
-            bound += (log_total - math.log(num_samples)).double().sum(-1)
-            count += images.shape[1]
-        prefix = "" if getattr(self.data, split).levels == 1 else "pseudo_"
-        return {f"{prefix}elbo": elbo / count, f"{prefix}bound": bound / count}
+        return bounds.evaluate(
+            self.data,
+            split,
+            self.streams,
+            self._log_weights,
+            num_samples=num_samples,
+            words=self.layers * self.latents.latents,
+            like=self.networks[0].biases[0],
+            details=details,
+            exact=self._exact if enumeration.is_feasible(self.latents, self.layers) else None,
+        )
+
+    def _log_weights(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """``log p(y|z)`` of exact samples, twice, for :func:`tasks.bounds.evaluate`."""
+        x, y = images[..., : self.upper], images[..., self.upper :]
+        outputs = self.networks[0](x).unsqueeze(2)
+        for network, own in zip(self.networks[1:], noise.split(self.latents.latents, -1), strict=True):
+            features = self.latents.draw(outputs, own)
+            outputs = network(features.flatten(1, 2)).unflatten(1, features.shape[1:3])
+        log_p = bernoulli_log_prob_(outputs, y)
+        return log_p, log_p
+
+    def _exact(self, images: Tensor) -> dict[str, Tensor]:
+        x, y = images[..., : self.upper], images[..., self.upper :]
+        return enumeration.of_chain(self.latents, self.networks[0](x), list(self.networks[1:]), y)
 
     def _predict(self, outputs: Tensor, samples: int, uniform: Uniform) -> Tensor:
         """Logits of y ``[samples, R, E, pixels]``, each from a fresh exact sample of all layers.

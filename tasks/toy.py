@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tasks.bounds import RandomStreams
 from tasks.datasets import Dataset
 from tasks.free_logits import FreeLogits
-from tasks.vae import RandomStreams
 
 
 class Toy(FreeLogits):

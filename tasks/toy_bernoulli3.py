@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tasks.bounds import RandomStreams
 from tasks.datasets import Dataset
 from tasks.free_logits import FreeLogits
-from tasks.vae import RandomStreams
 
 TARGETS = (0.6, 0.51, 0.48)
 

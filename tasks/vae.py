@@ -4,66 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tasks.chunks import check_samples, image_chunks, sample_chunks
+from tasks import bounds, enumeration
+from tasks.bounds import RandomStreams
 from tasks.datasets import Dataset
-from tasks.latents import latents_of, log_mean_exp_update, once
-from tasks.layers import StackedMLP, Uniform
-from tasks.likelihoods import bernoulli_nats
+from tasks.kl import KLS, check_prior_temperature, for_log_q, kl_beside
+from tasks.latents import latents_of, once
+from tasks.layers import StackedMLP
+from tasks.likelihoods import bernoulli_log_prob_, bernoulli_nats, dot
 
-PRIORS, KLS, OUTPUT_BIASES = ("uniform", "learned"), ("auto", "analytic", "sampled", "relaxed"), ("zero", "data_mean")
-
-
-class RandomStreams(Protocol):
-    """Per-replica randomness: ``fresh(purpose)`` starts a stream that depends on each run's seed and the purpose."""
-
-    @property
-    def replicas(self) -> int: ...
-
-    def fresh(self, purpose: str) -> Uniform: ...
-
-
-def kl_beside(estimator: Callable[..., Tensor], kl: str) -> str:
-    """What the option ``kl`` is with this estimator: ``analytic``, ``sampled`` or ``relaxed``.
-
-    Raises:
-        ValueError: for ``relaxed`` with an estimator whose samples have no Concrete density.
-    """
-    has_density = hasattr(estimator, "sample_with_log_prob") and getattr(estimator, "relaxed", False)
-    if kl == "relaxed" and not has_density:
-        raise ValueError(
-            "task.kl=relaxed needs relaxed samples with a Concrete density: use estimator=gumbel_softmax with "
-            "estimator.hard=false, or keep this estimator with task.kl=auto"
-        )
-    if kl != "auto":
-        return kl
-    of_weights = getattr(estimator, "objective", "mean") == "multi_sample_bound"
-    return "sampled" if of_weights or getattr(estimator, "rescales", False) else "analytic"
-
-
-def check_prior_temperature(temperature: float | Tensor | None, kl: str) -> None:
-    """Raise ``ValueError`` for one that is not positive, or that the KL has no use for."""
-    if temperature is None:
-        return
-    if kl != "relaxed":
-        raise ValueError(f"task.prior_temperature is an option of task.kl=relaxed; with task.kl={kl} leave it null")
-    values = torch.as_tensor(temperature)
-    if not bool(((values > 0) & values.isfinite()).all()):
-        raise ValueError(f"task.prior_temperature must be positive and finite, not {values.flatten().tolist()}")
-
-
-def for_log_q(outputs: Tensor, estimator: Callable[..., Tensor]) -> Tensor:
-    """The ``outputs`` from which a sampled KL takes ``log q``, without their gradient where it is noise alone.
-
-    At one exact sample the gradient of ``log q`` itself is the score, of mean zero. An estimator that differentiates
-    the loss in the sample, or one of log weights, needs it.
-    """
-    is_noise = getattr(estimator, "objective", "mean") == "mean" and not getattr(estimator, "needs_gradient", True)
-    return outputs.detach() if is_noise else outputs
+PRIORS, OUTPUT_BIASES = ("uniform", "learned"), ("zero", "data_mean")
 
 
 class VAE(nn.Module):
@@ -205,38 +159,45 @@ class VAE(nn.Module):
         return kl_beside(estimator, self.kl)
 
     @torch.no_grad()
-    def evaluate(self, split: str, num_samples: int) -> dict[str, Tensor]:
+    def evaluate(self, split: str, num_samples: int, details: bool = False) -> dict[str, Tensor]:
         """Bounds on ``log p(x)`` over a split, in nats, mean over its images: ``{name: [R]}``.
 
         ``elbo``: ``E_q[log p(x|z)]`` by ``num_samples`` exact samples, minus the analytic KL. ``bound``:
-        the importance-weighted bound ``log 1/m sum_m p(x, z_m) / q(z_m|x)`` with ``m = num_samples``. Repeatable: the
-        samples depend on each run's seed and the split alone. With grey targets neither is a bound, and the names are
-        ``pseudo_elbo`` and ``pseudo_bound``. Memory is bounded (:mod:`tasks.chunks`).
+        the importance-weighted bound ``log 1/m sum_m p(x, z_m) / q(z_m|x)`` with ``m = num_samples``. ``details`` adds
+        what :func:`tasks.bounds.evaluate` says and, where the joint states are few, ``exact_log_likelihood`` and
+        ``exact_elbo``. With grey targets none of them is what it is called, and the names begin with ``pseudo_``.
 
         Raises:
             ValueError: if ``num_samples < 1`` or the split is none of ``train, valid, test``.
         """
-        check_samples(num_samples)
-        uniform = self.streams.fresh(f"evaluate/{split}")
-        elbo, bound = torch.zeros(2, self.replicas, dtype=torch.float64, device=self.prior_outputs.device)
-        count = 0
-        for x in image_chunks(self.data, split, self.replicas, self.prior_outputs):
-            outputs = self.encoder(x)
-            kl = self.latents.kl(outputs, self._prior)
-            log_likelihood, log_total = torch.zeros_like(kl), None
-            for samples in sample_chunks(num_samples, x.shape[1]):
-                shape = (samples, *outputs.shape[:2], self.latents.latents)
-                features = self.latents.sample(outputs, uniform(shape, outputs.dtype, outputs.device, 1))
-                log_p = -self.reconstruction(features, x)
-                log_likelihood += log_p.sum(0)
-                log_ratio = self.latents.log_ratio(features, outputs, self._prior)
-                log_total = log_mean_exp_update(log_total, log_p - log_ratio)
-            assert log_total is not None
-            elbo += (log_likelihood / num_samples - kl).double().sum(-1)
-            bound += (log_total - math.log(num_samples)).double().sum(-1)
-            count += x.shape[1]
-        prefix = "" if getattr(self.data, split).levels == 1 else "pseudo_"
-        return {f"{prefix}elbo": elbo / count, f"{prefix}bound": bound / count}
+        return bounds.evaluate(
+            self.data,
+            split,
+            self.streams,
+            self._log_weights,
+            num_samples=num_samples,
+            words=self.latents.latents,
+            like=self.prior_outputs,
+            details=details,
+            exact=self._exact if enumeration.is_feasible(self.latents) else None,
+        )
+
+    def log_likelihood(self, features: Tensor, x: Tensor) -> Tensor:
+        """``log p(x|z)`` without a derivative: features ``[R, E, S, width]``, x ``[R, E, D]`` -> ``[R, E, S]`` nats."""
+        logits = self.decoder(features.flatten(1, 2)).unflatten(1, features.shape[1:3])
+        return bernoulli_log_prob_(logits, x)
+
+    def _log_weights(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """``log p(x, z) / q(z|x)`` and ``log p(x|z) - KL`` of exact samples, for :func:`tasks.bounds.evaluate`."""
+        outputs = self.encoder(x)
+        features = self.latents.draw(outputs.unsqueeze(2), noise)
+        log_p = self.log_likelihood(features, x)
+        slope, constant = self.latents.log_ratio_terms(outputs, self._prior)
+        log_ratio = dot(features, slope).add_(constant.unsqueeze(-1))
+        return log_p - log_ratio, log_p - self.latents.kl(outputs, self._prior).unsqueeze(-1)
+
+    def _exact(self, x: Tensor) -> dict[str, Tensor]:
+        return enumeration.of_auto_encoder(self.latents, self.encoder(x), self.prior_outputs, self.decoder, x)
 
     @torch.no_grad()
     def examples(self, count: int = 10) -> list[dict[str, Tensor]]:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from fake_runs import make_config, write_run
 
-from analysis import figures, report, tables
+from analysis import command, figures, tables
 from analysis.published import all_published, differences, published
 from analysis.records import IMAGES, load
 from analysis.statistics import ProtocolsDiffer, as_text, curve, final_rows, interval, interval_name, select, summarise
@@ -166,7 +166,7 @@ def test_different_protocols_are_refused_with_field_values_and_advice(sweep):
     assert "prior is learned (1 runs) and uniform (1 runs)" in sentence
     assert "test_samples is 100 (1 runs) and 1000 (1 runs)" in sentence
     assert "--where protocol.prior=learned" in sentence
-    assert len(summarise(report.where(load(sweep), ["protocol.prior=learned"]))) == 1
+    assert len(summarise(command.where(load(sweep), ["protocol.prior=learned"]))) == 1
 
 
 def test_protocols_may_differ_between_tasks(sweep):
@@ -318,10 +318,10 @@ def test_an_unfinished_sweep_has_curves(sweep, tmp_path):
 
 
 def test_analysis_imports_no_training_code():
-    code = "import sys, analysis.report, analysis.figures; print(*{name.split('.')[0] for name in sys.modules})"
+    code = "import sys, analysis.command, analysis.figures; print(*{name.split('.')[0] for name in sys.modules})"
     modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {"torch", "tasks", "estimators", "training", "hydra"} & set(modules.split())
-    code = "import sys, analysis.report, analysis.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, analysis.command, analysis.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -361,7 +361,7 @@ def load_quietly(path):
 
 def test_report_refuses_with_one_sentence(sweep, tmp_path, capsys):
     def refusal(*arguments):
-        code = report.main([str(argument) for argument in arguments])
+        code = command.main([str(argument) for argument in arguments])
         sentence = capsys.readouterr().err
         assert sentence.count("\n") == 1
         return code, sentence
@@ -373,19 +373,19 @@ def test_report_refuses_with_one_sentence(sweep, tmp_path, capsys):
     code, sentence = refusal(sweep, "--output", tmp_path / "elsewhere")
     assert code == 2 and "no run is finished" in sentence
     assert (tmp_path / "elsewhere" / "learning_curves.pdf").exists() and not (sweep / "report").exists()
-    assert report.main([str(sweep)]) == 2 and f"running: {running.name}" in capsys.readouterr().out
+    assert command.main([str(sweep)]) == 2 and f"running: {running.name}" in capsys.readouterr().out
     write_run(sweep, make_config("nvil"))
     write_run(sweep, make_config("darn"), protocol={"kl": "sampled"})
     code, sentence = refusal(sweep)
     assert code == 1 and "kl is analytic (1 runs) and sampled (1 runs)" in sentence
     assert refusal(sweep, "--where", "nonsense=1")[0] == 2
-    assert report.main([str(sweep), "--where", "protocol.kl=sampled"]) == 0
+    assert command.main([str(sweep), "--where", "protocol.kl=sampled"]) == 0
 
 
 def test_a_sweep_of_damaged_runs_only(sweep, capsys):
     path = write_run(sweep)
     (path / "result.json").write_text("{}")
-    assert report.main([str(sweep)]) == 2
+    assert command.main([str(sweep)]) == 2
     assert "no readable run" in capsys.readouterr().err
 
 

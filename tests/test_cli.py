@@ -120,6 +120,23 @@ def test_every_experiment_composes_and_says_its_command(name):
     assert head.startswith("# ") and f"python train.py -m +experiment={name}" in head
 
 
+def test_a_budget_comes_between_the_experiment_and_the_command_line(monkeypatch, capsys, tmp_path):
+    """In full six learning rates and five seeds for each task and estimator; small: one rate, three seeds."""
+    common = ["+experiment=jang_table1", "data=digits", "dry_run=true", f"runs_dir={tmp_path}", "estimator=nvil"]
+
+    def planned(*arguments):
+        assert call(monkeypatch, *common, *arguments) is None
+        return int(capsys.readouterr().out.split()[0])
+
+    assert planned("task=sbn_bernoulli", "steps=1") == 1 * 6 * 5
+    assert planned("budget=small", "task=vae_bernoulli") == 1 * 3
+    assert planned("budget=small", "task=vae_bernoulli", "replicas=2", "optimizer=sgd", "optimizer.momentum=0.5") == 2
+    code = call(monkeypatch, *common, "budget=tiny")
+    assert code == "error: budget=tiny: choose one of those that the experiment has (full, small)"
+    code = call(monkeypatch, "budget=small", f"runs_dir={tmp_path}")
+    assert code is not None and "add -m" in code and not list(tmp_path.rglob("*.json"))
+
+
 def test_exact_trains_where_it_can_enumerate():
     schema.register()
     with initialize_config_module("conf", version_base="1.3"):

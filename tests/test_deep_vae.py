@@ -217,24 +217,17 @@ def in_order(task):
 
 @pytest.mark.parametrize(("categories", "layers"), [(2, 1), (2, 2), (3, 2), (2, 3), (3, 4)])
 def test_the_exact_likelihood_is_a_distribution_over_images(categories, layers):
-    """It sums to 1 over all images, and is that of enumerating the joint states of all layers."""
+    """It sums to 1 over all images; it and the exact ELBO are those of enumerating the joint states of all layers."""
     task = tiny(categories=categories, layers=layers, latents=2, prior="learned", centred=True)
     every = torch.cartesian_prod(*[torch.arange(2.0)] * PIXELS).double().expand(task.replicas, -1, -1)
-    log_p = task.log_likelihood(every)
+    log_p = task.exact(every)["exact_log_likelihood"]
     assert torch.allclose(log_p.logsumexp(1), torch.zeros(task.replicas, dtype=torch.float64), atol=1e-12)
     with torch.no_grad():
-        _, log_joint = enumerated(task, every[:, :3])
+        log_q, log_joint = enumerated(task, every[:, :3])
     assert torch.allclose(log_p[:, :3], log_joint.logsumexp(0), rtol=1e-12)
-    with pytest.raises(ValueError, match="more than max_states=3; use evaluate"):
-        task.log_likelihood(every, max_states=3)
-
-
-def test_the_exact_likelihood_of_many_states_is_summed_in_chunks():
-    """3^7 states of one layer; a chunk has at most 1000 / 40."""
-    task = tiny((0,), categories=3, latents=7, layers=1)
-    with torch.no_grad():
-        _, log_joint = enumerated(task, images(task))
-    assert torch.allclose(task.log_likelihood(images(task)), log_joint.logsumexp(0), rtol=1e-12)
+    elbo = (log_q.exp() * (log_joint - log_q)).sum(0)
+    assert torch.allclose(task.exact(every[:, :3])["exact_elbo"], elbo, rtol=1e-12)
+    assert (elbo < log_p[:, :3] - 1e-3).all()
 
 
 @pytest.mark.parametrize(("categories", "layers"), [(2, 2), (3, 2), (2, 3)])
@@ -248,12 +241,14 @@ def test_evaluation_against_enumeration(categories, layers):
     x = images(task, dtype=torch.float32)
     with torch.no_grad():
         log_q, log_joint = enumerated(task, x)
-    exact = task.log_likelihood(x)
+    exact = log_joint.logsumexp(0)
     elbo = (log_q.exp() * (log_joint - log_q)).sum(0)
     spread = (log_q.exp() * (log_joint - log_q) ** 2).sum(0) - elbo**2
     bounds = []
     for samples in (1, 10, 100, 3000):
-        found = task.evaluate("test", samples)
+        found = task.evaluate("test", samples, details=True)
+        assert torch.allclose(found["exact_log_likelihood"], exact.double().mean(-1), rtol=1e-5)
+        assert torch.allclose(found["exact_elbo"], elbo.double().mean(-1), rtol=1e-5)
         error = (spread.mean(-1) / samples / spread.shape[-1]).sqrt().double()
         assert ((found["elbo"] - elbo.mean(-1)).abs() < 6 * error + 1e-4).all()
         assert (found["bound"] < exact.mean(-1) + 6 * error + 1e-4).all()
@@ -307,7 +302,7 @@ def test_pictures():
         ("originals", "reconstructions", "samples"), (4, 2, 3)
     )
     every = torch.cartesian_prod(*[torch.arange(2.0)] * PIXELS)[None]
-    mean = (task.log_likelihood(every).exp()[..., None] * every).sum(1)[0]
+    mean = (task.exact(every)["exact_log_likelihood"].exp()[..., None] * every).sum(1)[0]
     samples = task.examples(20_000)[0]["samples"].flatten(1)
     assert ((samples.mean(0) - mean).abs() < 6 * samples.std(0) / 20_000**0.5 + 1e-6).all()
 

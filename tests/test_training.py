@@ -281,6 +281,10 @@ def test_the_papers_temperature_schedule(rate, floor):
 def test_only_the_named_estimators_are_annealed():
     job = config("estimator=nvil", "schedule=exponential", "schedule.only=[gumbel_softmax]")
     Pack([job], CPU).train_step()
+    for only, anneals in (("gumbel_softmax", True), ("gumbel_softmax on vae_bernoulli", True), ("nvil on toy", False)):
+        job = config("schedule=exponential", f"schedule.only=[{only}]")
+        assert (job["estimator"]["name"], job["task"]["name"]) == ("gumbel_softmax", "vae_bernoulli")
+        assert schedules.anneals(job) is anneals
     job = config("estimator=straight_through", "schedule=exponential", "schedule.rate=1", "schedule.every=1")
     pack = Pack([job], CPU)
     pack.train_step()

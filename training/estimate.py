@@ -66,5 +66,6 @@ def _cost(config: dict[str, Any], replicas: int) -> tuple[float, float, float]:
     per_sample /= memory.TRIAL_SAMPLES * len(pack.data.valid)
     data = memory.load_once(**config["data"])
     evaluations = max(config["steps"] // config["evaluate_every"] - 1, 0) * len(data.valid) * config["evaluate_samples"]
-    evaluations += len(data.valid) * config["valid_samples"] + len(data.test) * config["test_samples"]
+    images = {"train": min(len(data.train), data.train_evaluated), "valid": len(data.valid), "test": len(data.test)}
+    evaluations += sum(count * config[f"{split}_samples"] for split, count in images.items())
     return config["steps"] * step + evaluations * per_sample, constant, per_replica

@@ -98,7 +98,11 @@ def train(pack: Pack, records: list[RunRecord], report: Report, lost: Collection
 
 
 def evaluate(pack: Pack, last: bool) -> list[dict[str, Any]]:
-    """A metrics row per replica: training averages since the last row, bounds on valid and, at the end, on test."""
+    """A metrics row per replica: training averages since the last row, bounds on valid and, at the end, on all splits.
+
+    The ``last`` row has the details of the bounds: standard errors over images, the bounds of fewer samples, exact
+    values of small models.
+    """
     config = pack.configs[0]
     columns: dict[str, Tensor] = {
         "train_loss": pack.loss_sum / max(pack.loss_steps, 1),
@@ -106,12 +110,13 @@ def evaluate(pack: Pack, last: bool) -> list[dict[str, Any]]:
     }
     for layer, temperature in enumerate(pack.temperatures(), start=1):
         columns["temperature" if layer == 1 else f"temperature_{layer}"] = temperature
-    splits = {"valid": config["evaluate_samples"]}
     if last:
-        splits = {"valid": config["valid_samples"], "test": config["test_samples"]}
-    for split, samples in splits.items():
-        for name, value in pack.task.evaluate(split, samples).items():
-            columns[f"{split}_{name}"] = value
+        skipped = ["train"] if config["train_samples"] == 0 or math.prod(pack.data.image_shape) == 0 else []
+        splits = [split for split in ("train", "valid", "test") if split not in skipped]
+        found = {split: pack.task.evaluate(split, config[f"{split}_samples"], details=True) for split in splits}
+    else:
+        found = {"valid": pack.task.evaluate("valid", config["evaluate_samples"])}
+    columns |= {f"{split}_{name}": value for split, metrics in found.items() for name, value in metrics.items()}
     pack.loss_sum.zero_()
     pack.loss_steps = 0
     values = {name: column.tolist() for name, column in columns.items()}

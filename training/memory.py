@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from estimators.memory import Allocations
+from tasks.chunks import BLOCK_SAMPLES, images_per_block
 from training.pack import Pack, load_once
 from training.plan import structure
 
@@ -19,7 +20,7 @@ USABLE = 0.8
 
 
 def bytes_of(config: dict[str, Any], device: torch.device) -> tuple[float, float]:
-    """``(constant, per replica)``: peak bytes of a training step and a chunk of an evaluation."""
+    """``(constant, per replica)``: peak bytes of a training step and a block of an evaluation."""
     key = (structure(config), device)
     if key not in _measured:
         peaks = []
@@ -38,14 +39,13 @@ def bytes_of(config: dict[str, Any], device: torch.device) -> tuple[float, float
 
 
 _measured: dict[tuple[str, torch.device], tuple[float, float]] = {}
-TRIAL_IMAGES, TRIAL_SAMPLES = 50, 20
-"""A chunk of an evaluation (``tasks.chunks``)."""
+TRIAL_SAMPLES = BLOCK_SAMPLES
 
 
 def trial_pack(config: dict[str, Any], replicas: int, device: torch.device) -> Pack:
-    """A pack like that of ``config`` with a few images to evaluate, to try what a step and an evaluation take."""
+    """A pack like that of ``config`` with a block of images to evaluate, to try what a step and an evaluation take."""
     data = load_once(**config["data"])
-    valid = replace(data.valid, pixels=data.valid.pixels[:TRIAL_IMAGES])
+    valid = replace(data.valid, pixels=data.valid.pixels[: images_per_block(TRIAL_SAMPLES, device)])
     return Pack([config] * replicas, device, replace(data, valid=valid))
 
 

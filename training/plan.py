@@ -10,18 +10,23 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra import initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from analysis.records import RunRecord, run_name, scientific
+from training import schema
 from training.errors import UserError
 
 Config = dict[str, Any]
@@ -106,6 +111,34 @@ def packs_of(runs: Iterable[RunPlan], workers: int, largest: int) -> list[PackPl
             packs.append(tuple(ordered[start:end]))
             start = end
     return sorted(packs, key=len, reverse=True)  # the long ones first, so that workers finish together
+
+
+def runs_of_experiment(arguments: Sequence[str], master: DictConfig, loader: Any) -> list[RunPlan]:
+    """As :func:`runs_of`, after what the experiment in ``master`` sweeps over and what its ``budget`` changes.
+
+    Raises:
+        UserError: for a budget that the experiment does not have.
+    """
+    sweeper, budget = master.hydra.sweeper, master.budget
+    params, budgets = dict(sweeper.params or {}), {"full": {}, **(sweeper.budgets or {})}
+    if budget not in budgets:
+        raise UserError(f"budget={budget}: choose one of those that the experiment has ({', '.join(budgets)})")
+    own = [f"{key}={'null' if value is None else value}" for key, value in {**params, **budgets[budget]}.items()]
+    return runs_of([*own, *arguments], master, loader)
+
+
+def runs_of_command(command: str) -> list[RunPlan]:
+    """The runs that a command ``python train.py -m ...`` asks for, without starting it."""
+    schema.register()
+    words = shlex.split(command)
+    if words[:2] != ["python", "train.py"]:
+        raise ValueError(f"not a training command: {command}")
+    arguments = [word for word in words[2:] if word != "-m"]
+    GlobalHydra.instance().clear()
+    with initialize_config_module("conf", version_base="1.3"):
+        hydra: Any = GlobalHydra.instance().hydra
+        master = hydra.compose_config("config", arguments, run_mode=RunMode.MULTIRUN)
+        return runs_of_experiment(arguments, master, hydra.config_loader)
 
 
 def runs_of(arguments: Sequence[str], master: DictConfig, loader: Any) -> list[RunPlan]:

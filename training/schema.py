@@ -44,6 +44,7 @@ class Data:
     root: str = "data"
     binarization: str = "dynamic"
     download: bool = True
+    train_evaluated: int = 10_000
 
 
 @dataclass
@@ -164,6 +165,7 @@ class Config:
     batch_size: int = 100
     evaluate_every: int = 500
     evaluate_samples: int = 1
+    train_samples: int = 100
     valid_samples: int = 100
     test_samples: int = 100
     checkpoint_seconds: float = 60.0

@@ -17,6 +17,8 @@ def check(config: dict[str, Any]) -> None:
     for name in AT_LEAST_ONE:
         if config[name] < 1:
             raise UserError(f"{name} must be at least 1, not {config[name]}")
+    if config["train_samples"] < 0:
+        raise UserError(f"train_samples must be at least 0, not {config['train_samples']}; 0: no bound on train")
     loggers.check(config["logger"])
     optimisers.check(config["optimizer"])
     schedules.check(config)

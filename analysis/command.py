@@ -1,4 +1,4 @@
-"""The report on a sweep: statuses and tables on the screen, tables, figures and the collected frame in a folder."""
+"""The command ``python -m analysis``: statuses and tables on the screen, tables, figures and the frame in a folder."""
 
 from __future__ import annotations
 
@@ -107,7 +107,11 @@ def _write_figures(frame: pd.DataFrame, output: Path) -> list[Path]:
     from analysis import figures
 
     shown = figures.chosen(frame)
-    drawn = {"learning_curves": figures.learning_curves(shown), "gradient_variance": figures.gradient_variance(shown)}
+    drawn = {
+        "learning_curves": figures.learning_curves(shown),
+        "gradient_variance": figures.gradient_variance(shown),
+        "temperatures": figures.temperatures(shown),
+    }
     tasks = shown.drop_duplicates(COMPARISON)["task"].tolist()
     for (task, data), group in shown.groupby(COMPARISON):
         images, name = figures.read_images(group), f"{task}_{data}" if tasks.count(task) > 1 else task

@@ -1,0 +1,63 @@
+"""``make paper``: folders whose runs are there are drawn anew, the others are left and say what is missing."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from test_cli import call
+
+from training import paper
+from training.errors import UserError
+from training.plan import runs_of_command
+
+ROOT = Path(__file__).parents[1]
+CONTENT = yaml.safe_load((ROOT / "docs/results/paper.yaml").read_text())
+TRAIN = "python train.py -m estimator=rloo,nvil task.latents=4 steps=6 evaluate_every=3 valid_samples=1 test_samples=1"
+
+
+@pytest.mark.parametrize("name", CONTENT)
+def test_every_committed_folder_can_be_made(name):
+    """The training command plans runs, and what is kept is what the folder holds and its page shows."""
+    entry = CONTENT[name]
+    if "train" in entry:
+        assert runs_of_command(entry["train"])
+    for file in entry["keep"]:
+        assert (paper.RESULTS / name / file).exists(), file
+
+
+def test_every_figure_on_the_page_is_one_that_can_be_made():
+    made = {f"{name}/{file}" for name, entry in CONTENT.items() for file in entry["keep"]}
+    shown = set(re.findall(r"\]\(([\w/]+\.png)\)", (ROOT / "docs/results/README.md").read_text()))
+    assert {file for file in shown if not file.startswith("certificates/")} <= made
+
+
+def test_what_is_missing_is_said_and_what_is_there_is_drawn(monkeypatch, tmp_path):
+    monkeypatch.setattr(paper, "RESULTS", tmp_path / "results")
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path / "runs"))
+    entry = {
+        "train": f"{TRAIN} sweep=tiny",
+        "draw": ["python -m analysis {runs} --output {out}"],
+        "keep": ["table.md", "learning_curves.png"],
+    }
+    said = paper.regenerate("tiny", entry)
+    assert said.startswith("left as it is: 2 of 2 runs are missing (") and entry["train"] in said
+    assert not (tmp_path / "results").exists()
+
+    assert call(monkeypatch, *entry["train"].split()[2:], "progress=false", f"runs_dir={tmp_path}/runs") is None
+    assert paper.regenerate("tiny", entry) == f"2 files written to {tmp_path}/results/tiny"
+    drawn = {file.name: file.read_bytes() for file in (tmp_path / "results/tiny").iterdir()}
+    assert set(drawn) == set(entry["keep"]) and b"| rloo |" in drawn["table.md"]
+    paper.regenerate("tiny", entry)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "results/tiny").iterdir()} == drawn
+
+    with pytest.raises(UserError, match="has not written no_such.png"):
+        paper.regenerate("tiny", {**entry, "keep": ["no_such.png"]})
+    shutil.rmtree(next((tmp_path / "runs" / "tiny").glob("nvil-*")))
+    assert paper.regenerate("tiny", entry).startswith("left as it is: 1 of 2 runs are missing (nvil-")
+
+
+def test_an_unknown_name_is_one_sentence():
+    with pytest.raises(UserError, match="has no tabel1; it has demo"):
+        paper.main(["tabel1"])

@@ -1,0 +1,86 @@
+"""``python -m training.paper [NAMES...]``: every committed table and figure anew from its runs, or what is missing.
+
+``docs/results/paper.yaml`` names for each folder the command that trains its runs, the commands that draw (in which
+``{runs}`` is the sweep's directory and ``{out}`` an empty folder), and the files to keep of what they write. Nothing is
+trained here: a folder whose runs are not all over is left as it is, and the command that makes them is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from analysis.records import DamagedRecord
+from training.errors import UserError
+from training.plan import RunPlan, runs_of_command
+
+RESULTS = Path("docs/results")
+
+
+def unfinished(runs: Sequence[RunPlan]) -> list[RunPlan]:
+    """Those without a result that can be trusted."""
+
+    def is_over(run: RunPlan) -> bool:
+        try:
+            return run.record.outcome() is not None
+        except DamagedRecord:
+            return False
+
+    return [run for run in runs if not is_over(run)]
+
+
+def regenerate(name: str, entry: dict[str, Any]) -> str:
+    """Draw one folder anew if its runs are there; returns what was done or what is missing, in a sentence.
+
+    Raises:
+        UserError: if a drawing command fails or does not write a file that is to be kept.
+    """
+    runs_directory = ""
+    if command := entry.get("train"):
+        runs = runs_of_command(f"{command} runs_dir={os.environ.get('RUNS_DIR', 'runs')}")
+        if missing := unfinished(runs):
+            some = ", ".join(run.name for run in missing[:3]) + (", ..." if len(missing) > 3 else "")
+            return f"left as it is: {len(missing)} of {len(runs)} runs are missing ({some}); make them:\n    {command}"
+        runs_directory = str(runs[0].path.parent)
+    folder = RESULTS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as out:
+        for line in entry["draw"]:
+            words = [word.format(runs=runs_directory, out=out) for word in shlex.split(line)]
+            words[0] = sys.executable if words[0] == "python" else words[0]
+            done = subprocess.run(words, capture_output=True, text=True)
+            if done.returncode:
+                raise UserError(f"{name}: {shlex.join(words)} failed: {(done.stderr or done.stdout).strip()[-500:]}")
+        for file in entry["keep"]:
+            if not (Path(out) / file).exists():
+                raise UserError(f"{name}: {line} has not written {file}, which docs/results/paper.yaml keeps")
+            shutil.copyfile(Path(out) / file, folder / file)
+    return f"{len(entry['keep'])} files written to {folder}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    content: dict[str, Any] = yaml.safe_load((RESULTS / "paper.yaml").read_text())
+    parser = argparse.ArgumentParser(prog="python -m training.paper", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(content)} (default: all)")
+    names = parser.parse_args(arguments).names or list(content)
+    if unknown := [name for name in names if name not in content]:
+        raise UserError(f"docs/results/paper.yaml has no {', '.join(unknown)}; it has {', '.join(content)}")
+    for name in names:
+        print(f"{name}: {regenerate(name, content[name])}", flush=True)
+
+
+if __name__ == "__main__":
+    from training.errors import explained
+
+    explained(main)
