@@ -3,11 +3,12 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: demo test setup lint bench certificates paper clean
+.PHONY: demo test setup lint bench certificates noise paper clean
 
-demo: setup ## train 24 runs on 8x8 digits, then print the table and draw the figures into runs/demo/report
+demo: setup ## train 24 runs on 8x8 digits, then print the table, figures and an interactive page into runs/demo/report
 	$(BIN)/python train.py -m +experiment=demo
 	$(BIN)/python -m analysis runs/demo
+	$(BIN)/python -m analysis.report runs/demo
 
 test: setup ## run all tests (those on real images when DATA_DIR is set)
 	$(BIN)/python -m pytest -n 2 -q
@@ -37,6 +38,9 @@ certificates: setup ## measure bias and variance of every estimator; tables and 
 
 paper: setup ## every table and figure of docs/results anew from the runs in runs/, and which runs are missing
 	$(BIN)/python -m training.paper
+
+noise: setup ## the library's Gumbel noise that the interactive page shows
+	$(BIN)/python -m estimators.draws analysis/page/gumbel_noise.json
 
 clean: ## remove the environment and caches (runs/ stays)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

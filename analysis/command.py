@@ -28,19 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="where the report is written (default: PATH/report)")
     parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only these runs")
     options = parser.parse_args(arguments)
-    if not options.path.exists():
-        return _refuse(f"no such path: {options.path}", NOTHING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the damaged records are listed by name below
-            frame = records.load(options.path)
-        kept = where(frame, options.where)
-    except (FileNotFoundError, ValueError) as error:
-        return _refuse(str(error), NOTHING)
-    for sentence in frame.attrs["damaged"]:
+        kept = read(options.path, options.where)
+    except ValueError as error:
+        return refuse(str(error), NOTHING)
+    for sentence in kept.attrs["damaged"]:
         print(f"damaged, left out: {sentence}")
-    if kept.empty:
-        return _refuse(f"no readable run at {options.path}" + (" with this --where" if options.where else ""), NOTHING)
     output = options.output or options.path / "report"
     output.mkdir(parents=True, exist_ok=True)
     _storable(kept).to_parquet(output / "frame.parquet")
@@ -54,13 +47,33 @@ def report(frame: pd.DataFrame, output: Path) -> int:
     try:
         summary = summarise(frame)
     except ProtocolsDiffer as error:
-        return _refuse(str(error), DIFFERENT)
+        return refuse(str(error), DIFFERENT)
     _write_tables(summary, output)
     for file in _write_figures(frame, output):
         print(f"wrote {file}")
     if not (runs["status"] == "finished").any():
-        return _refuse("no run is finished: there are no numbers to report yet", NOTHING)
+        return refuse("no run is finished: there are no numbers to report yet", NOTHING)
     return OK
+
+
+def read(path: Path, conditions: Sequence[str]) -> pd.DataFrame:
+    """The long frame of the runs at ``path`` for which every condition (:func:`where`) holds.
+
+    Raises ``ValueError``, with one sentence, if there is none. ``attrs["damaged"]`` tells what could not be read.
+    """
+    if not path.exists():
+        raise ValueError(f"no such path: {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the damaged records are in attrs
+            frame = records.load(path)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from None
+    kept = where(frame, conditions)
+    if kept.empty:
+        damaged = "".join(f"damaged, left out: {sentence}\n" for sentence in frame.attrs["damaged"])
+        raise ValueError(f"{damaged}no readable run at {path}" + (" with this --where" if conditions else ""))
+    return kept
 
 
 def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
@@ -81,16 +94,22 @@ def statuses(frame: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
     if repeated:
         lines.append(f"{repeated} runs stand in more than one sweep and count once")
     for _, run in runs[runs["status"] != "finished"].iterrows():
-        reason = as_text(run["error"])
-        if run["status"] == "diverged" and as_text(run.get("diverged_at")) != "none":
-            reason = f"at step {as_text(run['diverged_at'])}"
-        elif reason == "none":
-            reason = f"at step {as_text(run['step'])}" if as_text(run["step"]) != "none" else "no step yet"
-        lines.append(f"{run['status']}: {run['run']} ({reason.splitlines()[-1]})")
+        lines.append(f"{run['status']}: {run['run']} ({reason(run)})")
     return [*lines, ""]
 
 
-def _refuse(sentence: str, code: int) -> int:
+def reason(run: pd.Series) -> str:
+    """Why a run, a row of :func:`~analysis.statistics.final_rows`, is not finished, in words; or how far it is."""
+    error = as_text(run["error"])
+    if run["status"] == "diverged" and as_text(run.get("diverged_at")) != "none":
+        return f"at step {as_text(run['diverged_at'])}"
+    if error != "none":
+        return error.splitlines()[-1]
+    return f"at step {as_text(run['step'])}" if as_text(run["step"]) != "none" else "no step yet"
+
+
+def refuse(sentence: str, code: int) -> int:
+    """Say why there is nothing, and return the exit code ``code``."""
     print(sentence, file=sys.stderr)
     return code
 

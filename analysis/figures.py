@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from analysis.intervals import student_half_width
 from analysis.records import IMAGES
-from analysis.statistics import COMPARISON, curve, curve_metrics, final_rows, select, student_half_width
+from analysis.statistics import COMPARISON, curve, curve_metrics, final_rows, select
 from analysis.style import RC, in_order, look
 
 COLUMNS = 3
 MANY = 8
 """More estimators than this in one panel get more height and fainter bands."""
 IMAGES_SHOWN = 10
+X_LABELS = {
+    "step": "training steps",
+    "loss_evaluations": "evaluations of the loss per example",
+    "seconds": "seconds of training",
+}
 EARLY = 0.2
 """The share of the steps whose losses may lie above the visible range: they fall by hundreds of nats."""
 
@@ -43,14 +50,19 @@ def chosen(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 @matplotlib.rc_context(RC)
-def learning_curves(frame: pd.DataFrame) -> Figure | None:
-    """Negative validation bound (nats) against steps: mean over seeds with its pointwise 95 % interval (Student's t).
+def learning_curves(frame: pd.DataFrame, x: str = "step") -> Figure | None:
+    """Negative validation bound (nats) against ``x``: mean over seeds with its pointwise 95 % interval (Student's t).
+
+    ``x`` is a key of ``X_LABELS`` (:func:`~analysis.statistics.curve`); seconds are those of a whole pack of runs that
+    trained together, and the axis says of how many.
 
     Which bound: see :func:`~analysis.statistics.curve_metrics`. Of a toy problem it is the expected loss, with a line
     at the optimum. One panel per task and data set; unfinished runs are drawn one by one, thin. ``None`` if there is
     nothing to draw.
     """
-    return _panels(frame, curve_metrics(frame), _learning_curve)
+    if x not in frame or frame[x].isna().all():
+        return None
+    return _panels(frame, curve_metrics(frame), partial(_learning_curve, x=x), x)
 
 
 @matplotlib.rc_context(RC)
@@ -79,7 +91,7 @@ def temperatures(frame: pd.DataFrame) -> Figure | None:
     return _panels(moving, ("temperature",), _temperature_curve) if changes.any() else None
 
 
-def _panels(frame: pd.DataFrame, metrics: tuple[str, ...], draw: Any) -> Figure | None:
+def _panels(frame: pd.DataFrame, metrics: tuple[str, ...], draw: Any, x: str = "step") -> Figure | None:
     panels = []
     for (task, data), group in frame.groupby(COMPARISON):
         metric = next((name for name in metrics if name in group and group[name].notna().any()), None)
@@ -102,7 +114,7 @@ def _panels(frame: pd.DataFrame, metrics: tuple[str, ...], draw: Any) -> Figure 
     for position, (title, metric, group) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, position + 1)
         axes.set_title(title)
-        axes.set_xlabel("training steps")
+        axes.set_xlabel(X_LABELS[x] + (_together(group) if x == "seconds" else ""))
         draw(axes, group, metric, handles)
         axes.margins(x=0.02)
         axes.xaxis.set_major_formatter(_thousands)
@@ -116,11 +128,17 @@ def _panels(frame: pd.DataFrame, metrics: tuple[str, ...], draw: Any) -> Figure 
     return figure
 
 
+def _together(group: pd.DataFrame) -> str:
+    """How many runs trained together, if more than one."""
+    packs = sorted(set(group["pack_replicas"].dropna().astype(int))) if "pack_replicas" in group else []
+    return f" of packs of {', '.join(map(str, packs))} runs" if packs and packs != [1] else ""
+
+
 def _thousands(value: float, _: float) -> str:
     return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"
 
 
-def _learning_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[str, Any]) -> None:
+def _learning_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[str, Any], x: str) -> None:
     what = metric.removeprefix("valid_").replace("pseudo_", "pseudo-").replace("elbo", "ELBO")
     if what.endswith("bound"):
         axes.set_title(f"{axes.get_title()}, m = {group['valid_samples'].iloc[0]}")
@@ -128,7 +146,7 @@ def _learning_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[
     axes.ticklabel_format(axis="y", useOffset=False, style="plain")  # losses near 0.249 are no "+2.49e-1"
     optimum = _optimum(group)
     lowest, highest = list(optimum), list(optimum)
-    for steps, values in _curves(axes, group, metric, handles, transform=np.negative, back=lambda mean: mean):
+    for steps, values in _curves(axes, group, metric, handles, np.negative, back=lambda mean: mean, x=x):
         late = values[steps >= EARLY * steps.max()]
         lowest.append(late.min())
         highest.append(late.max())
@@ -165,9 +183,15 @@ def _temperature_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: di
 
 
 def _curves(
-    axes: Axes, group: pd.DataFrame, metric: str, handles: dict[str, Any], transform: Any, back: Any
+    axes: Axes,
+    group: pd.DataFrame,
+    metric: str,
+    handles: dict[str, Any],
+    transform: Any,
+    back: Any,
+    x: str = "step",
 ) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-    """Draw one curve per estimator; returns each curve's ``steps [m]`` and drawn ``means [m]``."""
+    """Draw one curve per estimator; returns each curve's ``x [m]`` and drawn ``means [m]``."""
     drawn = []
     names = in_order(set(group["estimator"]))
     for place, name in enumerate(names):
@@ -175,7 +199,7 @@ def _curves(
         unfinished = (runs["status"] != "finished").all()
         parts = [part for _, part in runs.groupby("path")] if unfinished else [runs]
         for part in parts:
-            steps, values = curve(part, metric)
+            steps, values = curve(part, metric, x)
             if steps.size == 0:
                 continue
             values = transform(values)

@@ -6,6 +6,7 @@ A run is a directory ``runs/<sweep>/<run>/`` with
 ``.hydra/``         ``config.yaml`` (this run's own resolved config) and ``overrides.yaml``
 ``status.json``     ``queued | running | finished | diverged | failed`` and, if failed, the error
 ``metrics.jsonl``   one row per evaluated step, appended and flushed as training goes
+``basket.jsonl``    one row per estimator and step at which gradients were measured (with ``basket=``)
 ``images.npz``      reconstructions and decoded samples for the figures (optional)
 ``checkpoint.pt``   the training state, replaced atomically
 ``claim``           exists while a process trains the run (:mod:`analysis.claims`)
@@ -13,14 +14,14 @@ A run is a directory ``runs/<sweep>/<run>/`` with
 ``result.json``     written last and atomically: a run with a result is finished, one without is not
 ==================  ==================================================================================
 
-A diverged run has a result too (with ``status: diverged``): it is over, and it is counted.
+A diverged run has a result too (with ``status: diverged``): it is over, and it is counted. The sweep's folder may hold
+``.frame.parquet``, from which its frame is loaded faster (:mod:`analysis.collect`); it is safe to delete.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import time
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 
 CONFIG = Path(".hydra") / "config.yaml"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
-METRICS, STATUS, RESULT = "metrics.jsonl", "status.json", "result.json"
+METRICS, BASKET, STATUS, RESULT = "metrics.jsonl", "basket.jsonl", "status.json", "result.json"
 IMAGES, CHECKPOINT, LOG = "images.npz", "checkpoint.pt", "log.txt"
+COSTS = ("wall_seconds", "loss_evaluations", "peak_memory_bytes", "pack_replicas", "device", "commit", "diverged_at")
 STATUSES = ("queued", "running", "finished", "diverged", "failed")
 
 # Settings that change where, how fast or how visibly a run happens, but not its numbers.
@@ -44,6 +46,7 @@ UNSCIENTIFIC = (
     "runs_dir",
     "sweep",
     "budget",
+    "source",
     "logger",
     "device",
     "threads",
@@ -64,8 +67,13 @@ class DamagedRecord(ValueError):
 
 
 def scientific(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a run's config that determines its numbers: everything but ``UNSCIENTIFIC`` and ``data.root``."""
+    """The part of a run's config that determines its numbers: everything but ``UNSCIENTIFIC`` and ``data.root``.
+
+    ``basket=none`` is left out, too: it says what a config without a basket says.
+    """
     kept = {key: value for key, value in config.items() if key not in UNSCIENTIFIC}
+    if isinstance(kept.get("basket"), dict) and kept["basket"].get("name") == "none":
+        del kept["basket"]
     if isinstance(kept.get("data"), dict):
         kept["data"] = {key: value for key, value in kept["data"].items() if key != "root"}
     return kept
@@ -119,7 +127,8 @@ class RunRecord:
         if result.get("status") not in ("finished", "diverged"):
             raise DamagedRecord(f"{self.path / RESULT}: has no status that this module writes")
         if "seals" in result and result["seals"] != self._seals():
-            changed = [name for name, seal in self._seals().items() if result["seals"].get(name) != seal]
+            now, then = self._seals(), result["seals"]
+            changed = [name for name in {**now, **then} if now.get(name) != then.get(name)]
             raise DamagedRecord(f"{self.path / changed[0]}: was changed after the run")
         return str(result["status"])
 
@@ -151,7 +160,7 @@ class RunRecord:
     def start(self, config_yaml: str, overrides: list[str], keep_until: int = 0) -> None:
         """Begin (or, with ``keep_until``, go on): write the config, drop rows of steps after ``keep_until``."""
         (self.path / CONFIG).parent.mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG, OVERRIDES, METRICS, STATUS, CHECKPOINT, IMAGES, RESULT):
+        for name in (CONFIG, OVERRIDES, METRICS, BASKET, STATUS, CHECKPOINT, IMAGES, RESULT):
             for left_behind in (self.path / name).parent.glob(f".{Path(name).name}.*.tmp"):  # by a killed process
                 left_behind.unlink(missing_ok=True)
         write_atomically(self.path / CONFIG, config_yaml.encode())
@@ -159,12 +168,24 @@ class RunRecord:
         (self.path / RESULT).unlink(missing_ok=True)
         rows = [row for row in read_metrics(self.path / METRICS) if row["step"] <= keep_until] if keep_until else []
         write_atomically(self.path / METRICS, b"".join(_to_json(row) for row in rows))
+        if (self.path / BASKET).exists():
+            rows = [row for row in self.basket() if row["step"] <= keep_until]
+            write_atomically(self.path / BASKET, b"".join(_to_json(row) for row in rows))
         self.status("running")
 
-    def append(self, row: dict[str, Any]) -> None:
-        """Add one evaluated step; flushed, so that it survives a kill."""
-        with open(self.path / METRICS, "ab") as file:
-            file.write(_to_json(row))
+    def append(self, row: dict[str, Any], file: str = METRICS) -> None:
+        """Add one evaluated step (or to ``BASKET`` one estimator at one); flushed, so that it survives a kill."""
+        with open(self.path / file, "ab") as rows:
+            rows.write(_to_json(row))
+
+    def basket(self) -> list[dict[str, Any]]:
+        """The gradients that were measured, by step and estimator."""
+        return read_rows(self.path / BASKET, "measured")
+
+    def rows_at(self, step: int) -> int:
+        """The rows that a checkpoint of ``step`` relies on; of the basket those of its own step may yet come."""
+        metrics = sum(row["step"] <= step for row in read_metrics(self.path / METRICS))
+        return metrics + sum(row["step"] < step for row in self.basket())
 
     def status(self, status: str, **details: Any) -> None:
         """Write the status word, with details such as ``error``."""
@@ -182,7 +203,8 @@ class RunRecord:
         """What tells whether other files were changed since: a hash of the config, the size of the metrics."""
         try:
             config = hashlib.sha256((self.path / CONFIG).read_bytes()).hexdigest()
-            return {str(CONFIG): config, METRICS: (self.path / METRICS).stat().st_size}
+            files = [METRICS, BASKET] if (self.path / BASKET).exists() else [METRICS]
+            return {str(CONFIG): config, **{name: (self.path / name).stat().st_size for name in files}}
         except OSError as error:
             return {str(Path(str(error.filename)).relative_to(self.path)): "missing"}
 
@@ -206,66 +228,68 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics file by step. A torn last line is a kill's trace and skipped; other damage raises."""
+    return read_rows(path)
+
+
+def read_rows(path: Path, *keys: str) -> list[dict[str, Any]]:
+    """As :func:`read_metrics`, of a file whose rows are told apart by their step and ``keys``."""
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
     except OSError as error:
         raise DamagedRecord(f"{path}: not readable ({error})") from None
-    rows: dict[int, dict[str, Any]] = {}
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
             row = json.loads(line)
-            rows[int(row["step"])] = row  # of a step that stands twice the later row counts
+            step = int(row["step"])
+            if step.bit_length() > 63:
+                raise OverflowError
+            key = (step, *(row[name] for name in keys))
+            rows[key] = {**row, "step": step}  # of a key that stands twice the later row counts
         except (ValueError, KeyError, TypeError, OverflowError):
             if number == len(lines):
                 continue
             raise DamagedRecord(f"{path}: line {number} is not a row of metrics") from None
-    return [rows[step] for step in sorted(rows)]
+    return [rows[key] for key in sorted(rows)]
 
 
 def find_runs(path: Path) -> list[Path]:
     """The run directories at or below ``path`` (a run, a sweep, or a folder of sweeps), sorted.
 
-    A directory with a result but without a config is one too, so that :func:`read_run` can say that it is damaged.
+    A directory with a result but without a config is one too, so that its reader can say that it is damaged.
     """
-    path = Path(path)
-    runs: list[Path] = []
-    for level in ("", "*/", "*/*/"):
-        found = {file.parent.parent for file in path.glob(f"{level}{CONFIG}")}
-        runs += sorted(found | {file.parent for file in path.glob(f"{level}{RESULT}")})
+    level, runs = [Path(path)], []
+    for _ in range(3):
+        found = {folder for folder in level if any(os.path.exists(f"{folder}/{name}") for name in (CONFIG, RESULT))}
+        runs += sorted(found)
+        level = [child for folder in level if folder not in found for child in _folders(folder)]
     return runs
 
 
-def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """One run: what is constant over it (config, status, protocol, costs) as a flat dict, and its metrics rows."""
-    import yaml
-
+def _folders(path: Path) -> list[Path]:
     try:
-        config = yaml.safe_load((path / CONFIG).read_text())
-        name = run_name(config)
-        constants = {**_flat_config(config), "run": path.name, "sweep": path.parent.name, "path": str(path)}
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedRecord(f"{path / CONFIG}: not a run's config ({type(error).__name__}: {error})") from None
-    rows = read_metrics(path / METRICS)
+        with os.scandir(path) as entries:
+            return [path / name for name in sorted(entry.name for entry in entries if entry.is_dir())]
+    except OSError:  # not there, not a folder, or not ours to look into
+        return []
+
+
+def read_constants(path: Path) -> tuple[dict[str, Any], int | None]:
+    """What is constant over one run (config, status, protocol, costs) as a flat dict; of a finished run its last step.
+
+    It is read before the metrics: where there is a result, they are complete.
+    """
     try:
         result = _read_json(path / RESULT)
-        if result.get("run") != path.name:
-            raise DamagedRecord(f"{path / RESULT}: is the result of run {result.get('run')!r}, not of {path.name!r}")
-        if name != path.name:
-            raise DamagedRecord(f"{path / CONFIG}: the config was changed after the run (it is {name!r})")
-        if result.get("status") not in STATUSES or not isinstance(result.get("protocol", {}), dict):
-            raise DamagedRecord(f"{path / RESULT}: has no status or no protocol that this module writes")
-        if result["status"] == "finished" and (not rows or rows[-1]["step"] != result.get("step")):
-            raise DamagedRecord(f"{path / METRICS}: rows of the finished run are missing")
-        constants["status"] = result["status"]
-        for key, value in result.get("protocol", {}).items():
-            constants[f"protocol.{key}"] = value
-        for key in ("wall_seconds", "loss_evaluations", "peak_memory_bytes", "device", "commit", "diverged_at"):
-            constants[key] = result.get(key)
     except FileNotFoundError:
+        result = None
+    config, name = _read_config(path, result)
+    constants = {**_flat_config(config), "run": path.name}
+    if result is None:
         try:
             status = _read_json(path / STATUS)
         except FileNotFoundError:
@@ -274,7 +298,37 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         word = status.get("status")
         constants["status"] = word if word in ("queued", "running", "failed") else "running"
         constants["error"] = status.get("error")
-    return constants, rows
+        return constants, None
+    if result.get("run") != path.name:
+        raise DamagedRecord(f"{path / RESULT}: is the result of run {result.get('run')!r}, not of {path.name!r}")
+    if name != path.name:
+        raise DamagedRecord(f"{path / CONFIG}: the config was changed after the run (it is {name!r})")
+    if result.get("status") not in STATUSES or not isinstance(result.get("protocol", {}), dict):
+        raise DamagedRecord(f"{path / RESULT}: has no status or no protocol that this module writes")
+    constants["status"] = result["status"]
+    for key, value in result.get("protocol", {}).items():
+        constants[f"protocol.{key}"] = value
+    for key in COSTS:
+        constants[key] = result.get(key)
+    return constants, result.get("step", -1) if result["status"] == "finished" else None
+
+
+def _read_config(path: Path, result: dict[str, Any] | None) -> tuple[dict[str, Any], str]:
+    """The run's config and the name that follows from it.
+
+    Where the result's seal says that the file is as it was, the result's own copy is taken: JSON is read far faster.
+    """
+    import yaml
+
+    try:
+        content = (path / CONFIG).read_bytes()
+        seals, config = (result or {}).get("seals"), (result or {}).get("config")
+        sealed = isinstance(seals, dict) and seals.get(str(CONFIG)) == hashlib.sha256(content).hexdigest()
+        if not (sealed and isinstance(config, dict)):
+            config = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return config, run_name(config)
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedRecord(f"{path / CONFIG}: not a run's config ({type(error).__name__}: {error})") from None
 
 
 def _flat_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -297,33 +351,35 @@ def load(path: str | Path) -> pd.DataFrame:
 
     Returns a row per run and evaluated step with the columns ``run``, ``sweep``, ``path``, ``step``, ``status``,
     ``error``, the config's fields (``estimator``, ``task``, ``data``, ``seed``, ``optimizer.lr``, ...), the protocol
-    (``protocol.*``), costs, and the metrics. A run that has no rows yet (queued, or failed early) stands in one row
-    with ``step`` missing. Damaged records are warned of by name, left out, and listed in ``frame.attrs["damaged"]``.
+    (``protocol.*``), costs, and the metrics (float64; a missing one is NaN). A run that has no rows yet (queued, or
+    failed early) stands in one row with ``step`` missing. Damaged records are warned of by name, left out, and listed
+    in ``frame.attrs["damaged"]``. What was read is kept in a file beside the runs (:mod:`analysis.collect`).
 
     Raises ``FileNotFoundError`` if ``path`` holds no run at all.
     """
-    import pandas as pd
+    from analysis.collect import collect
 
-    runs = find_runs(Path(path))
-    if not runs:
-        raise FileNotFoundError(f"no runs at {path}: expected a run directory, a sweep, or a folder of sweeps")
-    table, damaged = [], []
-    for run in runs:
-        try:
-            constants, rows = read_run(run)
-        except DamagedRecord as error:
-            warnings.warn(f"left out: {error}", stacklevel=2)
-            damaged.append(str(error))
-            continue
-        table += [{**constants, **row} for row in rows] or [constants]
-    frame = pd.DataFrame(table)
-    for column in ("run", "step", "status", "error"):
-        if column not in frame:
-            frame[column] = None
-    frame["step"] = pd.array([None if _missing(step) else int(step) for step in frame["step"]], dtype="Int64")
-    frame.attrs["damaged"] = damaged
+    frame = collect(Path(path))
+    for sentence in frame.attrs["damaged"]:
+        warnings.warn(f"left out: {sentence}", stacklevel=2)
     return frame
 
 
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+def load_basket(path: str | Path) -> pd.DataFrame:
+    """What the runs at ``path`` measured with a basket: a row per run, step and measured estimator.
+
+    Columns: those of :func:`load` that are constant over a run (``estimator`` is the one that trains), ``step``, and
+    what :mod:`training.along` writes: ``measured``, ``method``, ``variance``, ... Empty if there is none; damaged
+    records are left out (:func:`load` names them).
+    """
+    import pandas as pd
+
+    table: list[dict[str, Any]] = []
+    for run in find_runs(Path(path)):
+        try:
+            if rows := RunRecord(run).basket():
+                constants = {**read_constants(run)[0], "sweep": run.parent.name, "path": str(run)}
+                table += [{**constants, **row} for row in rows]
+        except DamagedRecord:
+            continue
+    return pd.DataFrame(table)

@@ -1,4 +1,6 @@
-"""Statistics over runs: intervals, the choice of hyperparameters, one summary row per estimator, task and data set.
+"""From runs to one summary row per estimator, task and data set: the choice of hyperparameters, protocols, curves.
+
+Intervals are in :mod:`analysis.intervals`, tests and what compares estimators in :mod:`analysis.comparisons`.
 
 Everything here is a pure function of arrays or of the frame of :func:`analysis.records.load`. Four rules hold:
 
@@ -18,21 +20,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from analysis.intervals import interval, interval_name
+from analysis.intervals import student_half_width as student_half_width
 from analysis.published import differences, published
 from analysis.records import UNSCIENTIFIC
 
 CELL = ["estimator", "task", "data"]
 COMPARISON = ["task", "data"]
 BOUNDS = ("bound", "pseudo_bound", "value")
-FEW = 31
-"""Below this many values the interval is Student's t, then the bootstrap's, which covers too little for fewer."""
 
 _NOT_SETTINGS = {
     *("run", "sweep", "path", "status", "error", "seed", *CELL),
     *("step", "seconds", "loss_evaluations", "gradient_variance"),
-    *("wall_seconds", "peak_memory_bytes", "device", "commit", "diverged_at", "data.root"),
+    *("wall_seconds", "peak_memory_bytes", "pack_replicas", "device", "commit", "diverged_at", "data.root"),
     *("valid", "test", "metric"),
 }
 _METRIC = re.compile(r"(train|valid|test)_(?!samples$)|temperature(_\d+)?$")
@@ -42,52 +44,19 @@ class ProtocolsDiffer(ValueError):
     """Runs that would be compared were evaluated differently; the message says in what, and what to do."""
 
 
-def interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean of ``values [n]`` with a two-sided confidence interval of the mean: ``(mean, low, high)``.
+def curve(frame: pd.DataFrame, metric: str, x: str = "step") -> tuple[NDArray[Any], NDArray[Any]]:
+    """``x [m]`` at the steps at which every run of the long ``frame`` has ``metric``, and its ``values [runs, m]``.
 
-    ``n = 1``: no interval (``nan``). ``n < 31``: Student's t. Otherwise: bias-corrected and accelerated (BCa)
-    bootstrap with a fixed seed. Values that are all equal give width zero. Raises ``ValueError`` for no values.
+    ``x`` is ``step``, ``loss_evaluations`` (calls of the loss so far, in samples per example) or ``seconds`` (of
+    training without evaluation). Where runs differ in ``x`` at a step, which seconds do, it is their mean.
     """
-    sample = np.asarray(values, dtype=float)
-    if sample.ndim != 1 or sample.size == 0:
-        raise ValueError(f"values must be [n] with n >= 1, not of shape {sample.shape}")
-    mean = float(sample.mean())
-    if sample.size == 1:
-        return mean, float("nan"), float("nan")
-    if np.all(sample == sample[0]):
-        return float(sample[0]), float(sample[0]), float(sample[0])
-    if sample.size < FEW:
-        half = float(student_half_width(sample[:, None], confidence)[0])
-        return mean, mean - half, mean + half
-    from scipy.stats import bootstrap
-
-    result = bootstrap(
-        (sample,), np.mean, confidence_level=confidence, n_resamples=4999, rng=np.random.default_rng(0), method="BCa"
-    )
-    return mean, float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
-def interval_name(n: int) -> str:
-    """Which interval :func:`interval` gives for ``n`` values, in words."""
-    if n < 2:
-        return "none"
-    return "Student t" if n < FEW else "BCa bootstrap"
-
-
-def student_half_width(values: NDArray[np.floating], confidence: float = 0.95) -> NDArray[np.floating]:
-    """Half-width ``[m]`` of Student's t interval of the means of ``values [n, m]`` over ``n``; ``nan`` for n = 1."""
-    from scipy.stats import t
-
-    n = len(values)
-    if n < 2:
-        return np.full(values.shape[1], np.nan)
-    return t.ppf((1 + confidence) / 2, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
-
-
-def curve(frame: pd.DataFrame, metric: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    """``steps [m]`` at which every run of the long ``frame`` has ``metric``, and its ``values [runs, m]``."""
-    table = frame.dropna(subset=["step", metric]).pivot(index="path", columns="step", values=metric).dropna(axis=1)
-    return table.columns.to_numpy(dtype=int), table.to_numpy(dtype=float)
+    frame = frame.dropna(subset=["step", metric])
+    table = frame.pivot(index="path", columns="step", values=metric).dropna(axis=1)
+    if x == "step":
+        return table.columns.to_numpy(dtype=int), table.to_numpy(dtype=float)
+    places = frame.groupby("step")[x].mean().reindex(table.columns)
+    known = places.notna().to_numpy()
+    return places.to_numpy(dtype=float)[known], table.to_numpy(dtype=float)[:, known]
 
 
 def curve_metrics(frame: pd.DataFrame) -> tuple[str, ...]:
@@ -161,8 +130,8 @@ def ranked(runs: pd.DataFrame) -> pd.DataFrame:
     """
     placed = []
     for _, cell in runs.groupby(CELL):
-        varying = _varying(cell)
-        text = cell.apply(lambda run, names=varying: _setting(run, names), axis=1)
+        names = varying(cell)
+        text = cell.apply(lambda run, names=names: _setting(run, names), axis=1)
         scores = []
         for setting, tried in cell.groupby(text):
             finished = tried[tried["status"] == "finished"]
@@ -184,8 +153,8 @@ def select(runs: pd.DataFrame) -> pd.DataFrame:
     return placed[none | (placed["place"] == 0)].drop(columns="place").reset_index(drop=True)
 
 
-def _varying(cell: pd.DataFrame) -> list[str]:
-    """Config columns with more than one value; what a column holds is told by its name."""
+def varying(cell: pd.DataFrame) -> list[str]:
+    """Of the runs of a cell the config columns with more than one value; what a column holds is told by its name."""
     names = []
     for column in map(str, cell.columns):
         group = column.split(".")[0]
@@ -197,7 +166,9 @@ def _varying(cell: pd.DataFrame) -> list[str]:
 
 
 def _setting(run: pd.Series, names: Iterable[str]) -> str:
-    return ", ".join(f"{name}={as_text(run[name])}" for name in names if as_text(run[name]) != "none")
+    texts = {name: as_text(run[name]) for name in names}
+    given = {name: text for name, text in texts.items() if text != "none"}
+    return ", ".join(f"{name}={text}" for name, text in (given or texts).items())
 
 
 def as_text(value: Any) -> str:
@@ -226,7 +197,11 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
 
     Raises :class:`ProtocolsDiffer`.
     """
-    runs = final_rows(frame)
+    return summarise_runs(final_rows(frame))
+
+
+def summarise_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """:func:`summarise` of the runs of :func:`final_rows`."""
     check_protocols(runs)
     chosen = select(runs)
     shared = [c for c in map(str, chosen) if c.startswith("protocol.")]
@@ -243,7 +218,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
         row |= {"valid": -finished["valid"].mean(), **_lost(kept)}
         row |= {f"cell_{word}": count for word, count in _lost(tried).items()}
         row |= {"setting": kept["setting"].iloc[0], "settings": kept["settings"].iloc[0]}
-        rows.append({**row, **_beside(row, agreed), **agreed})
+        rows.append({**row, **_beside(row, agreed, first.to_dict()), **agreed})
     summary = pd.DataFrame(rows)
     return summary.sort_values([*COMPARISON, "mean", "estimator"], ignore_index=True) if rows else summary
 
@@ -253,14 +228,18 @@ def _lost(runs: pd.DataFrame) -> dict[str, int]:
     return {"diverged": diverged, "failed": failed, "unfinished": len(runs) - diverged - failed - finished}
 
 
-def _beside(row: dict[str, Any], agreed: dict[str, Any]) -> dict[str, Any]:
-    value = published(row["task"], row["data"], row["estimator"]) if agreed.get("metric") != "pseudo_bound" else None
+def _beside(row: dict[str, Any], agreed: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    is_bound = agreed.get("metric") != "pseudo_bound"
+    value = published(row["task"], row["data"], row["estimator"], run) if is_bound else None
+    likelihood = agreed.get("protocol.likelihood")
+    if value and isinstance(likelihood, str) and value.settings.get("likelihood", "bernoulli") != likelihood:
+        value = None  # a density and a probability are different quantities
     if value is None:
         nothing = dict.fromkeys(("published_source", "published_differences", "published_note"))
         return {"published": np.nan, "difference": np.nan, **nothing}
     return {
-        "published": value.value,
-        "difference": row["mean"] - value.value,
+        "published": value.nats,
+        "difference": row["mean"] - value.nats,
         "published_source": f"{value.short}, {value.table}",
         "published_differences": differences(value, agreed),
         "published_note": f"{value.method}: {value.note}" if value.note else "",

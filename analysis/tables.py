@@ -78,7 +78,7 @@ def cells(group: pd.DataFrame, markup: Markup) -> list[list[str]]:
         value = _number(row, markup, symmetric, digits=6 if exact else 2)
         value = {"best": markup.best, "tie": markup.tie}.get(mark, str)(value)
         published = markup.none if math.isnan(row["published"]) else f"{row['published']:.1f}"
-        difference = markup.none if math.isnan(row["difference"]) else _signed(row["difference"], markup)
+        difference = markup.none if math.isnan(row["difference"]) else signed(row["difference"], markup)
         line = [markup.escape(row["estimator"]), value, str(row["n"]), words or markup.none, published, difference]
         table.append(line)
     keep = [True, True, True, any(lost), group["published"].notna().any(), group["difference"].notna().any()]
@@ -96,7 +96,8 @@ def _number(row: pd.Series, markup: Markup, symmetric: bool, digits: int = 2) ->
     return f"{mean} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
 
 
-def _signed(value: float, markup: Markup) -> str:
+def signed(value: float, markup: Markup) -> str:
+    """A difference with its sign, to a tenth."""
     text = f"{value:+.1f}"
     return text.replace("-", markup.minus)
 
@@ -115,12 +116,14 @@ def title(group: pd.DataFrame) -> str:
         return f"{task}: expected loss, exact; lower is better"
     if _common(group, "metric") == "pseudo_bound":
         return f"{task} on {data}: negative test pseudo-bound in nats, {kind}; grey targets, not a bound on {quantity}"
+    density = _common(group, "protocol.density")
+    kind += f"; p is a density of {density}, so numbers may be negative" if density else ""
     return f"{task} on {data}: {quantity} <= negative test bound in nats, {kind}; lower is better"
 
 
 def caption(group: pd.DataFrame) -> list[str]:
     """What one comparison's numbers mean: the interval and the marks, then the protocol."""
-    return [_about_intervals(group), f"Protocol: {_protocol(group)}."]
+    return [_about_intervals(group), f"Protocol: {protocol(group)}."]
 
 
 def notes(group: pd.DataFrame) -> list[str]:
@@ -156,7 +159,8 @@ def _about_intervals(group: pd.DataFrame) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def _protocol(group: pd.DataFrame) -> str:
+def protocol(group: pd.DataFrame) -> str:
+    """The protocol of the rows ``group`` of a summary in words."""
     names = sorted(str(column) for column in group if str(column).startswith("protocol."))
     names += [name for name in ("task.kl", "steps", "optimizer", "batch_size") if name in group]
     stated = {name.split(".")[-1].replace("_", " "): _common(group, name) for name in names}
@@ -218,17 +222,18 @@ def to_latex(summary: pd.DataFrame) -> str:
     blocks = ["% needs \\usepackage{booktabs}"]
     for group in _groups(summary):
         header, *body = cells(group, LATEX)
-        about = _latex_sentence(" ".join([title(group) + ".", *caption(group)]))
+        about = latex_sentence(" ".join([title(group) + ".", *caption(group)]))
         lines = [r"\begin{table}", r"\centering", rf"\caption{{{about}}}"]
         lines += [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", " & ".join(header) + r" \\"]
         lines += [r"\midrule", *(" & ".join(line) + r" \\" for line in body), r"\bottomrule", r"\end{tabular}"]
         if below := notes(group):
-            lines.append(rf"\par\smallskip\footnotesize\raggedright {_latex_sentence(' '.join(below))}\par")
+            lines.append(rf"\par\smallskip\footnotesize\raggedright {latex_sentence(' '.join(below))}\par")
         blocks.append("\n".join([*lines, r"\end{table}"]))
     return "\n\n".join(blocks) + "\n"
 
 
-def _latex_sentence(text: str) -> str:
+def latex_sentence(text: str) -> str:
+    """``text`` escaped, with its bounds on ``-log p`` as formulas."""
     text = _escape_latex(text).replace(r"\textasciitilde{}", r"$\sim$")
     text = re.sub(r"-log p\(([xy|]+)\) \$<\$=", r"$-\\log p(\1) \\le$", text)
     return re.sub(r"-log p\(([xy|]+)\)", r"$-\\log p(\1)$", text)

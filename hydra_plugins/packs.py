@@ -17,12 +17,15 @@ from omegaconf import DictConfig
 class PackSweeperConfig:
     """``params``: what an experiment file sweeps over, as ``key: values``; the command line comes after it.
 
-    ``budgets``: by the name of a smaller ``budget`` what it changes, in the same form
-    (options too); it comes in between.
+    ``cases``: groups of named cases, each of them options that belong together, such as a net, its learning rate and
+    the name that keeps its runs apart. One case of each group makes a sweep, the product of ``params`` in it; the
+    experiment is all of these. ``budgets``: by the name of a smaller ``budget`` what it changes, in the same form; it
+    comes between the cases and the command line.
     """
 
     _target_: str = "hydra_plugins.packs.PackSweeper"
     params: dict[str, Any] | None = field(default=None)
+    cases: dict[str, Any] = field(default_factory=dict)
     budgets: dict[str, Any] = field(default_factory=dict)
 
 
@@ -35,7 +38,7 @@ class PackSweeper(Sweeper):
     """Plans all runs of a multirun, and trains those that differ in numbers only together."""
 
     def __init__(self, **of_the_experiment: Any) -> None:
-        """``params`` and ``budgets`` are read from the config, beside the rest of it."""
+        """``params``, ``cases`` and ``budgets`` are read from the config, beside the rest of it."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before :meth:`sweep`."""

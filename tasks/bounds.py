@@ -53,6 +53,7 @@ def evaluate(
     like: Tensor,
     details: bool = False,
     exact: Callable[[Tensor], dict[str, Tensor]] | None = None,
+    density: bool = False,
 ) -> dict[str, Tensor]:
     """Bounds over a split, in nats, means over its images: ``{name: [R]}``, float64.
 
@@ -65,8 +66,9 @@ def evaluate(
     - what ``exact`` gives, if there is one (:mod:`tasks.enumeration`).
 
     Repeatable: the samples depend on each run's seed, the split, m and the kind of device. Weights are summed in
-    float64. Memory does not depend on m (:mod:`tasks.chunks`). With grey targets nothing is a bound, and every name
-    begins with ``pseudo_``; the training images of ``binarization: dynamic`` are the bits that ``static`` would have.
+    float64. Memory does not depend on m (:mod:`tasks.chunks`). With grey targets nothing is a bound (but of a
+    ``density``), and every name begins with ``pseudo_``; the training images of ``binarization: dynamic`` are the bits
+    that ``static`` would have.
 
     Args:
         data, split: ``train``, ``valid`` or ``test``; of ``train`` as many images as ``data.train_evaluated`` says.
@@ -77,6 +79,7 @@ def evaluate(
         words: noise words that one sample of all latents of one image takes.
         like: a parameter: its dtype and device are those of the images.
         exact: images ``[R, E, pixels]`` -> exact quantities ``{name: [R, E]}``.
+        density: the likelihood is a density of grey targets: what is computed are bounds.
 
     Raises:
         ValueError: for less than one sample, or an unknown split.
@@ -113,7 +116,7 @@ def evaluate(
             found |= {name: torch.cat([each[name] for each in of_some], -1) for name in of_some[0]}
         for name, each in found.items():
             per_image.setdefault(name, []).append(each)
-    prefix = "" if images.levels == 1 else "pseudo_"
+    prefix = "" if density or images.levels == 1 else "pseudo_"
     means: dict[str, Tensor] = {}
     for name, parts in per_image.items():
         each = torch.cat(parts, -1)

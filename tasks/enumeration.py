@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 from tasks.latents import Bernoulli, Categorical
+from tasks.likelihoods import bernoulli_log_prob_of_pairs
+
+LogProb = Callable[[Tensor, Tensor], Tensor]
+"""The decoder's outputs of some states ``[R, S, D]``, x ``[R, E, D]`` -> ``log p(x|z)`` of all pairs ``[R, E, S]``."""
 
 MOST_STATES = 2**14
 AT_ONCE = 1024
@@ -35,26 +39,30 @@ def log_probs(latents: Bernoulli | Categorical, outputs: Tensor, states: Tensor)
     return slope @ states.double().mT + (constant - math.log(len(states))).unsqueeze(-1)
 
 
-def log_likelihoods(decoder: Callable[[Tensor], Tensor], states: Tensor, x: Tensor) -> Tensor:
-    """``log p(x|z)`` of Bernoulli pixels for all states: ``x`` ``[R, E, D]`` -> ``[R, E, states]``, float64."""
-    parts = []
-    for some in states.split(AT_ONCE):
-        logits = decoder(some.expand(x.shape[0], -1, -1)).double()
-        softplus = torch.nn.functional.softplus(logits).sum(-1)
-        parts.append(torch.bmm(x.double(), logits.mT) - softplus.unsqueeze(1))
+def log_likelihoods(
+    decoder: Callable[[Tensor], Tensor], states: Tensor, x: Tensor, log_prob: LogProb = bernoulli_log_prob_of_pairs
+) -> Tensor:
+    """``log p(x|z)`` for all states: ``x`` ``[R, E, D]`` -> ``[R, E, states]``, float64."""
+    parts = [log_prob(decoder(some.expand(x.shape[0], -1, -1)), x) for some in states.split(AT_ONCE)]
     return torch.cat(parts, -1)
 
 
 def of_auto_encoder(
-    latents: Bernoulli | Categorical, outputs: Tensor, prior: Tensor, decoder: Callable[[Tensor], Tensor], x: Tensor
+    latents: Bernoulli | Categorical,
+    outputs: Tensor,
+    prior: Tensor,
+    decoder: Callable[[Tensor], Tensor],
+    x: Tensor,
+    log_prob: LogProb = bernoulli_log_prob_of_pairs,
 ) -> dict[str, Tensor]:
     """``exact_log_likelihood``: ``log sum_z p(z) p(x|z)``, and ``exact_elbo``: ``sum_z q(z|x) log p(x, z) / q(z|x)``.
 
-    ``outputs`` of the encoder ``[R, E, width]``, ``prior`` ``[R, 1, width]``, ``x`` ``[R, E, D]`` -> ``[R, E]`` nats.
+    ``outputs`` of the encoder ``[R, E, width]``, ``prior`` ``[R, 1, width]``, ``x`` ``[R, E, D]`` -> ``[R, E]`` nats;
+    ``log_prob`` is the likelihood's, Bernoulli pixels if nothing is said.
     """
     states = all_states(latents, outputs)
     log_q = log_probs(latents, outputs, states)
-    joint = log_probs(latents, prior, states) + log_likelihoods(decoder, states, x)
+    joint = log_probs(latents, prior, states) + log_likelihoods(decoder, states, x, log_prob)
     return {"exact_log_likelihood": joint.logsumexp(-1), "exact_elbo": (log_q.exp() * (joint - log_q)).sum(-1)}
 
 

@@ -1,4 +1,4 @@
-"""Variational auto-encoders with one layer of Bernoulli or categorical latents and Bernoulli pixels."""
+"""Variational auto-encoders with one layer of Bernoulli or categorical latents."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tasks.datasets import Dataset
 from tasks.kl import KLS, check_prior_temperature, for_log_q, kl_beside
 from tasks.latents import latents_of, once
 from tasks.layers import StackedMLP
-from tasks.likelihoods import bernoulli_log_prob_, bernoulli_nats, dot
+from tasks.likelihoods import dot, likelihood_of
 
 PRIORS, OUTPUT_BIASES = ("uniform", "learned"), ("zero", "data_mean")
 
 
 class VAE(nn.Module):
-    r"""``D - L x K - D``: q(z|x) factorises over L latents of K categories, p(x|z) is Bernoulli per pixel.
+    r"""``D - L x K - D``: q(z|x) factorises over L latents of K categories, p(x|z) over pixels, Bernoulli ones or grey.
 
     Training minimises, per example, in nats, ``E_q[-log p(x|z)] + KL(q(z|x) || p(z))``, the negative ELBO, through the
     estimator; with a soft (relaxed) sample this objective is not a bound. :meth:`evaluate` always uses exact one-hot
     samples and never the estimator. All parameters have a leading replica dimension.
 
     Args:
-        data: images; grey targets (``binarization: none``) make the likelihood a cross-entropy and no bound.
+        data: images; grey targets (``binarization: none``) make the Bernoulli likelihood a cross-entropy and no bound.
         streams: per-replica randomness (initial weights, evaluation).
         latents: number L of latent variables, >= 1.
         categories: number K of categories, >= 2; with 2 the encoder has one log-odds output per latent and the decoder
@@ -48,8 +48,13 @@ class VAE(nn.Module):
         prior_temperature: > 0, of the prior's Concrete density with ``kl=relaxed`` (the paper has 1/2 beside a
             posterior at 2/3 for Bernoulli latents); a tensor ``[replicas, 1, 1, 1]`` has one for each replica.
             ``None``: the estimator's, annealed with it.
-        output_bias: initial bias of the pixels: ``zero``, or ``data_mean`` for the logit of the training mean, clipped
-            to [0.001, 0.999].
+        output_bias: initial bias of the decoder: ``zero``, or ``data_mean`` for the outputs that predict the training
+            mean (of Bernoulli pixels its logit, clipped to [0.001, 0.999]).
+        likelihood: ``bernoulli``, or a density of grey images (``binarization: none``): ``gaussian``, pixels scaled to
+            [-1, 1], a learned variance per pixel; ``von_mises_fisher``, images scaled to unit length, a cosine loss
+            with its normaliser (:mod:`tasks.likelihoods`). The encoder sees the scaled images, too.
+        concentration: > 0, of the von Mises-Fisher distribution; a tensor ``[replicas, 1, 1, 1]`` has one for each
+            replica. ``None``: learned.
 
     Raises:
         ValueError: one sentence for an option that is not one of the above.
@@ -68,6 +73,8 @@ class VAE(nn.Module):
         kl: str = "auto",
         prior_temperature: float | Tensor | None = None,
         output_bias: str = "zero",
+        likelihood: str = "bernoulli",
+        concentration: float | Tensor | None = None,
     ) -> None:
         super().__init__()
         for option, value, allowed in (
@@ -86,13 +93,14 @@ class VAE(nn.Module):
         self.prior, self.kl = prior, kl
         self.latents = latents_of(latents, categories)
         pixels, replicas = math.prod(data.image_shape), streams.replicas
+        self.likelihood = likelihood_of(likelihood, data, replicas, concentration)
         uniform = streams.fresh("parameters")
         widths = [pixels, *hidden, self.latents.width]
         self.encoder = StackedMLP(widths, nonlinearity, replicas, uniform)
         self.decoder = StackedMLP(widths[::-1], nonlinearity, replicas, uniform)
         if output_bias == "data_mean":
             with torch.no_grad():
-                self.decoder.biases[-1].copy_(data.mean.clamp(0.001, 0.999).logit())
+                self.decoder.biases[-1].copy_(self.likelihood.outputs_for(data.mean))
         prior_outputs = torch.zeros(replicas, 1, self.latents.width)
         self.prior_outputs = nn.Parameter(prior_outputs) if prior == "learned" else nn.Buffer(prior_outputs)
         self.prior_temperature = (
@@ -118,15 +126,17 @@ class VAE(nn.Module):
             **self.data.protocol(),
             "prior": self.prior,
             "evaluation": "hard samples, analytic KL in the ELBO",
-            "evaluation_is_bound": self.data.test.levels == 1,
+            "evaluation_is_bound": bool(self.likelihood.density) or self.data.test.levels == 1,
+            **self.likelihood.protocol(),
         }
 
     def reconstruction(self, features: Tensor, x: Tensor) -> Tensor:
-        """``-log p(x|z)`` in nats: features ``[..., R, E, width]``, x ``[R, E, D]`` -> ``[..., R, E]``."""
-        return bernoulli_nats(self.decoder(features), x)
+        """``-log p(x|z)`` in nats: features ``[..., R, E, width]``, x observed ``[R, E, D]`` -> ``[..., R, E]``."""
+        return self.likelihood.nats(self.decoder(features), x)
 
     def loss(self, batch: Tensor, estimator: Callable[..., Tensor]) -> Tensor:
         """The training objective through ``estimator``: ``batch`` ``[R, E, D]`` -> ``[R, E]`` nats, lower is better."""
+        batch = self.likelihood.observed(batch)
         outputs = self.encoder(batch)
         logits = self.latents.logits(outputs)
         kl = self.kl_for(estimator)
@@ -165,7 +175,8 @@ class VAE(nn.Module):
         ``elbo``: ``E_q[log p(x|z)]`` by ``num_samples`` exact samples, minus the analytic KL. ``bound``:
         the importance-weighted bound ``log 1/m sum_m p(x, z_m) / q(z_m|x)`` with ``m = num_samples``. ``details`` adds
         what :func:`tasks.bounds.evaluate` says and, where the joint states are few, ``exact_log_likelihood`` and
-        ``exact_elbo``. With grey targets none of them is what it is called, and the names begin with ``pseudo_``.
+        ``exact_elbo``. With grey targets of Bernoulli pixels none of them is what it is called, and the
+        names begin with ``pseudo_``.
 
         Raises:
             ValueError: if ``num_samples < 1`` or the split is none of ``train, valid, test``.
@@ -180,15 +191,17 @@ class VAE(nn.Module):
             like=self.prior_outputs,
             details=details,
             exact=self._exact if enumeration.is_feasible(self.latents) else None,
+            density=bool(self.likelihood.density),
         )
 
     def log_likelihood(self, features: Tensor, x: Tensor) -> Tensor:
-        """``log p(x|z)`` without a derivative: features ``[R, E, S, width]``, x ``[R, E, D]`` -> ``[R, E, S]`` nats."""
-        logits = self.decoder(features.flatten(1, 2)).unflatten(1, features.shape[1:3])
-        return bernoulli_log_prob_(logits, x)
+        """``log p(x|z)`` without a derivative: features ``[R, E, S, width]``, x observed -> ``[R, E, S]`` nats."""
+        outputs = self.decoder(features.flatten(1, 2)).unflatten(1, features.shape[1:3])
+        return self.likelihood.log_prob_(outputs, x)
 
     def _log_weights(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """``log p(x, z) / q(z|x)`` and ``log p(x|z) - KL`` of exact samples, for :func:`tasks.bounds.evaluate`."""
+        x = self.likelihood.observed(x)
         outputs = self.encoder(x)
         features = self.latents.draw(outputs.unsqueeze(2), noise)
         log_p = self.log_likelihood(features, x)
@@ -197,24 +210,25 @@ class VAE(nn.Module):
         return log_p - log_ratio, log_p - self.latents.kl(outputs, self._prior).unsqueeze(-1)
 
     def _exact(self, x: Tensor) -> dict[str, Tensor]:
-        return enumeration.of_auto_encoder(self.latents, self.encoder(x), self.prior_outputs, self.decoder, x)
+        x, log_prob = self.likelihood.observed(x), self.likelihood.log_prob_of_pairs
+        return enumeration.of_auto_encoder(self.latents, self.encoder(x), self.prior_outputs, self.decoder, x, log_prob)
 
     @torch.no_grad()
     def examples(self, count: int = 10) -> list[dict[str, Tensor]]:
         """Pictures for the figures, per replica: ``originals``, ``reconstructions``, ``samples`` ``[count, H, W]``.
 
         Reconstructions decode one exact sample of q(z|x) for validation images; samples decode codes from the prior.
-        Both are the decoder's pixel probabilities.
+        Both are the likelihood's predictions (of Bernoulli pixels their probabilities).
         """
         uniform = self.streams.fresh("examples")
         split, device = self.data.valid, self.prior_outputs.device
         rows = torch.linspace(0, len(split) - 1, count).long()
         x = (split.pixels[rows].to(device).float() / split.levels).expand(self.replicas, -1, -1)
-        outputs = self.encoder(x)
+        outputs = self.encoder(self.likelihood.observed(x))
 
         def decode(outputs: Tensor) -> Tensor:
             u = uniform((*outputs.shape[:2], self.latents.latents), outputs.dtype, device, 1)
-            return self.decoder(self.latents.sample(outputs, u)).sigmoid()
+            return self.likelihood.picture(self.decoder(self.latents.sample(outputs, u)))
 
         pictures = {
             "originals": x,

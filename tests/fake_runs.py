@@ -24,6 +24,8 @@ PROTOCOL = {
     "is_bound": True,
 }
 
+NETS = {"vae_bernoulli": {"latents": 200, "categories": 2}, "vae_categorical": {"latents": 20, "categories": 10}}
+
 
 def make_config(
     estimator="nvil", task="vae_bernoulli", data="binarized_mnist", seed=0, **settings: Any
@@ -31,7 +33,7 @@ def make_config(
     """A run's config; ``settings`` replace or add keys, dotted with ``__``: ``optimizer__lr=.1``."""
     config: dict[str, Any] = {
         "estimator": {"name": estimator},
-        "task": {"name": task, "prior": "uniform", "kl": "analytic"},
+        "task": {"name": task, "prior": "uniform", "kl": "analytic", "hidden": [], **NETS.get(task, {})},
         "data": {"name": data, "root": "data/", "binarization": "fixed"},
         "optimizer": {"name": "adam", "lr": 0.001},
         **{"seed": seed, "steps": 1000, "batch_size": 100, "test_samples": 1000, "evaluate_samples": 100},

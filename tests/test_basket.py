@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from estimators.exact import enumerate_states
 from training import basket, schema
-from training.basket import measure
+from training.basket import Point
 from training.errors import UserError
 from training.pack import Pack
 from training.plan import replicated
@@ -28,7 +28,11 @@ def config(*overrides):
 
 
 def nodes(*names):
-    return [config(f"estimator={name}")["estimator"] for name in names]
+    return {name: config(f"estimator={name}")["estimator"] for name in names}
+
+
+def measure(pack, estimators, **settings):
+    return list(basket.measure(Point(pack), estimators, **settings))
 
 
 def trained(steps, *overrides, seed=3):
@@ -64,12 +68,10 @@ def enumerated_reinforce(pack, x):
 
 
 def test_variance_is_the_enumerated_one(small):
-    """6 standard errors of 40 chunks of 50 draws: false alarms below 1e-6 (Student's t with 39 degrees of freedom)."""
-    position = small.streams.state(0)
+    """6 standard errors of 20 blocks of 100 draws: false alarms below 1e-5 (Student's t with 19 degrees of freedom)."""
     (result,) = measure(small, nodes("reinforce"), draws=2000)
-    small.streams.restore([position], CPU)
-    exact = enumerated_reinforce(small, small.batches(small.step)[0])
-    assert abs(result.variance - exact) < 6 * result.standard_error < 0.2 * exact
+    exact = enumerated_reinforce(small, Point(small).batch)
+    assert abs(result.variance - exact) < 6 * result.variance_error < 0.2 * exact
     assert (result.draws, result.evaluations, result.objective) == (2000, 1, "mean")
     assert result.log_variance == pytest.approx(math.log(exact), abs=0.2)
 
@@ -90,23 +92,23 @@ def test_signal_to_noise_falls_as_the_noise_grows(small):
 @pytest.mark.parametrize("input_dependent", [True, False])
 def test_the_model_stays_and_learned_parts_are_trained(small, input_dependent):
     """A trained network, or a moving average alone, takes most of the loss away."""
-    (node,) = nodes("nvil")
-    node = {**node, "input_dependent": input_dependent}
+    node = {**nodes("nvil")["nvil"], "input_dependent": input_dependent}
     before = small.state(0)
-    untrained, warm = (measure(small, [node], draws=600, warm_up=steps)[0] for steps in (0, 300))
+    untrained, warm = (measure(small, {"nvil": node}, draws=600, warm_up=steps)[0] for steps in (0, 300))
     after = small.state(0)
+    assert all(torch.equal(after["streams"][name], value) for name, value in before["streams"].items())
     assert all(torch.equal(after["tensors"][name], value) for name, value in before["tensors"].items())
     assert warm.variance < untrained.variance / 2
 
 
 def test_nvil_is_measured_without_its_scale(small):
     """Training with or without variance normalisation, what is measured is the same estimator."""
-    (node,) = nodes("nvil")
+    node = nodes("nvil")["nvil"]
     assert node["variance_normalisation"] is True
-    position, results = small.streams.state(0), []
+    results = []
     for normalised in (True, False):
-        small.streams.restore([position], CPU)
-        results += measure(small, [{**node, "variance_normalisation": normalised}], draws=100, warm_up=20)
+        changed = {"nvil": {**node, "variance_normalisation": normalised}}
+        results += map(repr, measure(small, changed, draws=100, warm_up=20))
     assert results[0] == results[1]
 
 
@@ -147,10 +149,10 @@ def test_order_of_the_literature(trainer, orders):
     """
     pack = trained(2000, f"estimator={trainer}", "task.latents=20")
     names = ("nvil", "muprop", "rebar")
-    known = dict(zip(names, nodes(*names), strict=True))
+    known = nodes(*names)
     known["uncentred"] = {**known["muprop"], "centring": False}
-    found = {name: measure(pack, [node], draws=1000)[0] for name, node in known.items()}
+    found = {name: measure(pack, {name: node}, draws=1000)[0] for name, node in known.items()}
     for larger, smaller in (pair for order in orders for pair in pairwise(order.split())):
-        error = math.hypot(found[larger].log_standard_error, found[smaller].log_standard_error)
+        error = math.hypot(found[larger].log_variance_error, found[smaller].log_variance_error)
         step = found[larger].log_variance - found[smaller].log_variance
         assert step > 6 * error, f"{larger} over {smaller}\n{basket.table(list(found.values()))}"

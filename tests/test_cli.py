@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from analysis import records
@@ -96,28 +95,13 @@ def options(group):
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("group", ["estimator", "task", "data", "optimizer", "schedule", "logger", "cluster"])
+@pytest.mark.parametrize("group", ["estimator", "task", "data", "optimizer", "schedule", "basket", "logger", "cluster"])
 def test_every_option_composes_under_its_own_name(group):
     schema.register()
     with initialize_config_module("conf", version_base="1.3"):
         for name in options(group):
             composed = compose("config", overrides=[f"{group}={name}"])
             assert OmegaConf.select(composed, f"{group}.name") == name
-
-
-@pytest.mark.parametrize("name", options("experiment"))
-def test_every_experiment_composes_and_says_its_command(name):
-    schema.register()
-    with initialize_config_module("conf", version_base="1.3"):
-        composed = compose("config", overrides=[f"+experiment={name}"], return_hydra_config=True)
-        assert composed.sweep == name
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        params = composed.hydra.sweeper.params or {}
-        for override in parser.parse_overrides([f"{key}={value}" for key, value in params.items()]):
-            for choice in override.sweep_string_iterator():
-                compose("config", overrides=[f"+experiment={name}", f"{override.key_or_group}={choice}"])
-    head = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text().splitlines()[1]
-    assert head.startswith("# ") and f"python train.py -m +experiment={name}" in head
 
 
 def test_a_budget_comes_between_the_experiment_and_the_command_line(monkeypatch, capsys, tmp_path):

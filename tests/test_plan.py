@@ -217,6 +217,7 @@ def test_mistakes_in_a_sweep_are_one_sentence_before_anything_trains(monkeypatch
         (["optimizer.lr=1e-3,0"], "optimizer.lr must be positive"),
         (["steps=4,many"], "many"),
         (["steps=4,0"], "steps must be at least 1, not 0"),
+        (["source=jang"], "source=jang has no published numbers here: use jang2017, "),
         (["estimator.temprature=1,2"], "temprature"),
         (["estimator=nvil,nvli"], "nvli"),
         (["seed=interval(0,1)"], "interval"),

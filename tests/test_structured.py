@@ -11,7 +11,6 @@ from test_training import config
 
 import tasks.structured
 from analysis import records, statistics, tables
-from analysis.published import published
 from estimators import NVIL, REBAR, REINFORCE, RLOO, VIMCO, DisARM, Exact, GumbelSoftmax, MuProp
 from estimators.exact import enumerate_states
 from tasks import StructuredPrediction
@@ -325,13 +324,13 @@ def test_gradient_variance_at_one_point():
     trained = pack("estimator=exact", "task.latents=2")
     for _ in range(5):
         trained.train_step()
-    nodes = [config(f"estimator={name}")["estimator"] for name in ("reinforce", "rloo", "exact")]
-    reinforce, rloo, exact = basket.measure(trained, nodes, draws=200, warm_up=2)
+    nodes = {name: config(f"estimator={name}")["estimator"] for name in ("reinforce", "rloo", "exact")}
+    reinforce, rloo, exact = basket.measure(basket.Point(trained), nodes, draws=200, warm_up=2)
     assert exact.variance < 1e-12 < rloo.variance < reinforce.variance
     assert [result.evaluations for result in (reinforce, rloo, exact)] == [1, 4, 16]
 
 
-# --- records and the published numbers -------------------------------------------------------------------------------
+# --- records ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_is_recorded_and_stands_beside_its_quantity(tmp_path):
@@ -342,13 +341,3 @@ def test_a_run_is_recorded_and_stands_beside_its_quantity(tmp_path):
     assert r"$-\log p(y|x) \le$ negative" in tables.to_latex(summary)
     assert summary["protocol.half"].tolist() == ["y: the lower 4 of 8 rows, x: the others"]
     assert len(list(tmp_path.rglob("images.npz"))) == 2
-
-
-def test_published_numbers_of_both_nets():
-    row = ["nvil", "darn", "muprop", "straight_through", "annealed_straight_through", "gumbel_softmax"]
-    for task, expected in {
-        "sbn_bernoulli": [72.0, 59.7, 58.9, 58.9, 58.7, 58.5, 59.3],
-        "sbn_categorical": [73.1, 67.9, 63.0, 61.8, 61.1, 59.0, 59.7],
-    }.items():
-        values = [published(task, "binarized_mnist", name).value for name in [*row, "st_gumbel_softmax"]]
-        assert values == expected

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from analysis.records import CHECKPOINT, METRICS, DamagedRecord, RunRecord, read_metrics, write_atomically
+from analysis.records import CHECKPOINT, DamagedRecord, RunRecord, write_atomically
 from training.pack import Pack
 
 
@@ -16,7 +16,7 @@ def save(pack: Pack, members: Iterable[tuple[int, RunRecord]]) -> None:
     """Write the state of some replicas, given with their records."""
     for replica, record in members:
         buffer = io.BytesIO()
-        rows = sum(row["step"] <= pack.step for row in read_metrics(record.path / METRICS))
+        rows = record.rows_at(pack.step)
         torch.save({**pack.state(replica), "run": record.path.name, "rows": rows}, buffer)
         write_atomically(record.path / CHECKPOINT, buffer.getvalue())
 
@@ -40,9 +40,9 @@ def load(record: RunRecord, steps: int) -> tuple[dict[str, Any] | None, str | No
     if not isinstance(step, int) or not 0 < step <= steps:
         return None, f"{file}: is of step {step}, but the run has {steps}"
     try:
-        rows = sum(row["step"] <= step for row in read_metrics(record.path / METRICS))
+        rows = record.rows_at(step)
     except DamagedRecord as error:
         return None, str(error)
     if rows != state.get("rows"):
-        return None, f"{record.path / METRICS}: has {rows} rows up to step {step}, not {state.get('rows')}"
+        return None, f"{record.path}: the metrics have {rows} rows up to step {step}, not {state.get('rows')}"
     return state, None

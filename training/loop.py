@@ -19,6 +19,7 @@ from torch import Tensor
 
 from analysis.records import IMAGES, METRICS, RunRecord, read_metrics, write_atomically
 from training import checkpoints, matmul
+from training.along import Basket
 from training.interrupt import Stopped, asked
 from training.loggers import make_logger
 from training.pack import Pack
@@ -48,6 +49,28 @@ def train(pack: Pack, records: list[RunRecord], report: Report, lost: Collection
     saved = reported = began = time.monotonic()
     earlier = pack.seconds
     not_training = 0.0
+    basket = Basket(pack, records)
+
+    def save() -> None:
+        checkpoints.save(pack, [(r, records[r]) for r in alive])
+
+    def stop() -> Stopped:
+        save()
+        for r in alive:
+            records[r].status("queued", step=pack.step)
+            records[r].log(f"stopped at step {pack.step} by a signal; its checkpoint is written")
+        return Stopped(f"stopped at step {pack.step} of {steps}; start the same command again to go on")
+
+    def measure() -> None:
+        save()  # it can take longer than all the steps before
+        start = time.monotonic()
+        report(
+            {"event": "step", "step": pack.step, "note": f"measuring the gradients of {len(basket.names)} estimators"}
+        )
+        basket(alive)
+        pack.evaluation_seconds += time.monotonic() - start
+        if asked():
+            raise stop()
 
     def end(replica: int, result: dict[str, Any], error: str | None = None) -> None:
         records[replica].finish(result)
@@ -56,6 +79,8 @@ def train(pack: Pack, records: list[RunRecord], report: Report, lost: Collection
         over = {"event": "run", "run": records[replica].path.name, "status": result["status"], "error": error}
         report(over)
 
+    if basket.is_due():  # a stop came in between
+        measure()
     while pack.step < steps and alive:
         pack.train_step()
         now = time.monotonic()
@@ -74,20 +99,19 @@ def train(pack: Pack, records: list[RunRecord], report: Report, lost: Collection
                 records[r].append(rows[r])
                 loggers[r].log(rows[r])
             note = _note(rows, alive)
+        if alive and basket.is_due():
+            measure()
         if saving:
-            checkpoints.save(pack, [(r, records[r]) for r in alive])
-            saved = now
             if asked():
-                for r in alive:
-                    records[r].status("queued", step=pack.step)
-                    records[r].log(f"stopped at step {pack.step} by a signal; its checkpoint is written")
-                raise Stopped(f"stopped at step {pack.step} of {steps}; start the same command again to go on")
+                raise stop()
+            save()
+            saved = now
         if evaluating or now - reported > REPORT_SECONDS:
             report({"event": "step", "step": pack.step, "note": note})
             reported = now
         not_training += time.monotonic() - now
     if alive:
-        checkpoints.save(pack, [(r, records[r]) for r in alive])
+        save()
         for r, pictures in enumerate(pack.task.examples()):
             if r in alive:
                 if pictures:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators import noise_source
-from tasks.datasets import DataError, Dataset, load_dataset
+from tasks.datasets import DataError, Dataset, blank_dataset, load_dataset
 from training import optimisers, schedules, validity
 from training.batches import Batches
 from training.capture import capture
@@ -269,6 +269,20 @@ def _instantiate(config: Config, offered: dict[str, Any] | None = None, **argume
         return factory(**arguments)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def rehearse(config: Config) -> None:
+    """Build a run's pack with blank data and forget it: a millisecond or ten that find what no run can have.
+
+    Raises:
+        UserError: for a value that the task, the estimator or the optimiser does not accept.
+    """
+    name, binarization, train_evaluated = (config["data"][key] for key in ("name", "binarization", "train_evaluated"))
+    try:
+        data = blank_dataset(name, binarization, train_evaluated, images=max(1000, config["batch_size"]))
+    except DataError as error:
+        raise UserError(str(error)) from None
+    Pack([config], torch.device("cpu"), data=data)
 
 
 def check(config: Config, data: Dataset) -> None:

@@ -116,6 +116,9 @@ def packs_of(runs: Iterable[RunPlan], workers: int, largest: int) -> list[PackPl
 def runs_of_experiment(arguments: Sequence[str], master: DictConfig, loader: Any) -> list[RunPlan]:
     """As :func:`runs_of`, after what the experiment in ``master`` sweeps over and what its ``budget`` changes.
 
+    An experiment's ``cases`` are options that belong together, in groups: one case of each group makes a sweep, and the
+    experiment is the union of these sweeps.
+
     Raises:
         UserError: for a budget that the experiment does not have.
     """
@@ -123,8 +126,13 @@ def runs_of_experiment(arguments: Sequence[str], master: DictConfig, loader: Any
     params, budgets = dict(sweeper.params or {}), {"full": {}, **(sweeper.budgets or {})}
     if budget not in budgets:
         raise UserError(f"budget={budget}: choose one of those that the experiment has ({', '.join(budgets)})")
-    own = [f"{key}={'null' if value is None else value}" for key, value in {**params, **budgets[budget]}.items()]
-    return runs_of([*own, *arguments], master, loader)
+    compose = _Composer(master, loader)
+    runs: dict[str, RunPlan] = {}
+    for cases in itertools.product(*(group.values() for group in (sweeper.cases or {}).values())):
+        options = {**params, **{key: value for case in cases for key, value in case.items()}, **budgets[budget]}
+        own = [f"{key}={'null' if value is None else value}" for key, value in options.items()]
+        runs |= {run.name: run for run in runs_of([*own, *arguments], master, loader, compose)}
+    return list(runs.values())
 
 
 def runs_of_command(command: str) -> list[RunPlan]:
@@ -141,14 +149,16 @@ def runs_of_command(command: str) -> list[RunPlan]:
         return runs_of_experiment(arguments, master, hydra.config_loader)
 
 
-def runs_of(arguments: Sequence[str], master: DictConfig, loader: Any) -> list[RunPlan]:
+def runs_of(
+    arguments: Sequence[str], master: DictConfig, loader: Any, compose: _Composer | None = None
+) -> list[RunPlan]:
     """The runs that a multirun's ``arguments`` ask for, each once, in the order of the sweep.
 
     Hydra composes one config for each choice of options; values (``seed=3``, ``optimizer.lr=1e-3``) are set in it by
     Hydra's own rules, once for each value, instead of composing a config for each run.
     """
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(arguments))
-    compose = _Composer(master, loader)
+    compose = compose or _Composer(master, loader)
     runs: dict[str, RunPlan] = {}
     for job in itertools.product(*_choices(overrides)):
         config = compose([choice for choice, _ in job])

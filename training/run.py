@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from analysis.claims import HEARTBEAT_SECONDS
-from analysis.records import DamagedRecord, RunRecord
+from analysis.records import CONFIG, DamagedRecord, RunRecord
 from training import checkpoints, memory
 from training.devices import pick_device
 from training.errors import UserError
@@ -154,10 +154,14 @@ def _train_pack(group: list[Member], device: torch.device, report: Report, lost:
             report({"event": "message", "text": text})
             pack = Pack(configs, device)
     for member in group:
-        config = yaml.dump(member.plan.config, sort_keys=False, Dumper=_DUMPER)
-        member.record.start(config, list(member.plan.overrides), keep_until=pack.step)
+        _begin(member, keep_until=pack.step)
         member.record.log(f"{'goes on' if pack.step else 'starts'} at step {pack.step} in a pack of {len(group)}")
     train(pack, records, report, lost)
+
+
+def _begin(member: Member, keep_until: int = 0) -> None:
+    config = yaml.dump(member.plan.config, sort_keys=False, Dumper=_DUMPER)
+    member.record.start(config, list(member.plan.overrides), keep_until=keep_until)
 
 
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -173,6 +177,8 @@ def _record_failure(group: list[Member], error: Exception, report: Report) -> No
         if record.is_finished():
             continue
         with contextlib.suppress(OSError):  # a full disk, mostly: then the report is all there is
+            if not (record.path / CONFIG).exists():  # the pack could not be built: the analysis counts its runs, too
+                _begin(member)
             record.log("failed\n" + "".join(traceback.format_exception(error)))
             record.status("failed", error=sentence)
         report({"event": "run", "run": record.path.name, "status": "failed", "error": sentence})

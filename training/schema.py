@@ -92,6 +92,36 @@ class Exponential:
 
 
 @dataclass
+class NoBasket:
+    """Nothing is measured beside training."""
+
+    name: str = "none"
+
+
+@dataclass
+class Basket:
+    """Which gradients are measured along a run (:mod:`training.along`).
+
+    ``estimators``: by name, ``estimator`` nodes. ``points``: at so many steps, from 1 to the last, log spaced.
+    ``draws``: gradients per estimator and point. ``examples``: in the minibatch. ``warm_up``: steps at each point in
+    which learned parts are trained. ``reference``: the unbiased estimator whose mean of ``reference_draws`` gradients
+    stands in for the exact one where there are more than ``max_states`` joint states. ``rounds``: in which the time is
+    taken.
+    """
+
+    name: str = "default"
+    estimators: dict[str, Any] = field(default_factory=dict)
+    points: int = 8
+    draws: int = 500
+    examples: int = 100
+    warm_up: int = 300
+    reference: Any = MISSING
+    reference_draws: int = 500
+    max_states: int = 4096
+    rounds: int = 20
+
+
+@dataclass
 class NoLogger:
     """Local files only."""
 
@@ -151,13 +181,17 @@ class Slurm:
 
 @dataclass
 class Config:
-    """One run (or ``replicas`` runs with the seeds ``seed .. seed + replicas - 1``)."""
+    """One run (or ``replicas`` runs with the seeds ``seed .. seed + replicas - 1``).
+
+    ``source``: whose published numbers stand beside the run's, a key of ``analysis/published.json``; empty: nobody's.
+    """
 
     estimator: Any = MISSING
     task: Any = MISSING
     data: Data = field(default_factory=Data)
     optimizer: Any = MISSING
     schedule: Any = MISSING
+    basket: Any = MISSING
     logger: Any = MISSING
     seed: int = 0
     replicas: int = 1
@@ -172,6 +206,7 @@ class Config:
     runs_dir: str = "runs"
     sweep: str = "main"
     budget: str = "full"
+    source: str = "jang2017"
     device: str = "auto"
     threads: int = 1
     allow_tf32: bool = False
@@ -230,6 +265,7 @@ def register() -> None:
     for group, nodes in {
         "optimizer": (Adam, SGD),
         "schedule": (Constant, Exponential),
+        "basket": (NoBasket, Basket),
         "logger": (NoLogger, Wandb),
         "cluster": (NoCluster, Local, Slurm),
     }.items():

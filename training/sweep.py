@@ -16,6 +16,7 @@ from analysis.records import CHECKPOINT, RESULT, DamagedRecord
 from training import interrupt, validity
 from training.devices import largest_pack, worker_count
 from training.errors import UserError
+from training.pack import rehearse
 from training.plan import PackPlan, RunPlan, packs_of, replicated
 from training.progress import PackLine
 from training.run import train_runs
@@ -34,6 +35,7 @@ class Plan:
     done: Counter[str] = field(default_factory=Counter)
     skipped: dict[str, list[RunPlan]] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
+    cautions: dict[str, list[RunPlan]] = field(default_factory=dict)
 
     @property
     def todo(self) -> int:
@@ -47,10 +49,17 @@ class Plan:
         lines += [f"{damage}; the run is redone" for damage in self.damaged[:SHOWN]]
         if len(self.damaged) > SHOWN:
             lines.append(f"... and {len(self.damaged) - SHOWN} more damaged records")
-        for reason, runs in self.skipped.items():
-            names = dict.fromkeys(run.config["estimator"]["name"] for run in runs)
-            lines.append(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} skipped: {', '.join(names)}: {reason}")
+        lines += [f"{_count(runs)} skipped: {_names(runs)}: {reason}" for reason, runs in self.skipped.items()]
+        lines += [f"{_count(runs)} to beware of: {_names(runs)} {text}" for text, runs in self.cautions.items()]
         return lines
+
+
+def _count(runs: Sequence[RunPlan]) -> str:
+    return f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}"
+
+
+def _names(runs: Sequence[RunPlan]) -> str:
+    return ", ".join(dict.fromkeys(run.config["estimator"]["name"] for run in runs))
 
 
 def make_plan(runs: Sequence[RunPlan], take_back: bool = False) -> Plan:
@@ -72,7 +81,7 @@ def make_plan(runs: Sequence[RunPlan], take_back: bool = False) -> Plan:
     reasons: dict[tuple[Any, ...], str | None] = {}
     for run in runs:
         validity.check(run.config)
-        key = tuple(str(run.config[group]) for group in ("estimator", "task"))
+        key = tuple(str(run.config[group]) for group in ("estimator", "task", "data"))
         if key not in reasons:
             reasons[key] = validity.against(run.config)
         if reason := reasons[key]:
@@ -94,12 +103,30 @@ def make_plan(runs: Sequence[RunPlan], take_back: bool = False) -> Plan:
                 for name in (RESULT, CHECKPOINT):
                     (record.path / name).unlink(missing_ok=True)
             todo.append(run)
+            if text := validity.caution(run.config):
+                plan.cautions.setdefault(text, []).append(run)
         elif outcome:
             plan.done[outcome] += 1
         else:
             plan.skipped.setdefault(f"not {options['retry']}", []).append(run)
+    _rehearse(todo)
     plan.packs = packs_of(todo, worker_count(options), largest_pack(options))
     return plan
+
+
+def _rehearse(runs: Sequence[RunPlan]) -> None:
+    """Raise ``UserError``, before anything trains, for an option that a task, an estimator or the data refuses."""
+    rehearsed = set()
+    for run in runs:
+        key = tuple(str(run.config[group]) for group in ("estimator", "task", "data"))
+        if key not in rehearsed:
+            rehearsed.add(key)
+            try:
+                rehearse(run.config)
+            except UserError as error:
+                raise UserError(f"{run.label}: {error}") from None
+            except Exception:  # whatever else is wrong, the pack's log says it with a traceback
+                continue
 
 
 def train_job(config: DictConfig) -> None:

@@ -1,0 +1,72 @@
+"""``python -m analysis.report runs/SWEEP``: curves, tables, runs and a Gumbel-Softmax to play with, as one HTML file.
+
+The file needs no network and no other file; its parts are in ``analysis/page/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.command import DIFFERENT, NOTHING, OK, read, refuse
+from analysis.page_data import page_data
+from analysis.statistics import ProtocolsDiffer
+
+PAGE = Path(__file__).with_name("page")
+SCRIPTS = ("elements.js", "rows.js", "curves.js", "tables.js", "gumbel.js", "main.js")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; exit code 0, 1 if protocols differ, or 2 if there is no run to show."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.report",
+        description="An interactive page of a sweep, one HTML file; no run is changed.",
+    )
+    parser.add_argument("path", type=Path, help="a sweep (runs/NAME), one run, or a folder of sweeps")
+    parser.add_argument("--output", type=Path, help="the file to write (default: PATH/report/report.html)")
+    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only these runs")
+    options = parser.parse_args(arguments)
+    try:
+        frame = read(options.path, options.where)
+        output = options.output or options.path / "report" / "report.html"
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(page(frame, output.parent), encoding="utf-8")
+    except ProtocolsDiffer as error:
+        return refuse(str(error), DIFFERENT)
+    except (ValueError, OSError) as error:
+        return refuse(str(error), NOTHING)
+    print(f"wrote {output}")
+    return OK
+
+
+def page(frame: pd.DataFrame, folder: Path) -> str:
+    """The page of the long ``frame``, with links to the runs relative to ``folder``."""
+    from plotly.offline import get_plotlyjs
+
+    parts = {
+        "title": html.escape(" and ".join(sorted(set(frame["sweep"])))),
+        "style": (PAGE / "page.css").read_text(),
+        "plotly": get_plotlyjs(),
+        "script": "\n".join((PAGE / name).read_text() for name in SCRIPTS),
+        "data": _embedded(page_data(frame, folder)),
+        "noise": _embedded(json.loads((PAGE / "gumbel_noise.json").read_text())),
+    }
+    # In one pass: what a part says is never taken for a place of another part.
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], (PAGE / "page.html").read_text())
+
+
+def _embedded(content: Any) -> str:
+    """JSON in ASCII that no text inside can end (``</script>``) or turn into a comment (``<!--``)."""
+    return json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
