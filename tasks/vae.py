@@ -141,10 +141,9 @@ class VAE(nn.Module):
         logits = self.latents.logits(outputs)
         kl = self.kl_for(estimator)
         if kl == "relaxed":
-            z, log_ratio = estimator.sample_with_log_ratio(  # type: ignore[attr-defined]
-                logits, self.latents.logits(self.prior_outputs), self.prior_temperature
-            )
-            return self.reconstruction(self.latents.features(z), batch) + log_ratio
+            z, log_q, log_prob = estimator.sample_with_log_prob(logits)  # type: ignore[attr-defined]
+            log_p = log_prob(self.latents.logits(self.prior_outputs), self.prior_temperature)
+            return self.reconstruction(self.latents.features(z), batch) + log_q - log_p
         sampled = kl == "sampled"
         log_q_from = for_log_q(outputs, estimator)
 
