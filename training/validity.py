@@ -92,7 +92,7 @@ def _of_latents(method: type, estimator: dict[str, Any], task: dict[str, Any]) -
 
 def _of_kl(method: type, estimator: dict[str, Any], task: dict[str, Any]) -> str | None:
     kl = task.get("kl")
-    if kl == "relaxed" and (estimator.get("hard") or not hasattr(method, "sample_with_log_ratio")):
+    if kl == "relaxed" and (estimator.get("hard") or not hasattr(method, "sample_with_log_prob")):
         return (
             "has no relaxed samples with a Concrete density, which task.kl=relaxed needs: use estimator=gumbel_softmax "
             "with estimator.hard=false, or task.kl=auto"
