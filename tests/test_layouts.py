@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from pathlib import Path
 
 import latex
 import pytest
@@ -15,6 +16,7 @@ from analysis.records import load
 from analysis.statistics import ProtocolsDiffer
 from analysis.tables import MARKDOWN, TEXT
 
+ROOT = Path(__file__).parents[1]
 JANG = layouts.layouts()["jang_table1"]
 
 
@@ -109,6 +111,20 @@ def test_another_metric_is_compared_upwards_and_by_column(tmp_path):
         "**106.80**",
         "92.00 ~",
     ]
+
+
+@pytest.mark.parametrize("name", layouts.layouts())
+def test_a_layout_is_of_its_experiments_tasks_and_estimators(name):
+    """The experiment's file has every task, data set and estimator that the layout has a row or a column for."""
+    file = ROOT / "conf" / "experiment" / f"{name}.yaml"
+    if not file.exists():
+        pytest.skip(f"no experiment {name}")
+    text = file.read_text()
+    assert f"\nsweep: {name}\n" in text
+    layout = layouts.layouts()[name]
+    for place in (*layout.rows, *layout.columns):
+        for field in ("task", "data", "estimator"):
+            assert re.search(rf"\b{place.values.get(field, 'sweep')}\b", text), (place, field)
 
 
 def test_every_layout_is_whole_and_named_as_its_sweep():
