@@ -100,6 +100,7 @@ function curveNote(comparison, rows, state, metric) {
   const grids = rows.map((row) => row.curves[state.metric]).filter((curves) => curves && curves.mean).map((curves) => comparison.grids[curves.mean.grid]);
   const thinned = grids.filter((grid) => grid.steps > grid.step.length);
   if (thinned.length) words.push(`Of up to ${Math.max(...thinned.map((grid) => grid.steps))} recorded steps ${thinned[0].step.length} are drawn, first and last included; each is exact.`);
+  if (!metric.log) words.push("Shown is the range of the later steps; a double click shows all.");
   if (state.x === "seconds") words.push("Seconds: training time of the pack that a run was part of, evaluations left out, averaged over seeds.");
   if (state.metric === "gradient_variance") words.push("Estimators that rescale their gradient (variance normalisation) cannot be compared with the others.");
   return words.join(" ");

@@ -20,8 +20,12 @@ function update() {
   const names = new Set(comparison().rows.map((row) => row.estimator));
   const whole = rows.length === names.size && rows.every((row) => row.place === 0);
   drawResults(data, comparison(), rows, whole);
-  drawRuns(data, shownRuns(data, comparison(), state));
+  const runs = shownRuns(data, comparison(), state);
+  const elsewhere = data.runs.filter((run) => hasStatus(run, state.status)).length - runs.length;
+  drawRuns(data, runs);
+  byId("runs-note").textContent = `${runs.length} of the task and the filters above` + (elsewhere ? `; ${elsewhere} more outside of them.` : ".");
   byId("shown").textContent = `${rows.length} of ${comparison().rows.length} settings shown.` +
+    (Object.values(state.filters).some(Boolean) ? " What an estimator does not have (a temperature) does not hide it." : "") +
     (whole ? "" : " Best and ties are marked only when the chosen setting of every estimator is shown, and nothing else.");
   return drawCurves(data, comparison(), rows, state);
 }

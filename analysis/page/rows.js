@@ -23,6 +23,10 @@ function shownRuns(data, comparison, state) {
       run.data === comparison.data &&
       !state.hidden.has(run.estimator) &&
       passes(run.values, state.filters) &&
-      (state.status === "all" || run.status === state.status || (state.status === "lost" && run.status !== "finished")),
+      hasStatus(run, state.status),
   );
+}
+
+function hasStatus(run, status) {
+  return status === "all" || run.status === status || (status === "lost" && run.status !== "finished");
 }
