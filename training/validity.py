@@ -7,6 +7,7 @@ from typing import Any
 import hydra.utils
 
 from analysis.published import sources
+from estimators import UnorderedSet
 from tasks.datasets import CLASSES
 from tasks.free_logits import FreeLogits
 from tasks.likelihoods import check_likelihood
@@ -86,6 +87,11 @@ def _of_latents(method: type, estimator: dict[str, Any], task: dict[str, Any]) -
         return (
             f"would enumerate the {categories}**{latents} joint states of task={task['name']}, more than "
             f"estimator.max_states={estimator['max_states']}; use fewer latents, or a sampling estimator such as rloo"
+        )
+    if issubclass(method, UnorderedSet) and estimator.get("num_samples", 0) > categories**latents:
+        return (
+            f"wants {estimator['num_samples']} different states, and task={task['name']} has {categories}**{latents}; use "
+            "fewer samples, or exact, which sums over all of them"
         )
     return None
 
