@@ -1,9 +1,10 @@
 """Tables in the layout of a paper: rows and columns by fields of the config, ours above the published number.
 
 ``layouts.json`` declares them: a title, the ``rows`` and the ``columns``, each a mapping of fields of the runs (named
-as by :func:`analysis.records.load`) to the values that the table has and their labels; of several fields, every
-combination. The field ``metric`` stands for what is reported: ``bound`` (the negative test bound) or the name of
-another test metric, of which more is better. ``compare`` says within what numbers are compared: ``row`` or ``column``.
+as by :func:`analysis.records.load`) to the values that the table has and their labels (empty: not shown); of several
+fields, every combination. The field ``metric`` stands for what is reported: ``bound`` (the negative test bound) or the
+name of another test metric, of which more is better. ``compare`` says within what numbers are compared: ``row`` or
+``column``.
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ def layouts() -> Mapping[str, Layout]:
 def _places(fields: Mapping[str, Mapping[str, str]]) -> tuple[Place, ...]:
     combinations = product(*(labels.items() for labels in fields.values()))
     return tuple(
-        Place(", ".join(label for _, label in chosen), dict(zip(fields, (value for value, _ in chosen), strict=True)))
+        Place(
+            ", ".join(label for _, label in chosen if label),
+            dict(zip(fields, (value for value, _ in chosen), strict=True)),
+        )
         for chosen in combinations
     )
 

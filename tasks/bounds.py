@@ -37,6 +37,10 @@ class RandomStreams(Protocol):
         """Starts a stream of uniform noise ``(shape, dtype, device, event_dims) -> Tensor`` in (0, 1)."""
         ...
 
+    def source(self, purpose: str, device: torch.device) -> Callable[..., Tensor]:
+        """The stream of uniform noise for training steps, which goes on from call to call."""
+        ...
+
     def words(self, purpose: str) -> Callable[..., Tensor]:
         """Starts a stream of int32 noise ``([replicas, ...], device) -> Tensor`` in 0 .. 2**31 - 1."""
         ...
@@ -101,14 +105,15 @@ def evaluate(
         for start in range(0, num_samples, at_once):
             samples = min(at_once, num_samples - start)
             noise = draw((replicas, count, samples, words), device)
-            for piece in pieces(count, samples, replicas, device):
-                log_w, value = (part.double() for part in log_weights(x[:, piece], noise[:, piece]))
-                values[:, piece] += value.sum(-1)
+            for some, drawn in pieces(count, samples, replicas, device):
+                log_w, value = (part.double() for part in log_weights(x[:, some], noise[:, some, drawn]))
+                values[:, some] += value.sum(-1)
+                done = start + drawn.start
                 for m in prefixes:
-                    if start < m <= start + samples:
-                        first = torch.logaddexp(total[:, piece], log_w[..., : m - start].logsumexp(-1))
-                        found[f"bound_{m}"][:, piece] = first - math.log(m)
-                total[:, piece] = torch.logaddexp(total[:, piece], log_w.logsumexp(-1))
+                    if done < m <= start + drawn.stop:
+                        first = torch.logaddexp(total[:, some], log_w[..., : m - done].logsumexp(-1))
+                        found[f"bound_{m}"][:, some] = first - math.log(m)
+                total[:, some] = torch.logaddexp(total[:, some], log_w.logsumexp(-1))
             del noise  # before the next is drawn
         found = {"elbo": values / num_samples, "bound": total - math.log(num_samples)} | found
         if details and exact is not None:

@@ -50,6 +50,8 @@ def against(config: dict[str, Any]) -> str | None:
     could have is an error: :func:`check` and :func:`training.pack.rehearse`.
     """
     estimator, task = config["estimator"], config["task"]
+    if not task.get("unlabelled", True) and estimator["name"] != "exact":
+        return f"would never be asked by task={task['name']}, which learns from labels alone; use estimator=exact"
     method = hydra.utils.get_class(estimator["_target_"])
     return _of_latents(method, estimator, task) or _of_kl(method, estimator, task) or _of_data(task, config["data"])
 
@@ -90,7 +92,7 @@ def _of_latents(method: type, estimator: dict[str, Any], task: dict[str, Any]) -
 
 def _of_kl(method: type, estimator: dict[str, Any], task: dict[str, Any]) -> str | None:
     kl = task.get("kl")
-    if kl == "relaxed" and (estimator.get("hard") or not hasattr(method, "sample_with_log_ratio")):
+    if kl == "relaxed" and (estimator.get("hard") or not hasattr(method, "sample_with_log_prob")):
         return (
             "has no relaxed samples with a Concrete density, which task.kl=relaxed needs: use estimator=gumbel_softmax "
             "with estimator.hard=false, or task.kl=auto"
