@@ -56,7 +56,7 @@ def report(frame: pd.DataFrame, output: Path) -> int:
     except ProtocolsDiffer as error:
         return _refuse(str(error), DIFFERENT)
     _write_tables(summary, output)
-    for file in _write_figures(frame, output):
+    for file in (*_write_figures(frame, output), *_write_variance(frame, output)):
         print(f"wrote {file}")
     if not (runs["status"] == "finished").any():
         return _refuse("no run is finished: there are no numbers to report yet", NOTHING)
@@ -118,6 +118,14 @@ def _write_figures(frame: pd.DataFrame, output: Path) -> list[Path]:
         drawn[f"reconstructions_{name}"] = figures.reconstructions(images, f"{task}, {data}")
         drawn[f"samples_{name}"] = figures.samples(images, f"{task}, {data}")
     return [file for name, figure in drawn.items() if figure for file in figures.save(figure, output / name)]
+
+
+def _write_variance(frame: pd.DataFrame, output: Path) -> list[Path]:
+    """Of runs that measured gradients (``basket=``) the tables and figures."""
+    from analysis import variance_figures
+
+    measured = [records.load_basket(path) for path in frame["path"].unique()]
+    return list(variance_figures.write(pd.concat(measured, ignore_index=True), output))
 
 
 def _storable(frame: pd.DataFrame) -> pd.DataFrame:
