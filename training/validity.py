@@ -90,8 +90,8 @@ def _of_latents(method: type, estimator: dict[str, Any], task: dict[str, Any]) -
         )
     if issubclass(method, UnorderedSet) and estimator.get("num_samples", 0) > categories**latents:
         return (
-            f"wants {estimator['num_samples']} different states, and task={task['name']} has {categories}**{latents}; use "
-            "fewer samples, or exact, which sums over all of them"
+            f"wants {estimator['num_samples']} different states, and task={task['name']} has {categories}**{latents}; "
+            "use fewer samples, or exact, which sums over all of them"
         )
     return None
 
