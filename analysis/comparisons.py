@@ -133,11 +133,8 @@ def verdict(compared: pd.DataFrame) -> list[str]:
         if group["smallest_p_holm"].min() > LEVEL:
             needed = 1 + math.ceil(math.log2(m / LEVEL))
             line += f"; none can with {n} shared seed{'s' if n != 1 else ''}: the smallest p is {smallest_p(n):.3g}"
-            line += (
-                f", {min(1.0, m * smallest_p(n)):.3g} for {m} pairs; it takes {needed} seeds"
-                if m > 1
-                else (f"; it takes {needed} seeds")
-            )
+            line += f", and {min(1.0, m * smallest_p(n)):.3g} after the correction for {m} pairs" if m > 1 else ""
+            line += f"; it takes {needed} seeds"
         lines.append(line + ".")
     return lines
 
@@ -150,7 +147,7 @@ def normalised(chosen: pd.DataFrame, reference: str | None = None) -> pd.DataFra
     ``attrs["left_out"]`` names the estimators that have no finished run on some task.
     """
     runs = chosen[chosen["status"] == "finished"].assign(score=lambda runs: -runs["test"].astype(float))
-    tasks = runs.groupby("estimator")[COMPARISON].apply(lambda own: len(own.drop_duplicates()))
+    tasks = runs.drop_duplicates(["estimator", *COMPARISON])["estimator"].value_counts()
     complete = tasks.index[tasks == len(chosen[COMPARISON].drop_duplicates())]
     kept = runs[runs["estimator"].isin(complete)].copy()
     if reference is not None and reference not in set(complete):

@@ -105,14 +105,15 @@ def evaluate(
         for start in range(0, num_samples, at_once):
             samples = min(at_once, num_samples - start)
             noise = draw((replicas, count, samples, words), device)
-            for piece in pieces(count, samples, replicas, device):
-                log_w, value = (part.double() for part in log_weights(x[:, piece], noise[:, piece]))
-                values[:, piece] += value.sum(-1)
+            for some, drawn in pieces(count, samples, replicas, device):
+                log_w, value = (part.double() for part in log_weights(x[:, some], noise[:, some, drawn]))
+                values[:, some] += value.sum(-1)
+                done = start + drawn.start
                 for m in prefixes:
-                    if start < m <= start + samples:
-                        first = torch.logaddexp(total[:, piece], log_w[..., : m - start].logsumexp(-1))
-                        found[f"bound_{m}"][:, piece] = first - math.log(m)
-                total[:, piece] = torch.logaddexp(total[:, piece], log_w.logsumexp(-1))
+                    if done < m <= start + drawn.stop:
+                        first = torch.logaddexp(total[:, some], log_w[..., : m - done].logsumexp(-1))
+                        found[f"bound_{m}"][:, some] = first - math.log(m)
+                total[:, some] = torch.logaddexp(total[:, some], log_w.logsumexp(-1))
             del noise  # before the next is drawn
         found = {"elbo": values / num_samples, "bound": total - math.log(num_samples)} | found
         if details and exact is not None:

@@ -109,7 +109,8 @@ class Watch(TorchDispatchMode):
 
 
 ON_TASKS = [(name, task) for task in ("vae_bernoulli", "vae_categorical") for name in NAMES]
-ON_TASKS += [(name, "sbn_categorical") for name in ("gumbel_softmax", "nvil", "muprop", "rebar", "rloo")]
+LAYERED = ("sbn_categorical", "deep_vae_categorical")
+ON_TASKS += [(name, task) for task in LAYERED for name in ("gumbel_softmax", "nvil", "muprop", "rebar", "rloo")]
 
 
 @pytest.mark.parametrize(("name", "task"), ON_TASKS)

@@ -12,7 +12,7 @@ from test_structured import tiny as tiny_chain
 from test_tasks import tiny_data, tiny_vae, whole_split
 
 from estimators.memory import Allocations
-from tasks import bounds, chunks, enumeration
+from tasks import bounds, chunks, enumeration, latents
 from tasks.datasets import DataError, load_dataset
 from tasks.latents import latents_of
 from tasks.likelihoods import bernoulli_log_prob_
@@ -130,8 +130,9 @@ def test_the_same_numbers_alone_and_in_a_pack_whatever_the_pieces(name, monkeypa
 
 def test_memory_does_not_depend_on_the_number_of_samples():
     vae = tiny_vae(2, 50)
+    vae.data = tiny_data(images=5)
     peaks = []
-    for samples in (100, 5000):
+    for samples in (1000, 20_000):
         with Allocations() as memory:
             vae.evaluate("test", samples, details=True)
         peaks.append(memory.peak)
@@ -139,8 +140,9 @@ def test_memory_does_not_depend_on_the_number_of_samples():
 
 
 def test_prefixes_are_bounds_of_the_first_samples():
-    """The samples of 10,000 begin with those of 1000: all 40 images are in one block."""
+    """The samples of 10,000 begin with those of 1000: all 5 images are in one block."""
     vae = tiny_vae()
+    vae.data = tiny_data(images=5)
     many, few = vae.evaluate("test", 1000, details=True), vae.evaluate("test", 10_000, details=True)
     assert set(many) >= {"bound_1", "bound_10", "bound_100"} and "bound_1000" not in many
     for key in ("bound_1", "bound_10", "bound_100"):
@@ -162,6 +164,22 @@ def test_draws_follow_the_distribution(categories):
     if categories > 2:
         assert (features.unflatten(-1, (3, categories)).sum(-1) == 1).all()
     assert ((features.mean(0) - p).abs() <= 6 * (p * (1 - p) / len(features)).sqrt() + 1e-7).all()
+
+
+@pytest.mark.parametrize("hidden", [(), (7,)])
+def test_the_places_of_the_ones_are_as_good_as_the_code(hidden, monkeypatch):
+    """The sum of rows of weights, and the same numbers of a whole evaluation."""
+    vae = tiny_vae(5, 3, [0, 1], hidden=hidden)
+    outputs = torch.randn(2, 4, 1, 15)
+    noise = Streams([5, 6]).words("test")((2, 4, 30, 3), torch.device("cpu"))
+    ones, features = vae.latents.draw_codes(outputs, noise), vae.latents.draw(outputs, noise)
+    assert ones.dtype == torch.int64 and ones.shape == (2, 4, 30, 3) and features.shape == (2, 4, 30, 15)
+    expected = vae.decoder(features.flatten(1, 2)).unflatten(1, (4, 30))
+    assert torch.allclose(vae.latents.through(vae.decoder, ones), expected, atol=1e-5)
+    assert torch.allclose(vae.latents.dot(ones, outputs[:, :, 0]), (features * outputs).sum(-1), atol=1e-5)
+    found = vae.evaluate("test", 20)
+    monkeypatch.setattr(latents, "FEW_ONES", 100)
+    assert all(torch.allclose(found[key], value, rtol=1e-5) for key, value in vae.evaluate("test", 20).items())
 
 
 def test_words_are_uniform_and_belong_to_their_run():

@@ -27,6 +27,7 @@ FILLED_IN_FOR_ESTIMATORS = ("latents", "categories")
 """And those that an estimator gets from its task."""
 TASKS = {
     "vae": tasks.VAE,
+    "deep_vae": tasks.DeepVAE,
     "structured": tasks.StructuredPrediction,
     "semi_supervised": tasks.SemiSupervised,
     "toy": tasks.Toy,

@@ -77,11 +77,12 @@ class WordSource:
             return noise
         self._on_cpu = self._on_cpu or [np.random.SFC64(seed) for seed in self.seeds]
         count = math.prod(shape[1:])
-        noise = torch.empty(len(self.seeds), count, dtype=torch.int32)
-        for part, source in zip(noise.unbind(0), self._on_cpu, strict=True):
+        parts = []
+        for source in self._on_cpu:
             words = source.random_raw((count + 1) // 2)
             words &= 0x7FFFFFFF7FFFFFFF
-            part.copy_(torch.from_numpy(words.view(np.int32)[:count]))
+            parts.append(torch.from_numpy(words.view(np.int32)[:count]))
+        noise = parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
         return noise.view(tuple(shape))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import hydra.utils
 
 from analysis.published import sources
+from estimators import UnorderedSet
 from tasks.datasets import CLASSES, DATASETS
 from tasks.free_logits import FreeLogits
 from tasks.likelihoods import check_likelihood
@@ -87,12 +88,17 @@ def _of_latents(method: type, estimator: dict[str, Any], task: dict[str, Any]) -
             f"would enumerate the {categories}**{latents} joint states of task={task['name']}, more than "
             f"estimator.max_states={estimator['max_states']}; use fewer latents, or a sampling estimator such as rloo"
         )
+    if issubclass(method, UnorderedSet) and estimator.get("num_samples", 0) > categories**latents:
+        return (
+            f"wants {estimator['num_samples']} different states, and task={task['name']} has {categories}**{latents}; use "
+            "fewer samples, or exact, which sums over all of them"
+        )
     return None
 
 
 def _of_kl(method: type, estimator: dict[str, Any], task: dict[str, Any]) -> str | None:
     kl = task.get("kl")
-    if kl == "relaxed" and (estimator.get("hard") or not hasattr(method, "sample_with_log_ratio")):
+    if kl == "relaxed" and (estimator.get("hard") or not hasattr(method, "sample_with_log_prob")):
         return (
             "has no relaxed samples with a Concrete density, which task.kl=relaxed needs: use estimator=gumbel_softmax "
             "with estimator.hard=false, or task.kl=auto"
