@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.intervals import interval
+from analysis.published import differences, published
 from analysis.statistics import as_text, final_rows, select, summarise_runs
 from analysis.tables import LATEX, MARKDOWN, Markup, latex_sentence, protocol, signed, ties
 
@@ -116,11 +117,17 @@ def fill(layout: Layout, frame: pd.DataFrame) -> pd.DataFrame:
 def _another(metric: str, runs: pd.DataFrame) -> dict[str, Any]:
     """The mean of another test metric over the finished runs of the setting that is chosen on the validation bound."""
     chosen = select(runs)
-    column = f"test_{metric}"
-    values = chosen.loc[chosen["status"] == "finished", column].dropna() if column in chosen else []
+    finished, column = chosen[chosen["status"] == "finished"], f"test_{metric}"
+    values = finished[column].dropna() if column in finished else []
     mean, low, high = interval(values) if len(values) else (np.nan, np.nan, np.nan)
-    nothing = {"published": np.nan, "difference": np.nan, "published_source": None, "published_differences": None}
-    return {"mean": mean, "low": low, "high": high, "n": len(values), **nothing}
+    cell: dict[str, Any] = {"mean": mean, "low": low, "high": high, "n": len(values), "published": np.nan}
+    cell |= {"difference": np.nan, "published_source": None, "published_differences": None, "published_note": None}
+    run = chosen.iloc[0].to_dict()
+    value = published(run["task"], run["data"], run["estimator"], run, metrics=(metric,))
+    if value is not None:
+        cell |= {"published": value.value, "difference": mean - value.value, "published_note": value.note}
+        cell |= {"published_source": f"{value.short}, {value.table}", "published_differences": differences(value, run)}
+    return cell
 
 
 def body(layout: Layout, table: pd.DataFrame, markup: Markup) -> list[list[str]]:

@@ -23,7 +23,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.intervals import interval, interval_name
-from analysis.intervals import student_half_width as student_half_width
 from analysis.published import differences, published
 from analysis.records import unscientific
 
