@@ -76,7 +76,7 @@ def report(frame: pd.DataFrame, output: Path, entries: Sequence[dict[str, Any]] 
             files += write_layout(layout, frame, output)
         except ValueError as error:
             print(f"no table {layout.name}: {error}")
-    for file in [*files, *_write_figures(frame, output)]:
+    for file in [*files, *_write_figures(frame, output), *_write_variance(frame, output)]:
         print(f"wrote {file}")
     if not (runs["status"] == "finished").any():
         return refuse("no run is finished: there are no numbers to report yet", NOTHING)
@@ -164,6 +164,14 @@ def _write_figures(frame: pd.DataFrame, output: Path) -> list[Path]:
         drawn[f"samples_{name}"] = figures.samples(images, f"{task}, {data}")
     files = [file for name, figure in drawn.items() if figure for file in figures.save(figure, output / name)]
     return files + scrutiny.write_sensitivity(frame, output)
+
+
+def _write_variance(frame: pd.DataFrame, output: Path) -> list[Path]:
+    """Of runs that measured gradients (``basket=``) the tables and figures."""
+    from analysis import variance_figures
+
+    measured = [records.load_basket(path) for path in frame["path"].unique()]
+    return list(variance_figures.write(pd.concat(measured, ignore_index=True), output))
 
 
 def _storable(frame: pd.DataFrame) -> pd.DataFrame:

@@ -67,8 +67,28 @@ class StackedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., replicas, examples, inputs]`` -> ``[..., replicas, examples, outputs]``."""
+        return self._layers(x, 0)
+
+    def of_ones(self, ones: Tensor, categories: int) -> Tensor:
+        """:meth:`forward` of inputs that are 0 but for ``ones``, the places of the 1s: without a derivative.
+
+        ``ones`` ``[replicas, examples, latents]`` int64, the first below ``categories``, the next below twice that and
+        so on -> ``[replicas, examples, outputs]``. The first layer is a sum of rows of its weights.
+        """
+        weight, bias = self._parameters["weight0"], self._parameters["bias0"]
+        assert weight is not None and bias is not None
+        replicas, inputs, outputs = weight.shape
+        rows = weight.clone()
+        rows[:, :categories] += bias  # exactly one of them is taken
+        first = torch.arange(0, replicas * inputs, inputs, device=ones.device).view(-1, 1, 1)
+        sums = nn.functional.embedding_bag((ones + first).flatten(0, 1), rows.view(-1, outputs), mode="sum")
+        x = sums.view(*ones.shape[:2], outputs)
+        return self._layers(self.nonlinearity(x), 1) if len(self.weights) > 1 else x
+
+    def _layers(self, x: Tensor, first: int) -> Tensor:
+        """The layers from ``first`` on, which is linear in ``x``."""
         # weights and biases in turn, without the cost of walking modules
         own = [parameter for parameter in self._parameters.values() if parameter is not None]
-        for layer in range(0, len(own), 2):
-            x = stacked_linear(x if layer == 0 else self.nonlinearity(x), own[layer], own[layer + 1])
+        for layer in range(2 * first, len(own), 2):
+            x = stacked_linear(x if layer == 2 * first else self.nonlinearity(x), own[layer], own[layer + 1])
         return x

@@ -163,8 +163,7 @@ class StructuredPrediction(nn.Module):
         x, y = images[..., : self.upper], images[..., self.upper :]
         outputs = self.networks[0](x).unsqueeze(2)
         for network, own in zip(self.networks[1:], noise.split(self.latents.latents, -1), strict=True):
-            features = self.latents.draw(outputs, own)
-            outputs = network(features.flatten(1, 2)).unflatten(1, features.shape[1:3])
+            outputs = self.latents.through(network, self.latents.draw_codes(outputs, own))
         log_p = bernoulli_log_prob_(outputs, y)
         return log_p, log_p
 

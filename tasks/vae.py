@@ -15,7 +15,7 @@ from tasks.datasets import Dataset
 from tasks.kl import KLS, check_prior_temperature, for_log_q, kl_beside
 from tasks.latents import latents_of, once
 from tasks.layers import StackedMLP
-from tasks.likelihoods import dot, likelihood_of
+from tasks.likelihoods import likelihood_of
 
 PRIORS, OUTPUT_BIASES = ("uniform", "learned"), ("zero", "data_mean")
 
@@ -193,19 +193,18 @@ class VAE(nn.Module):
             density=bool(self.likelihood.density),
         )
 
-    def log_likelihood(self, features: Tensor, x: Tensor) -> Tensor:
-        """``log p(x|z)`` without a derivative: features ``[R, E, S, width]``, x observed -> ``[R, E, S]`` nats."""
-        outputs = self.decoder(features.flatten(1, 2)).unflatten(1, features.shape[1:3])
-        return self.likelihood.log_prob_(outputs, x)
+    def log_likelihood(self, codes: Tensor, x: Tensor) -> Tensor:
+        """``log p(x|z)`` without a derivative: codes ``[R, E, S, ...]``, x observed -> ``[R, E, S]`` nats."""
+        return self.likelihood.log_prob_(self.latents.through(self.decoder, codes), x)
 
     def _log_weights(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """``log p(x, z) / q(z|x)`` and ``log p(x|z) - KL`` of exact samples, for :func:`tasks.bounds.evaluate`."""
         x = self.likelihood.observed(x)
         outputs = self.encoder(x)
-        features = self.latents.draw(outputs.unsqueeze(2), noise)
-        log_p = self.log_likelihood(features, x)
+        codes = self.latents.draw_codes(outputs.unsqueeze(2), noise)
+        log_p = self.log_likelihood(codes, x)
         slope, constant = self.latents.log_ratio_terms(outputs, self._prior)
-        log_ratio = dot(features, slope).add_(constant.unsqueeze(-1))
+        log_ratio = self.latents.dot(codes, slope).add_(constant.unsqueeze(-1))
         return log_p - log_ratio, log_p - self.latents.kl(outputs, self._prior).unsqueeze(-1)
 
     def _exact(self, x: Tensor) -> dict[str, Tensor]:

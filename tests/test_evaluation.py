@@ -12,7 +12,7 @@ from test_structured import tiny as tiny_chain
 from test_tasks import tiny_data, tiny_vae, whole_split
 
 from estimators.memory import Allocations
-from tasks import bounds, chunks, enumeration
+from tasks import bounds, chunks, enumeration, latents
 from tasks.datasets import DataError, load_dataset
 from tasks.latents import latents_of
 from tasks.likelihoods import bernoulli_log_prob_
@@ -151,19 +151,39 @@ def test_prefixes_are_bounds_of_the_first_samples():
     assert set(vae.evaluate("test", 1000)) == {"elbo", "bound"}
 
 
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("categories", [2, 5])
-def test_draws_follow_the_distribution(categories):
-    """Exactly one-hot; frequencies within 6 standard errors; certain and impossible values always and never."""
+def test_draws_follow_the_distribution(categories, shared):
+    """From probabilities that all samples share, and from those of each: the same draws but for rounding.
+
+    Exactly one-hot; frequencies within 6 standard errors; certain and impossible values always and never.
+    """
     family = latents_of(3, categories)
     outputs = torch.randn(1, 1, 1, family.width, generator=torch.Generator().manual_seed(0))
     outputs[..., 0] = 60.0
     noise = Streams([5]).words("test")((1, 1, 200_000, 3), torch.device("cpu"))
-    features = family.draw(outputs, noise)[0, 0]
+    features = family.draw(outputs if shared else outputs.expand(1, 1, 200_000, -1), noise)[0, 0]
     p = family.features(family.logits(outputs).softmax(-1))[0, 0, 0]
     assert set(features.unique().tolist()) == {0.0, 1.0} and (features[:, 0] == 1).all()
     if categories > 2:
         assert (features.unflatten(-1, (3, categories)).sum(-1) == 1).all()
     assert ((features.mean(0) - p).abs() <= 6 * (p * (1 - p) / len(features)).sqrt() + 1e-7).all()
+
+
+@pytest.mark.parametrize("hidden", [(), (7,)])
+def test_the_places_of_the_ones_are_as_good_as_the_code(hidden, monkeypatch):
+    """The sum of rows of weights, and the same numbers of a whole evaluation."""
+    vae = tiny_vae(5, 3, [0, 1], hidden=hidden)
+    outputs = torch.randn(2, 4, 1, 15)
+    noise = Streams([5, 6]).words("test")((2, 4, 30, 3), torch.device("cpu"))
+    ones, features = vae.latents.draw_codes(outputs, noise), vae.latents.draw(outputs, noise)
+    assert ones.dtype == torch.int64 and ones.shape == (2, 4, 30, 3) and features.shape == (2, 4, 30, 15)
+    expected = vae.decoder(features.flatten(1, 2)).unflatten(1, (4, 30))
+    assert torch.allclose(vae.latents.through(vae.decoder, ones), expected, atol=1e-5)
+    assert torch.allclose(vae.latents.dot(ones, outputs[:, :, 0]), (features * outputs).sum(-1), atol=1e-5)
+    found = vae.evaluate("test", 20)
+    monkeypatch.setattr(latents, "FEW_ONES", 100)
+    assert all(torch.allclose(found[key], value, rtol=1e-5) for key, value in vae.evaluate("test", 20).items())
 
 
 def test_words_are_uniform_and_belong_to_their_run():

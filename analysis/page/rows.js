@@ -3,7 +3,9 @@
 
 // An estimator without a temperature, say, is not touched by a choice of temperature; nor a cell that has no setting.
 function passes(values, filters) {
-  return Object.entries(filters).every(([column, wanted]) => !wanted || [wanted, "none", undefined].includes(values[column]));
+  return Object.entries(filters).every(
+    ([column, wanted]) => !wanted || [wanted, "none", undefined].includes(values[column]),
+  );
 }
 
 function shownRows(comparison, state) {
