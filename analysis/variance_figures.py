@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis import variance
 from analysis.figures import save
@@ -100,7 +100,8 @@ def bias_variance(panel: Panel) -> Figure:
         strip.annotate(f"< {row['bias_high']:.2g}", (1.01, place), **at)
     for axis in (plane.yaxis, strip.xaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+        axis.set_minor_formatter(NullFormatter())
+    plane.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else ""))
     strip.set_yticks(range(len(unseen)), [_name(row) for row in unseen], fontsize=7)
     strip.set(
         ylim=(-0.7, len(unseen) - 0.3), ylabel="bias not seen", xlabel="relative standard deviation of one gradient"
