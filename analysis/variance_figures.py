@@ -101,7 +101,12 @@ def bias_variance(panel: Panel) -> Figure:
     for axis in (plane.yaxis, strip.xaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
-    plane.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else ""))
+
+    def minor(value: float, _: float) -> str:
+        low, high = plane.get_ylim()
+        return f"{value:g}" if f"{value:e}"[0] in ("235" if high > 5 * low else "2345678") else ""
+
+    plane.yaxis.set_minor_formatter(FuncFormatter(minor))
     strip.set_yticks(range(len(unseen)), [_name(row) for row in unseen], fontsize=7)
     strip.set(
         ylim=(-0.7, len(unseen) - 0.3), ylabel="bias not seen", xlabel="relative standard deviation of one gradient"
