@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: demo test setup lint bench certificates noise paper clean
+.PHONY: classes demo test setup lint bench certificates noise paper clean
 
 demo: setup ## train 24 runs on 8x8 digits, then print the table, figures and an interactive page into runs/demo/report
 	$(BIN)/python train.py -m +experiment=demo
@@ -42,6 +42,12 @@ paper: setup ## every table and figure of docs/results anew from the runs in run
 
 noise: setup ## the library's Gumbel noise that the interactive page shows
 	$(BIN)/python -m estimators.draws analysis/page/gumbel_noise.json
+
+SEMI_SUPERVISED = docs/results/semi_supervised
+
+classes: setup ## steps per second against the number of classes, marginalised and sampled; the figure of docs/results anew
+	$(BIN)/python -m training.benchmark_classes $(SEMI_SUPERVISED)/speed.json
+	$(BIN)/python -m analysis.class_speed $(SEMI_SUPERVISED)/speed.json $(SEMI_SUPERVISED)
 
 clean: ## remove the environment and caches (runs/ stays)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

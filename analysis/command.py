@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import records, tables
-from analysis.statistics import COMPARISON, ProtocolsDiffer, as_text, final_rows, summarise
+from analysis import records, reference, scrutiny, tables
+from analysis.layouts import layouts, of_sweeps
+from analysis.layouts import write as write_layout
+from analysis.statistics import COMPARISON, ProtocolsDiffer, as_text, final_rows, summarise_runs
 
 OK, DIFFERENT, NOTHING = 0, 1, 2
 
@@ -27,6 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("path", type=Path, help="a sweep (runs/NAME), one run, or a folder of sweeps")
     parser.add_argument("--output", type=Path, help="where the report is written (default: PATH/report)")
     parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only these runs")
+    kept_results = "results kept by --write-reference, shown beside these where protocol, model and budget agree"
+    parser.add_argument("--reference", type=Path, action="append", default=[], metavar="DIR", help=kept_results)
+    parser.add_argument("--write-reference", type=Path, metavar="DIR", help="keep these results as DIR/reference.json")
+    parser.add_argument("--table", choices=sorted(layouts()), help="a paper's layout (default: that of the experiment)")
     options = parser.parse_args(arguments)
     try:
         kept = read(options.path, options.where)
@@ -37,19 +44,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = options.output or options.path / "report"
     output.mkdir(parents=True, exist_ok=True)
     _storable(kept).to_parquet(output / "frame.parquet")
-    return report(kept, output)
+    try:
+        entries = [entry for folder in options.reference for entry in reference.read(folder)]
+        code = report(kept, output, entries, options.table)
+        if options.write_reference and code == OK:
+            print(f"wrote {reference.write(kept, options.write_reference)}")
+    except ValueError as error:
+        return refuse(str(error), NOTHING)
+    return code
 
 
-def report(frame: pd.DataFrame, output: Path) -> int:
-    """Print the statuses and tables of the long ``frame``, write tables and figures into ``output``; exit code."""
+def report(frame: pd.DataFrame, output: Path, entries: Sequence[dict[str, Any]] = (), table: str | None = None) -> int:
+    """Print the statuses and tables of the long ``frame``, write tables and figures into ``output``; exit code.
+
+    ``entries`` are those of references (:func:`analysis.reference.read`) to show beside; ``table`` names a paper's
+    layout (:mod:`analysis.layouts`), by default that of the experiment.
+    """
     runs = final_rows(frame)
     print("\n".join(statuses(frame, runs)))
+    together, left_out = reference.beside(runs, entries)
     try:
-        summary = summarise(frame)
+        summary = reference.restore(summarise_runs(together), entries)
     except ProtocolsDiffer as error:
         return refuse(str(error), DIFFERENT)
     _write_tables(summary, output)
-    for file in _write_figures(frame, output):
+    sentences, files = scrutiny.write(together, output)
+    for sentence in [*left_out, *sentences]:
+        print(textwrap.fill(sentence, shutil.get_terminal_size((100, 24)).columns, subsequent_indent="  "))
+    for layout in [layouts()[table]] if table else of_sweeps(frame["sweep"].unique()):
+        try:
+            files += write_layout(layout, frame, output)
+        except ValueError as error:
+            print(f"no table {layout.name}: {error}")
+    for file in [*files, *_write_figures(frame, output), *_write_variance(frame, output)]:
         print(f"wrote {file}")
     if not (runs["status"] == "finished").any():
         return refuse("no run is finished: there are no numbers to report yet", NOTHING)
@@ -126,17 +153,25 @@ def _write_figures(frame: pd.DataFrame, output: Path) -> list[Path]:
     from analysis import figures
 
     shown = figures.chosen(frame)
-    drawn = {
-        "learning_curves": figures.learning_curves(shown),
-        "gradient_variance": figures.gradient_variance(shown),
-        "temperatures": figures.temperatures(shown),
-    }
+    drawn = {"learning_curves": figures.learning_curves(shown), "gradient_variance": figures.gradient_variance(shown)}
+    drawn["learning_curves_seconds"] = figures.learning_curves(shown, "seconds")
+    if len(set((shown["loss_evaluations"] / shown["step"].astype(float)).dropna().round(6))) > 1:
+        drawn["learning_curves_evaluations"] = figures.learning_curves(shown, "loss_evaluations")
     tasks = shown.drop_duplicates(COMPARISON)["task"].tolist()
     for (task, data), group in shown.groupby(COMPARISON):
         images, name = figures.read_images(group), f"{task}_{data}" if tasks.count(task) > 1 else task
         drawn[f"reconstructions_{name}"] = figures.reconstructions(images, f"{task}, {data}")
         drawn[f"samples_{name}"] = figures.samples(images, f"{task}, {data}")
-    return [file for name, figure in drawn.items() if figure for file in figures.save(figure, output / name)]
+    files = [file for name, figure in drawn.items() if figure for file in figures.save(figure, output / name)]
+    return files + scrutiny.write_sensitivity(frame, output)
+
+
+def _write_variance(frame: pd.DataFrame, output: Path) -> list[Path]:
+    """Of runs that measured gradients (``basket=``) the tables and figures."""
+    from analysis import variance_figures
+
+    measured = [records.load_basket(path) for path in frame["path"].unique()]
+    return list(variance_figures.write(pd.concat(measured, ignore_index=True), output))
 
 
 def _storable(frame: pd.DataFrame) -> pd.DataFrame:

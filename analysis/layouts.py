@@ -1,9 +1,10 @@
 """Tables in the layout of a paper: rows and columns by fields of the config, ours above the published number.
 
 ``layouts.json`` declares them: a title, the ``rows`` and the ``columns``, each a mapping of fields of the runs (named
-as by :func:`analysis.records.load`) to the values that the table has and their labels; of several fields, every
-combination. The field ``metric`` stands for what is reported: ``bound`` (the negative test bound) or the name of
-another test metric, of which more is better. ``compare`` says within what numbers are compared: ``row`` or ``column``.
+as by :func:`analysis.records.load`) to the values that the table has and their labels (empty: not shown); of several
+fields, every combination. The field ``metric`` stands for what is reported: ``bound`` (the negative test bound) or the
+name of another test metric, of which more is better. ``compare`` says within what numbers are compared: ``row`` or
+``column``.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import numpy as np
 import pandas as pd
 
 from analysis.intervals import interval
+from analysis.published import differences, published
 from analysis.statistics import as_text, final_rows, select, summarise_runs
 from analysis.tables import LATEX, MARKDOWN, Markup, latex_sentence, protocol, signed, ties
 
 FILE = Path(__file__).with_name("layouts.json")
-LINES = ("ours", "95 % interval", "published", "difference", "seeds")
+LINES = ("ours", "interval", "published", "difference", "seeds")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,10 @@ def layouts() -> Mapping[str, Layout]:
 def _places(fields: Mapping[str, Mapping[str, str]]) -> tuple[Place, ...]:
     combinations = product(*(labels.items() for labels in fields.values()))
     return tuple(
-        Place(", ".join(label for _, label in chosen), dict(zip(fields, (value for value, _ in chosen), strict=True)))
+        Place(
+            ", ".join(label for _, label in chosen if label),
+            dict(zip(fields, (value for value, _ in chosen), strict=True)),
+        )
         for chosen in combinations
     )
 
@@ -112,11 +117,17 @@ def fill(layout: Layout, frame: pd.DataFrame) -> pd.DataFrame:
 def _another(metric: str, runs: pd.DataFrame) -> dict[str, Any]:
     """The mean of another test metric over the finished runs of the setting that is chosen on the validation bound."""
     chosen = select(runs)
-    column = f"test_{metric}"
-    values = chosen.loc[chosen["status"] == "finished", column].dropna() if column in chosen else []
+    finished, column = chosen[chosen["status"] == "finished"], f"test_{metric}"
+    values = finished[column].dropna() if column in finished else []
     mean, low, high = interval(values) if len(values) else (np.nan, np.nan, np.nan)
-    nothing = {"published": np.nan, "difference": np.nan, "published_source": None, "published_differences": None}
-    return {"mean": mean, "low": low, "high": high, "n": len(values), **nothing}
+    cell: dict[str, Any] = {"mean": mean, "low": low, "high": high, "n": len(values), "published": np.nan}
+    cell |= {"difference": np.nan, "published_source": None, "published_differences": None, "published_note": None}
+    run = chosen.iloc[0].to_dict()
+    value = published(run["task"], run["data"], run["estimator"], run, metrics=(metric,))
+    if value is not None:
+        cell |= {"published": value.value, "difference": mean - value.value, "published_note": value.note}
+        cell |= {"published_source": f"{value.short}, {value.table}", "published_differences": differences(value, run)}
+    return cell
 
 
 def body(layout: Layout, table: pd.DataFrame, markup: Markup) -> list[list[str]]:
@@ -141,7 +152,7 @@ def _text(cell: Mapping[str, Any] | None, name: str, markup: Markup) -> str:
     if name == "ours":
         text = markup.none if np.isnan(mean) else f"{mean:.2f}"
         return {"best": markup.best, "tie": markup.tie}.get(cell["mark"], str)(text)
-    if name == "95 % interval":
+    if name == "interval":
         if np.isnan(low):
             return markup.none
         if cell["interval"] == "BCa bootstrap":
@@ -172,8 +183,9 @@ def notes(layout: Layout, table: pd.DataFrame) -> list[str]:
     for (source, different), _ in table.groupby(["published_source", "published_differences"], sort=False):
         lines.append(f"Published: {source}" + (f"; there {different}." if different else "."))
     noted = table[table["published_note"].fillna("") != ""]
-    for (row, column), cells in noted.groupby(["row", "column"], sort=False):
-        lines.append(f"Published for {row}, {column}: {cells['published_note'].iloc[0]}.")
+    for note, cells in noted.groupby("published_note", sort=False):
+        where = "; ".join(f"{row}, {column}" for row, column in cells[["row", "column"]].to_numpy())
+        lines.append(f"Published for {where}: {note}.")
     return lines
 
 
@@ -195,7 +207,7 @@ def to_latex(layout: Layout, table: pd.DataFrame) -> str:
         ruled.append(" & ".join(line) + r" \\")
     about = latex_sentence(f"{layout.title}.")
     below = latex_sentence(" ".join(notes(layout, table)))
-    size = r"\footnotesize\setlength{\tabcolsep}{3pt}" if len(layout.columns) > 4 else r"\small"
+    size = r"\scriptsize\setlength{\tabcolsep}{2pt}" if len(layout.columns) > 4 else r"\small"
     parts = ["% needs \\usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{about}}}", size]
     parts += [rf"\begin{{tabular}}{{ll{'r' * len(layout.columns)}}}", r"\toprule", " & ".join(header) + r" \\"]
     parts += [r"\midrule", *ruled, r"\bottomrule", r"\end{tabular}"]

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.statistics import curve, curve_metrics, student_half_width
+from analysis.intervals import student_half_width
+from analysis.statistics import curve, curve_metrics
 
 POINTS = 200
 """Longer curves are drawn at this many of their steps, the first and the last among them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -93,7 +93,14 @@ def sources() -> tuple[str, ...]:
     return tuple(json.loads(FILE.read_text())["sources"])
 
 
-def published(task: str, data: str, estimator: str, config: Mapping[str, Any], split: str = "test") -> Published | None:
+def published(
+    task: str,
+    data: str,
+    estimator: str,
+    config: Mapping[str, Any],
+    split: str = "test",
+    metrics: Collection[str] = BOUNDS,
+) -> Published | None:
     """The published bound to stand beside a run's, or ``None`` if the literature has none for its model and method.
 
     Args:
@@ -101,12 +108,13 @@ def published(task: str, data: str, estimator: str, config: Mapping[str, Any], s
         config: the run's config, flat, with the names of :func:`analysis.records.load`. Its field ``source`` says whose
             numbers, so that those of one table are one paper's: Jang, Gu, Poole's if it is missing, none if empty.
         split: of the run's bound.
+        metrics: which of the published metrics are meant, by default the bounds.
 
     Plain ``reinforce`` has none in Jang et al.: their "SF" has variance normalisation ("necessary", they say), so it is
     listed under ``nvil``, the nearest estimator, and its note says so.
     """
     source = _field(config, "source")
-    of_source = (v for v in all_published() if v.source == source and v.split == split and v.metric in BOUNDS)
+    of_source = (v for v in all_published() if v.source == source and v.split == split and v.metric in metrics)
     return next((value for value in of_source if value.fits(task, data, estimator, config)), None)
 
 

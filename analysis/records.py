@@ -79,6 +79,11 @@ def scientific(config: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def unscientific(field: str) -> bool:
+    """Whether a field of the config, with dots, changes where, how fast or how visibly a run happens, and no number."""
+    return field == "data.root" or field.split(".")[0] in UNSCIENTIFIC
+
+
 def run_name(config: dict[str, Any]) -> str:
     """``<estimator>-<task>-<data>-s<seed>-<hash of the scientific config>``: the same config, the same name."""
     text = json.dumps(scientific(config), sort_keys=True, separators=(",", ":"))
@@ -311,6 +316,16 @@ def read_constants(path: Path) -> tuple[dict[str, Any], int | None]:
     for key in COSTS:
         constants[key] = result.get(key)
     return constants, result.get("step", -1) if result["status"] == "finished" else None
+
+
+def read_overrides(path: Path) -> list[str]:
+    """The overrides that gave a run its config, as on the command line. Raises :class:`DamagedRecord`."""
+    import yaml
+
+    try:
+        return [str(line) for line in yaml.safe_load((path / OVERRIDES).read_text())]
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise DamagedRecord(f"{path / OVERRIDES}: not a run's overrides ({type(error).__name__}: {error})") from None
 
 
 def _read_config(path: Path, result: dict[str, Any] | None) -> tuple[dict[str, Any], str]:

@@ -1,20 +1,28 @@
 """The Gumbel-Softmax distribution at several temperatures: expectations and samples beside the categorical.
 
-Figure 1 of Jang, Gu, Poole, "Categorical reparameterization with Gumbel-Softmax", arXiv 1611.01144.
+``python -m analysis.relaxation STEM`` writes ``STEM.pdf`` and ``STEM.png``, from noise of the library's sampler.
+The figure is Figure 1 of Jang, Gu, Poole, "Categorical reparameterization with Gumbel-Softmax", arXiv 1611.01144.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
+from analysis.figures import save
 from analysis.style import BLUE, ORANGE, RC
 
 TEMPERATURES = (0.1, 0.5, 1.0, 10.0)
+PROBABILITIES = (0.05, 0.1, 0.25, 0.3, 0.15, 0.1, 0.05)
+NOISE = Path(__file__).with_name("page") / "gumbel_noise.json"
+"""Written by ``make noise``."""
 
 
 def relaxed(probabilities: ArrayLike, gumbel: ArrayLike, temperature: float) -> NDArray[np.float64]:
@@ -62,3 +70,11 @@ def expectations_and_samples(
     grid[0, 0].set_ylabel("expectation")
     grid[1, 0].set_ylabel("sample")
     return figure
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m analysis.relaxation STEM")
+    noise = np.array(json.loads(NOISE.read_text())["noise"])[:, : len(PROBABILITIES)]
+    for file in save(expectations_and_samples(PROBABILITIES, noise), Path(sys.argv[1])):
+        print(f"wrote {file}")

@@ -23,9 +23,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.intervals import interval, interval_name
-from analysis.intervals import student_half_width as student_half_width
 from analysis.published import differences, published
-from analysis.records import UNSCIENTIFIC
+from analysis.records import unscientific
 
 CELL = ["estimator", "task", "data"]
 COMPARISON = ["task", "data"]
@@ -157,12 +156,16 @@ def varying(cell: pd.DataFrame) -> list[str]:
     """Of the runs of a cell the config columns with more than one value; what a column holds is told by its name."""
     names = []
     for column in map(str, cell.columns):
-        group = column.split(".")[0]
-        if column in _NOT_SETTINGS or group in (*UNSCIENTIFIC, "protocol") or column.endswith(".seed"):
-            continue
-        if not _METRIC.match(column) and cell[column].map(as_text).nunique() > 1:
+        if is_setting(column) and cell[column].map(as_text).nunique() > 1:
             names.append(column)
     return sorted(names)
+
+
+def is_setting(column: str) -> bool:
+    """Whether a column of the runs is a field of the config that may change numbers, the seed and the names aside."""
+    if column in _NOT_SETTINGS or column.startswith("protocol.") or column.endswith(".seed") or unscientific(column):
+        return False
+    return not _METRIC.match(column)
 
 
 def _setting(run: pd.Series, names: Iterable[str]) -> str:

@@ -42,8 +42,9 @@ class Panel:
         return f"{where}, trained by {look(self.trainer).label}"
 
     def at_the_end(self) -> pd.DataFrame:
-        """The rows of the last step."""
-        return self.rows[self.rows["step"] == self.rows["step"].max()]
+        """The rows of the last step at which all were measured (of a run under way the last one has some of them)."""
+        counts = self.rows.groupby("step").size()
+        return self.rows[self.rows["step"] == counts[counts == counts.max()].index.max()]
 
 
 def panels(frame: pd.DataFrame) -> list[Panel]:

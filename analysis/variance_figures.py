@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis import variance
 from analysis.figures import save
@@ -77,7 +78,8 @@ def over_training(found: list[Panel]) -> Figure:
 def bias_variance(panel: Panel) -> Figure:
     """At the last step, relative bias with its interval against the relative standard deviation of one gradient.
 
-    Below, on an axis of their own, stand those whose bias cannot be told from 0, with the largest that it could be.
+    Below, on an axis of their own, stand those whose bias cannot be told from 0, with the largest that it could be; a
+    star means that an estimator is declared biased.
     """
     rows = panel.at_the_end().to_dict("records")
     rows = [row for row in rows if row["relative_variance"] > NO_VARIANCE]
@@ -96,7 +98,16 @@ def bias_variance(panel: Panel) -> Figure:
         strip.plot(_std(row), place, **(_look(row) | {"linestyle": ""}))
         at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 7}
         strip.annotate(f"< {row['bias_high']:.2g}", (1.01, place), **at)
-    strip.set_yticks(range(len(unseen)), [row["label"] for row in unseen], fontsize=7)
+    for axis in (plane.yaxis, strip.xaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+    def minor(value: float, _: float) -> str:
+        low, high = plane.get_ylim()
+        return f"{value:g}" if f"{value:e}"[0] in ("235" if high > 5 * low else "2345678") else ""
+
+    plane.yaxis.set_minor_formatter(FuncFormatter(minor))
+    strip.set_yticks(range(len(unseen)), [_name(row) for row in unseen], fontsize=7)
     strip.set(
         ylim=(-0.7, len(unseen) - 0.3), ylabel="bias not seen", xlabel="relative standard deviation of one gradient"
     )
@@ -123,7 +134,7 @@ def ranking(panel: Panel) -> Figure:
     ordered = [*parts[0], *parts[1]]
     _dots(left, places, ordered, lambda row: (row["evaluations"],) * 3)
     _dots(right, places, ordered, lambda row: (row["seconds_low"], row["seconds"], row["seconds_high"]))
-    left.set_yticks(places, [row["label"] for row in ordered], fontsize=7)
+    left.set_yticks(places, [_name(row) for row in ordered], fontsize=7)
     left.set_ylim(len(rows) + gap - 0.3, -0.7)
     left.set_xlabel("evaluations per example")
     right.set_xlabel("seconds")
@@ -150,6 +161,11 @@ def _dots(axes: Axes, places: list[int], rows: list[Row], cost: Callable[[Row], 
         axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], elinewidth=0.8, capsize=1.5, **line)
     if rows:
         axes.hlines(places, axes.get_xlim()[0], np.nan, linewidth=0)
+
+
+def _name(row: Row) -> str:
+    """With a star if it is declared biased, which its place may not say."""
+    return row["label"] + ("" if row["unbiased"] else " *")
 
 
 def _std(row: Row) -> float:

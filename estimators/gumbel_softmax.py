@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from estimators.base import Pathwise
 from estimators.categorical import Number, gradient_only, harden, perturbed_scores, relax
 from estimators.concrete import relaxed_log_prob, relaxed_log_sample
+
+LogProb = Callable[..., Tensor]
 
 
 class GumbelSoftmax(Pathwise):
@@ -76,13 +80,25 @@ class GumbelSoftmax(Pathwise):
 
         Reference: Maddison, Mnih, Teh, arXiv 1611.00712, eq. 20; for two categories, the temperatures of the example.
         """
+        z, log_q, log_prob = self.sample_with_log_prob(logits)
+        return z, log_q - log_prob(prior_logits, prior_temperature)
+
+    def sample_with_log_prob(self, logits: Tensor) -> tuple[Tensor, Tensor, LogProb]:
+        """``z`` as from :meth:`sample`, ``log q(z)`` ``[*batch]``, and ``log_prob(other_logits, temperature=None)``.
+
+        ``log_prob`` is the density at the same sample of another Concrete distribution, such as one that is known only
+        after ``z``: a model's p(z | sample of the layer above). Densities are of the log-ratios
+        (:func:`estimators.concrete.relaxed_log_prob`); arguments and errors as for :meth:`sample_with_log_ratio`.
+        """
         if self.hard:
             raise ValueError(
                 "GumbelSoftmax: one-hot samples (hard=True) have no Concrete density; use hard=False, or the KL of the "
                 "discrete distributions"
             )
-        if prior_temperature is None:
-            prior_temperature = self.temperature
         log_z = relaxed_log_sample(logits, self.temperature)
-        log_q = relaxed_log_prob(log_z, logits, self.temperature)
-        return log_z.exp(), (log_q - relaxed_log_prob(log_z, prior_logits, prior_temperature)).sum(dim=-1)
+
+        def log_prob(other_logits: Tensor, temperature: Number | None = None) -> Tensor:
+            temperature = self.temperature if temperature is None else temperature
+            return relaxed_log_prob(log_z, other_logits, temperature).sum(dim=-1)
+
+        return log_z.exp(), log_prob(logits), log_prob

@@ -1,9 +1,11 @@
 """Tasks: models, likelihoods and data. A task receives an estimator and imports none."""
 
+from tasks.deep_vae import DeepVAE
+from tasks.semi_supervised import SemiSupervised
 from tasks.structured import StructuredPrediction
 from tasks.toy import Toy
 from tasks.toy_bernoulli3 import ToyBernoulli3
 from tasks.toy_simplex import ToySimplex
 from tasks.vae import VAE
 
-__all__ = ["VAE", "StructuredPrediction", "Toy", "ToyBernoulli3", "ToySimplex"]
+__all__ = ["VAE", "DeepVAE", "SemiSupervised", "StructuredPrediction", "Toy", "ToyBernoulli3", "ToySimplex"]

@@ -37,6 +37,10 @@ class RandomStreams(Protocol):
         """Starts a stream of uniform noise ``(shape, dtype, device, event_dims) -> Tensor`` in (0, 1)."""
         ...
 
+    def source(self, purpose: str, device: torch.device) -> Callable[..., Tensor]:
+        """The stream of uniform noise for training steps, which goes on from call to call."""
+        ...
+
     def words(self, purpose: str) -> Callable[..., Tensor]:
         """Starts a stream of int32 noise ``([replicas, ...], device) -> Tensor`` in 0 .. 2**31 - 1."""
         ...

@@ -66,6 +66,30 @@ def of_auto_encoder(
     return {"exact_log_likelihood": joint.logsumexp(-1), "exact_elbo": (log_q.exp() * (joint - log_q)).sum(-1)}
 
 
+def of_deep_auto_encoder(
+    log_q: Tensor, log_up: Sequence[Tensor], log_likelihood: Tensor, log_down: Sequence[Tensor], log_prior: Tensor
+) -> dict[str, Tensor]:
+    """As :func:`of_auto_encoder`, of several layers, from their tables of S states each.
+
+    Args:
+        log_q: ``log q(z_1|x)`` ``[R, E, S]``.
+        log_up: ``log q(z_{n+1}|z_n)`` ``[R, S, S]`` for n = 1, 2, ..., a row for each z_n.
+        log_likelihood: ``log p(x|z_1)`` ``[R, E, S]``.
+        log_down: ``log p(z_n|z_{n+1})`` ``[R, S, S]`` likewise, a row for each z_{n+1}.
+        log_prior: of the last layer, ``[R, 1, S]``.
+    """
+    log_p = log_prior
+    for table in reversed(log_down):
+        log_p = (log_p.mT + table).logsumexp(1, keepdim=True)
+    p = log_q.exp()
+    elbo = (p * (log_likelihood - log_q)).sum(-1)
+    for up, down in zip(log_up, log_down, strict=True):
+        elbo = elbo + (p @ (up.exp() * (down.mT - up)).sum(-1, keepdim=True)).squeeze(-1)
+        p = p @ up.exp()
+    elbo = elbo + (p * log_prior).sum(-1)
+    return {"exact_log_likelihood": (log_p + log_likelihood).logsumexp(-1), "exact_elbo": elbo}
+
+
 def of_chain(
     latents: Bernoulli | Categorical, outputs: Tensor, networks: Sequence[Callable[[Tensor], Tensor]], y: Tensor
 ) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tasks.layers import StackedMLP
-from tasks.likelihoods import dot, nats_from_sigmoid
+from tasks.likelihoods import bernoulli_nats, dot, nats_from_sigmoid
 
 RESOLUTION = 2.0**31
 """Noise for :meth:`Bernoulli.draw` is uniform on the integers below this."""
@@ -106,6 +106,10 @@ class Bernoulli:
         prior = torch.zeros_like(outputs) if prior is None else prior
         return outputs - prior, (F.softplus(prior) - F.softplus(outputs)).sum(-1)
 
+    def nats(self, features: Tensor, outputs: Tensor) -> Tensor:
+        """``-log p(z)`` under the distribution of ``outputs``; linear in ``features``. ``[..., examples]``."""
+        return bernoulli_nats(outputs, features)
+
 
 class Categorical:
     """``latents`` latents of ``categories`` classes; ``outputs`` are logits, ``features`` flattened one-hot codes."""
@@ -186,6 +190,10 @@ class Categorical:
         slope = (self.logits(outputs).log_softmax(-1) - log_p).flatten(-2)
         return slope, torch.zeros_like(slope[..., 0])
 
+    def nats(self, features: Tensor, outputs: Tensor) -> Tensor:
+        """``-log p(z)`` under the distribution of ``outputs``; linear in ``features``. ``[..., examples]``."""
+        return -(features * self.logits(outputs).log_softmax(-1).flatten(-2)).sum(-1)
+
 
 def latents_of(latents: int, categories: int) -> Bernoulli | Categorical:
     """The layer for ``latents`` >= 1 latents with ``categories`` >= 2; raises ``ValueError`` otherwise."""
@@ -194,3 +202,14 @@ def latents_of(latents: int, categories: int) -> Bernoulli | Categorical:
     if categories < 2:
         raise ValueError(f"task.categories must be at least 2, not {categories}; a Bernoulli latent has 2 categories")
     return Bernoulli(latents) if categories == 2 else Categorical(latents, categories)
+
+
+def once(z: Tensor) -> Tensor:
+    """``z`` ``[..., examples, latents, categories]`` with one row where it is the same for all examples.
+
+    An enumeration of the joint states is (an expanded tensor, without a gradient): what is computed from the states
+    alone is then computed once, and broadcasts against the examples.
+    """
+    if z.requires_grad or torch._C._are_functorch_transforms_active() or z.stride(-3) != 0:
+        return z
+    return z[..., :1, :, :]

@@ -60,8 +60,14 @@ def bernoulli_nats(logits: Tensor, x: Tensor) -> Tensor:
     """``-log p(x)`` of independent Bernoulli pixels: ``sum_d softplus(logits_d) - x_d logits_d``.
 
     ``logits`` ``[..., D]`` and ``x`` in [0, 1] that broadcasts to it (a cross-entropy if it is not binary) ->
-    ``[...]`` nats. Twice differentiable, and usable under ``torch.func``.
+    ``[...]`` nats; or ``logits`` ``[S, ..., R, 1, D]``, the same for all examples of ``x`` ``[R, E, D]``, ->
+    ``[S, ..., R, E]``, without a tensor of samples, examples and pixels. Twice differentiable, and usable under
+    ``torch.func``.
     """
+    if x.dim() == 3 < logits.dim() and logits.shape[-2] == 1 < x.shape[-2]:
+        rows = logits.squeeze(-2).movedim(-2, 0)  # [R, ..., D]
+        linear = torch.bmm(rows.flatten(1, -2), x.mT).unflatten(1, rows.shape[1:-1]).movedim(0, -2)
+        return F.softplus(logits).sum(-1) - linear
     if torch._C._are_functorch_transforms_active():  # they want a Function of another form, which costs more per call
         return F.softplus(logits).sum(-1) - torch.linalg.vecdot(logits, x.expand_as(logits))
     return _BernoulliNats.apply(logits, x)

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from tasks import bounds, enumeration
 from tasks.bounds import RandomStreams
 from tasks.datasets import Dataset
-from tasks.latents import latents_of
+from tasks.kl import KLS, check_prior_temperature, for_log_q, kl_beside
+from tasks.latents import latents_of, once
 from tasks.layers import StackedMLP
 from tasks.likelihoods import likelihood_of
 
-PRIORS, KLS, OUTPUT_BIASES = ("uniform", "learned"), ("auto", "analytic", "sampled", "relaxed"), ("zero", "data_mean")
+PRIORS, OUTPUT_BIASES = ("uniform", "learned"), ("zero", "data_mean")
 
 
 class VAE(nn.Module):
@@ -85,14 +86,7 @@ class VAE(nn.Module):
                 raise ValueError(f"task.{option} must be one of {', '.join(allowed)}, not {value!r}")
         if any(width < 1 for width in hidden):
             raise ValueError(f"task.hidden must be widths of at least 1, not {list(hidden)}")
-        if prior_temperature is not None:
-            values = torch.as_tensor(prior_temperature)
-            if kl != "relaxed":
-                raise ValueError(
-                    f"task.prior_temperature is an option of task.kl=relaxed; with task.kl={kl} leave it null"
-                )
-            if not bool(((values > 0) & values.isfinite()).all()):
-                raise ValueError(f"task.prior_temperature must be positive and finite, not {values.flatten().tolist()}")
+        check_prior_temperature(prior_temperature, kl)
         if not math.prod(data.image_shape):
             raise ValueError(f"the VAE tasks need images: data={data.name} has none; use data=digits or data=mnist")
         self.data, self.streams = data, streams
@@ -147,17 +141,14 @@ class VAE(nn.Module):
         logits = self.latents.logits(outputs)
         kl = self.kl_for(estimator)
         if kl == "relaxed":
-            z, log_ratio = estimator.sample_with_log_ratio(  # type: ignore[attr-defined]
-                logits, self.latents.logits(self.prior_outputs), self.prior_temperature
-            )
-            return self.reconstruction(self.latents.features(z), batch) + log_ratio
+            z, log_q, log_prob = estimator.sample_with_log_prob(logits)  # type: ignore[attr-defined]
+            log_p = log_prob(self.latents.logits(self.prior_outputs), self.prior_temperature)
+            return self.reconstruction(self.latents.features(z), batch) + log_q - log_p
         sampled = kl == "sampled"
-        # At one exact sample the gradient of log q itself is the score: of mean zero, and noise.
-        is_noise = getattr(estimator, "objective", "mean") == "mean" and not getattr(estimator, "needs_gradient", True)
-        log_q_from = outputs.detach() if is_noise else outputs
+        log_q_from = for_log_q(outputs, estimator)
 
         def loss(z: Tensor) -> Tensor:
-            features = self.latents.features(z)
+            features = self.latents.features(once(z))
             nats = self.reconstruction(features, batch)
             return nats + self.latents.log_ratio(features, log_q_from, self._prior) if sampled else nats
 
@@ -174,16 +165,7 @@ class VAE(nn.Module):
         Raises:
             ValueError: for ``kl=relaxed`` with an estimator whose samples have no Concrete density.
         """
-        has_density = hasattr(estimator, "sample_with_log_ratio") and getattr(estimator, "relaxed", False)
-        if self.kl == "relaxed" and not has_density:
-            raise ValueError(
-                "task.kl=relaxed needs relaxed samples with a Concrete density: use estimator=gumbel_softmax with "
-                "estimator.hard=false, or keep this estimator with task.kl=auto"
-            )
-        if self.kl != "auto":
-            return self.kl
-        of_weights = getattr(estimator, "objective", "mean") == "multi_sample_bound"
-        return "sampled" if of_weights or getattr(estimator, "rescales", False) else "analytic"
+        return kl_beside(estimator, self.kl)
 
     @torch.no_grad()
     def evaluate(self, split: str, num_samples: int, details: bool = False) -> dict[str, Tensor]:

@@ -284,12 +284,13 @@ def test_report_end_to_end(sweep):
     assert f"damaged, left out: {damaged / 'result.json'}" in done.stdout
     assert "RuntimeError: out of memory" in done.stdout and f"diverged: {diverged.name} (at step 1000)" in done.stdout
     assert "1 diverged, 1 failed" in done.stdout and "105.50 ± 6.35" in done.stdout
-    pictures = ["learning_curves", "gradient_variance"]
+    pictures = ["learning_curves", "learning_curves_seconds", "gradient_variance"]
     pictures += [
         f"{kind}_{task}" for kind in ("reconstructions", "samples") for task in ("vae_bernoulli", "vae_categorical")
     ]
     expected = {f"{name}.{kind}" for name in pictures for kind in ("pdf", "png")}
     expected |= {"table.md", "table.tex", "table.csv", "frame.parquet"}
+    expected |= {"comparisons.md", "pairs.csv", "across_tasks.csv"}
     written = {file.name: file.stat().st_size for file in (sweep / "report").iterdir()}
     assert set(written) == expected
     assert all(size > 5000 for name, size in written.items() if name.endswith((".pdf", ".png")))

@@ -34,7 +34,7 @@ def in_blocks(monkeypatch):
     """On a CPU too, noise for several steps at once."""
 
     def source(self, purpose, device=CPU):
-        return self._sources.setdefault(purpose, BlockSource(self.seeds, purpose))
+        return self._sources.setdefault(purpose, BlockSource(self.seeds, purpose, self.step))
 
     monkeypatch.setattr(Streams, "source", source)
 
@@ -109,7 +109,8 @@ class Watch(TorchDispatchMode):
 
 
 ON_TASKS = [(name, task) for task in ("vae_bernoulli", "vae_categorical") for name in NAMES]
-ON_TASKS += [(name, "sbn_categorical") for name in ("gumbel_softmax", "nvil", "muprop", "rebar", "rloo")]
+LAYERED = ("sbn_categorical", "deep_vae_categorical")
+ON_TASKS += [(name, task) for task in LAYERED for name in ("gumbel_softmax", "nvil", "muprop", "rebar", "rloo")]
 
 
 @pytest.mark.parametrize(("name", "task"), ON_TASKS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from pathlib import Path
 
 import latex
 import pytest
@@ -15,6 +16,7 @@ from analysis.records import load
 from analysis.statistics import ProtocolsDiffer
 from analysis.tables import MARKDOWN, TEXT
 
+ROOT = Path(__file__).parents[1]
 JANG = layouts.layouts()["jang_table1"]
 
 
@@ -48,6 +50,8 @@ def test_cells_by_hand(frame):
     assert table["mark"].tolist() == ["", "best", "tie", ""]
     assert table["n"].tolist() == [2, 3, 3, 1] and table["diverged"].tolist() == [1, 0, 0, 0]
     assert table["setting"].tolist() == ["optimizer.lr=0.1"] * 3 + [""]
+    assert table["published"].tolist() == [112.2, 105.0, 111.5, 128.8]
+    assert table["difference"].tolist() == pytest.approx([-0.2, 1.0, -3.5, 0.0])
     assert table["high"].iloc[1] - 106.0 == pytest.approx(2.484138, abs=1e-6)
 
 
@@ -55,7 +59,9 @@ def test_body_has_the_papers_order_and_only_rows_with_runs(frame):
     header, *lines = layouts.body(JANG, layouts.fill(JANG, frame), TEXT)
     assert header[2:] == ["SF", "DARN", "MuProp", "ST", "Annealed ST", "Gumbel-S.", "ST Gumbel-S."]
     assert lines[0] == ["VAE (Bern.)", "ours", "112.00", "-", "-", "-", "-", "106.00 *", "108.00 ~"]
-    assert lines[1] == ["", "95 % interval", "±0.00", "-", "-", "-", "-", "±2.48", "±2.48"]
+    assert lines[1] == ["", "interval", "±0.00", "-", "-", "-", "-", "±2.48", "±2.48"]
+    assert lines[2][2:] == ["112.2", "-", "-", "-", "-", "105.0", "111.5"]
+    assert lines[3][2:] == ["-0.2", "-", "-", "-", "-", "+1.0", "-3.5"]
     seeds = next(line for line in lines if line[1] == "seeds")
     assert seeds[2:] == ["2 (1 diverged)", "-", "-", "-", "-", "3", "3"]
     assert [line[0] for line in lines if line[0]] == ["VAE (Bern.)", "VAE (Cat.)"]
@@ -90,12 +96,14 @@ def test_a_cell_with_two_data_sets_and_runs_in_no_cell_are_refused(frame, tmp_pa
 def test_another_metric_is_compared_upwards_and_by_column(tmp_path):
     for estimator, accuracies, bound in (("exact", (90.0, 94.0), 106.8), ("gumbel_softmax", (92.0, 98.0), 109.6)):
         for seed, accuracy in enumerate(accuracies):
-            config = make_config(estimator, "semi_supervised", "mnist", seed=seed)
+            config = make_config(estimator, "semi_supervised", "mnist", seed=seed, data__binarization="dynamic")
             write_run(tmp_path, config, test=-bound, steps=1, row=lambda step, a=accuracy: {"test_accuracy": a})
     layout = layouts.layouts()["jang_table2"]
     table = layouts.fill(layout, load(tmp_path)).set_index(["row", "column"])
     assert table["mean"].tolist() == [106.8, 92.0, 109.6, 95.0]
     assert table["mark"].tolist() == ["best", "tie", "", "best"]
+    assert table["published"].tolist() == [106.8, 92.6, 109.6, 92.4]
+    assert table["difference"].tolist() == pytest.approx([0.0, -0.6, 0.0, 2.6])
     header, *lines = layouts.body(layout, table.reset_index(), MARKDOWN)
     assert header == ["", "", "negative bound", "accuracy"] and lines[0][:4] == [
         "Marginalization",
@@ -103,6 +111,20 @@ def test_another_metric_is_compared_upwards_and_by_column(tmp_path):
         "**106.80**",
         "92.00 ~",
     ]
+
+
+@pytest.mark.parametrize("name", layouts.layouts())
+def test_a_layout_is_of_its_experiments_tasks_and_estimators(name):
+    """The experiment's file has every task, data set and estimator that the layout has a row or a column for."""
+    file = ROOT / "conf" / "experiment" / f"{name}.yaml"
+    if not file.exists():
+        pytest.skip(f"no experiment {name}")
+    text = file.read_text()
+    assert f"\nsweep: {name}\n" in text
+    layout = layouts.layouts()[name]
+    for place in (*layout.rows, *layout.columns):
+        for field in ("task", "data", "estimator"):
+            assert re.search(rf"\b{place.values.get(field, 'sweep')}\b", text), (place, field)
 
 
 def test_every_layout_is_whole_and_named_as_its_sweep():

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from analysis.records import BASKET, RunRecord
-from training import basket, point
+from training import basket, moments, point
 from training.interrupt import asked
 from training.pack import Config, Pack
 
@@ -63,7 +63,7 @@ class Basket:
             warm_up=options["warm_up"],
             max_states=options["max_states"],
         )
-        (_, noise), norm = reference.mean, basket.moments.square(reference.mean)
+        (_, noise), norm = reference.mean, moments.square(reference.mean)
         about = {
             "reference": kind,
             "reference_error": math.sqrt(noise / norm) if norm > 0 else math.nan,

@@ -87,8 +87,9 @@ def train(pack: Pack, records: list[RunRecord], report: Report, lost: Collection
         pack.seconds = earlier + now - began - not_training
         evaluating = pack.step % every == 0 or pack.step == steps
         saving = pack.step < steps and (now - saved > config["checkpoint_seconds"] or asked())
-        if evaluating or saving or pack.step % look_every == 0:
-            for r, details in pack.divergences(alive, everywhere=evaluating or saving):
+        looking = evaluating or saving or basket.is_due()
+        if looking or pack.step % look_every == 0:
+            for r, details in pack.divergences(alive, everywhere=looking):
                 alive.remove(r)
                 end(r, summary(pack, r, "diverged", {}) | details, details["divergence"])
         alive = [r for r in alive if records[r] not in lost]

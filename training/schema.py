@@ -27,7 +27,9 @@ FILLED_IN_FOR_ESTIMATORS = ("latents", "categories")
 """And those that an estimator gets from its task."""
 TASKS = {
     "vae": tasks.VAE,
+    "deep_vae": tasks.DeepVAE,
     "structured": tasks.StructuredPrediction,
+    "semi_supervised": tasks.SemiSupervised,
     "toy": tasks.Toy,
     "toy_bernoulli3": tasks.ToyBernoulli3,
     "toy_simplex": tasks.ToySimplex,

@@ -103,14 +103,14 @@ class BlockSource:
     A step's n-th draw reads a buffer that stays where it is, so that the step can be captured as a CUDA graph;
     :meth:`fill` puts a step's noise into the buffers. Block b of draw n comes from generators seeded by the run's
     seed, the purpose, n and b: the noise is a function of seed and step, and there is nothing to keep in a checkpoint.
-    Every step must make the same draws.
+    Every step must make the same draws. ``step``: the one in which it is asked for, which may be a run's first.
     """
 
-    def __init__(self, seeds: Sequence[int], purpose: str) -> None:
+    def __init__(self, seeds: Sequence[int], purpose: str, step: int = 0) -> None:
         self.seeds, self.purpose = list(seeds), purpose
         self._generators: list[torch.Generator] = []
         self._draws: list[_Draw] = []
-        self._step, self._next = 0, 0
+        self._step, self._next = step, 0
 
     def fill(self, step: int) -> None:
         """Put the noise of ``step`` into the buffers of all draws known so far."""
@@ -175,6 +175,7 @@ class Streams:
     def __init__(self, seeds: Sequence[int]) -> None:
         self.seeds = list(seeds)
         self._sources: dict[str, ReplicaSource | BlockSource] = {}
+        self.step = 0
 
     @property
     def replicas(self) -> int:
@@ -182,7 +183,7 @@ class Streams:
 
     def source(self, purpose: str, device: torch.device = CPU) -> ReplicaSource | BlockSource:
         """The stream of ``purpose`` for training steps: goes on from call to call, and is part of a checkpoint."""
-        new = self.fresh(purpose) if device.type == "cpu" else BlockSource(self.seeds, purpose)
+        new = self.fresh(purpose) if device.type == "cpu" else BlockSource(self.seeds, purpose, self.step)
         return self._sources.setdefault(purpose, new)
 
     @property
@@ -191,6 +192,7 @@ class Streams:
 
     def fill(self, step: int) -> None:
         """Before a step: draw its noise, where that is drawn ahead."""
+        self.step = step
         for source in self._blocks:
             source.fill(step)
 
@@ -211,6 +213,10 @@ class Streams:
         """``[replicas, length]``: a random permutation per replica, the same for the same seed and purpose."""
         generators = [torch.Generator().manual_seed(derive_seed(seed, purpose)) for seed in self.seeds]
         return torch.stack([torch.randperm(length, generator=generator) for generator in generators])
+
+    def restart(self) -> None:
+        """Streams that are asked for from now on start at the beginning."""
+        self._sources.clear()
 
     def state(self, replica: int) -> dict[str, Tensor]:
         """The state of one replica's streams, by purpose."""

@@ -7,7 +7,8 @@ from typing import Any
 import hydra.utils
 
 from analysis.published import sources
-from tasks.datasets import CLASSES
+from estimators import UnorderedSet
+from tasks.datasets import CLASSES, DATASETS
 from tasks.free_logits import FreeLogits
 from tasks.likelihoods import check_likelihood
 from training import loggers, optimisers, schedules
@@ -50,6 +51,8 @@ def against(config: dict[str, Any]) -> str | None:
     could have is an error: :func:`check` and :func:`training.pack.rehearse`.
     """
     estimator, task = config["estimator"], config["task"]
+    if not task.get("unlabelled", True) and estimator["name"] != "exact":
+        return f"would never be asked by task={task['name']}, which learns from labels alone; use estimator=exact"
     method = hydra.utils.get_class(estimator["_target_"])
     return _of_latents(method, estimator, task) or _of_kl(method, estimator, task) or _of_data(task, config["data"])
 
@@ -85,12 +88,17 @@ def _of_latents(method: type, estimator: dict[str, Any], task: dict[str, Any]) -
             f"would enumerate the {categories}**{latents} joint states of task={task['name']}, more than "
             f"estimator.max_states={estimator['max_states']}; use fewer latents, or a sampling estimator such as rloo"
         )
+    if issubclass(method, UnorderedSet) and estimator.get("num_samples", 0) > categories**latents:
+        return (
+            f"wants {estimator['num_samples']} different states, and task={task['name']} has {categories}**{latents}; "
+            "use fewer samples, or exact, which sums over all of them"
+        )
     return None
 
 
 def _of_kl(method: type, estimator: dict[str, Any], task: dict[str, Any]) -> str | None:
     kl = task.get("kl")
-    if kl == "relaxed" and (estimator.get("hard") or not hasattr(method, "sample_with_log_ratio")):
+    if kl == "relaxed" and (estimator.get("hard") or not hasattr(method, "sample_with_log_prob")):
         return (
             "has no relaxed samples with a Concrete density, which task.kl=relaxed needs: use estimator=gumbel_softmax "
             "with estimator.hard=false, or task.kl=auto"
@@ -115,7 +123,8 @@ def _of_data(task: dict[str, Any], data: dict[str, Any]) -> str | None:
             f"density of grey images, and data.binarization={data['binarization']} makes bits of them; use data=mnist "
             "data.binarization=none, or task.likelihood=bernoulli"
         )
-    if "labelled" in task and CLASSES.get(data["name"]) != task["categories"]:
+    # Data under a name of their own (a benchmark's) are looked at by the task.
+    if "labelled" in task and data["name"] in DATASETS and CLASSES.get(data["name"]) != task["categories"]:
         return (
             f"cannot train task={task['name']} on data={data['name']}: the task needs images with labels of "
             f"task.categories={task['categories']} classes, and these have {CLASSES.get(data['name'], 'none')}; use "

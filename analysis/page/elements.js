@@ -34,7 +34,12 @@ function choice(label, options, value, onChange) {
 // Radio buttons under a legend; options are [value, text].
 function radios(legend, name, options, value, onChange) {
   const buttons = options.map(([key, text]) =>
-    make("label", {}, make("input", { type: "radio", name, value: key, checked: key === value, change: () => onChange(key) }), text),
+    make(
+      "label",
+      {},
+      make("input", { type: "radio", name, value: key, checked: key === value, change: () => onChange(key) }),
+      text,
+    ),
   );
   return make("fieldset", {}, make("legend", {}, legend), make("div", { class: "options" }, ...buttons));
 }
@@ -45,8 +50,17 @@ function checkbox(label, checked, onChange) {
 }
 
 const POLYGONS = {
-  circle: [20, 0], square: [4, 45], diamond: [4, 0], pentagon: [5, -90], hexagon: [6, 30], hexagon2: [6, 0], octagon: [8, 22.5],
-  "triangle-up": [3, -90], "triangle-down": [3, 90], "triangle-left": [3, 180], "triangle-right": [3, 0],
+  circle: [20, 0],
+  square: [4, 45],
+  diamond: [4, 0],
+  pentagon: [5, -90],
+  hexagon: [6, 30],
+  hexagon2: [6, 0],
+  octagon: [8, 22.5],
+  "triangle-up": [3, -90],
+  "triangle-down": [3, 90],
+  "triangle-left": [3, 180],
+  "triangle-right": [3, 0],
 };
 const SHAPES = {
   "diamond-tall": "0,-5 3,0 0,5 -3,0",
@@ -67,7 +81,19 @@ function swatch(look) {
   return makeSvg(
     "svg",
     { class: "swatch", width: 34, height: 12, viewBox: "-17 -6 34 12", "aria-hidden": "true" },
-    makeSvg("line", { x1: -17, x2: 17, y1: 0, y2: 0, stroke: look.color, "stroke-width": 2, "stroke-dasharray": dashes }),
-    makeSvg("polygon", { points: SHAPES[look.symbol] || round.join(" "), stroke: look.color, fill: look.hollow ? "#fff" : look.color }),
+    makeSvg("line", {
+      x1: -17,
+      x2: 17,
+      y1: 0,
+      y2: 0,
+      stroke: look.color,
+      "stroke-width": 2,
+      "stroke-dasharray": dashes,
+    }),
+    makeSvg("polygon", {
+      points: SHAPES[look.symbol] || round.join(" "),
+      stroke: look.color,
+      fill: look.hollow ? "#fff" : look.color,
+    }),
   );
 }

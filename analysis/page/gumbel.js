@@ -29,7 +29,8 @@ function gumbelSoftmax(noise) {
       fill(`share-${k}`, largest.filter((one) => one === k).length / samples.length);
     });
     const top = samples.reduce((sum, sample, n) => sum + sample[largest[n]], 0) / samples.length;
-    byId("gumbel-summary").textContent = `At temperature ${chosen.temperature.toFixed(2)} the largest entry of a sample is ${top.toFixed(2)} on average (1 is one-hot, ${(1 / p.length).toFixed(2)} uniform).`;
+    byId("gumbel-summary").textContent =
+      `At temperature ${chosen.temperature.toFixed(2)} the largest entry of a sample is ${top.toFixed(2)} on average (1 is one-hot, ${(1 / p.length).toFixed(2)} uniform).`;
     const pictures = Array.from({ length: SHOWN }, (_, n) => {
       const number = (chosen.first + n) % samples.length;
       return bars(samples[number], `sample ${number + 1}`, "#0072B2");
@@ -48,12 +49,22 @@ function gumbelSoftmax(noise) {
         chosen.weights[k] = Number(event.target.value);
         draw();
       };
-      const slider = make("input", { type: "range", min: 1, max: 100, value: chosen.weights[k], id: `weight-${k}`, "aria-label": `weight of class ${k + 1}`, input: slide });
+      const slider = make("input", {
+        type: "range",
+        min: 1,
+        max: 100,
+        value: chosen.weights[k],
+        id: `weight-${k}`,
+        "aria-label": `weight of class ${k + 1}`,
+        input: slide,
+      });
       const numbers = ["p", "mean", "share"].map((name) => make("td", { class: "number", id: `${name}-${k}` }));
       return make("tr", {}, make("td", { class: "number" }, String(k + 1)), make("td", {}, slider), ...numbers);
     });
     const heads = ["class", "weight", "p", "mean of y", "largest"].map((text) => make("th", { scope: "col" }, text));
-    byId("classes-table").replaceChildren(make("table", {}, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows)));
+    byId("classes-table").replaceChildren(
+      make("table", {}, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows)),
+    );
   }
 
   for (let k = 3; k <= noise[0].length; k++) byId("classes").append(make("option", { value: k }, String(k)));
@@ -80,9 +91,19 @@ function gumbelSoftmax(noise) {
 function bars(values, caption, color) {
   const wide = 100 / values.length;
   const shapes = values.map((value, k) =>
-    makeSvg("rect", { x: k * wide + wide * 0.12, width: wide * 0.76, y: 100 - 100 * value, height: 100 * value, fill: color }),
+    makeSvg("rect", {
+      x: k * wide + wide * 0.12,
+      width: wide * 0.76,
+      y: 100 - 100 * value,
+      height: 100 * value,
+      fill: color,
+    }),
   );
   const text = `${caption}: ${values.map((value) => value.toFixed(2)).join(", ")}`;
-  const picture = makeSvg("svg", { viewBox: "0 0 100 100", preserveAspectRatio: "none", role: "img", "aria-label": text }, ...shapes);
+  const picture = makeSvg(
+    "svg",
+    { viewBox: "0 0 100 100", preserveAspectRatio: "none", role: "img", "aria-label": text },
+    ...shapes,
+  );
   return make("figure", { "data-values": JSON.stringify(values) }, picture, make("figcaption", {}, caption));
 }

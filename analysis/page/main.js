@@ -2,7 +2,17 @@
 // What is chosen on the page, the controls that choose it, and what has to be drawn anew.
 
 const data = JSON.parse(byId("data").textContent);
-const state = { comparison: 0, hidden: new Set(), filters: {}, settings: "chosen", metric: "", x: "step", singles: false, lost: false, status: "lost" };
+const state = {
+  comparison: 0,
+  hidden: new Set(),
+  filters: {},
+  settings: "chosen",
+  metric: "",
+  x: "step",
+  singles: false,
+  lost: false,
+  status: "lost",
+};
 
 function comparison() {
   return data.comparisons[state.comparison];
@@ -20,9 +30,19 @@ function update() {
   const names = new Set(comparison().rows.map((row) => row.estimator));
   const whole = rows.length === names.size && rows.every((row) => row.place === 0);
   drawResults(data, comparison(), rows, whole);
-  drawRuns(data, shownRuns(data, comparison(), state));
-  byId("shown").textContent = `${rows.length} of ${comparison().rows.length} settings shown.` +
-    (whole ? "" : " Best and ties are marked only when the chosen setting of every estimator is shown, and nothing else.");
+  const runs = shownRuns(data, comparison(), state);
+  const elsewhere = data.runs.filter((run) => hasStatus(run, state.status)).length - runs.length;
+  drawRuns(data, runs);
+  byId("runs-note").textContent =
+    `${runs.length} of the task and the filters above` + (elsewhere ? `; ${elsewhere} more outside of them.` : ".");
+  byId("shown").textContent =
+    `${rows.length} of ${comparison().rows.length} settings shown.` +
+    (Object.values(state.filters).some(Boolean)
+      ? " What an estimator does not have (a temperature) does not hide it."
+      : "") +
+    (whole
+      ? ""
+      : " Best and ties are marked only when the chosen setting of every estimator is shown, and nothing else.");
   return drawCurves(data, comparison(), rows, state);
 }
 
@@ -32,22 +52,46 @@ function choose(number) {
   state.filters = {};
   const { filters, metrics, title, caption, notes, rows } = comparison();
   if (!metrics.some((metric) => metric.name === state.metric)) state.metric = metrics.length ? metrics[0].name : "";
-  const tasks = data.comparisons.map((one, k) => [String(k), one.data === "none" ? one.task : `${one.task} on ${one.data}`]);
+  const tasks = data.comparisons.map((one, k) => [
+    String(k),
+    one.data === "none" ? one.task : `${one.task} on ${one.data}`,
+  ]);
   byId("choices").replaceChildren(
     choice("task", tasks, String(state.comparison), choose),
     ...filters.map(({ column, label, values }) => {
       const options = [["", "any"], ...values.map((value) => [value, value])];
-      return choice(label, options, "", (value) => { state.filters[column] = value; update(); });
+      return choice(label, options, "", (value) => {
+        state.filters[column] = value;
+        update();
+      });
     }),
-    radios("settings", "settings", [["chosen", "best on validation"], ["every", "every one"]], state.settings, change("settings")),
+    radios(
+      "settings",
+      "settings",
+      [
+        ["chosen", "best on validation"],
+        ["every", "every one"],
+      ],
+      state.settings,
+      change("settings"),
+    ),
   );
   byId("curve-choices").replaceChildren(
-    choice("curve", metrics.map(({ name, label }) => [name, label]), state.metric, change("metric")),
+    choice(
+      "curve",
+      metrics.map(({ name, label }) => [name, label]),
+      state.metric,
+      change("metric"),
+    ),
     radios("against", "x", Object.entries(data.axes), state.x, change("x")),
     checkbox("each seed", state.singles, change("singles")),
     checkbox("runs that did not finish", state.lost, change("lost")),
   );
-  byId("estimators").replaceChildren(...Object.keys(data.looks).filter((name) => rows.some((row) => row.estimator === name)).map(estimatorChip));
+  byId("estimators").replaceChildren(
+    ...Object.keys(data.looks)
+      .filter((name) => rows.some((row) => row.estimator === name))
+      .map(estimatorChip),
+  );
   byId("table-caption").textContent = `${title}. ${caption[0]}`;
   byId("table-notes").replaceChildren(...[...caption.slice(1), ...notes].map((line) => make("li", {}, line)));
   const statuses = [["lost", "not finished"], ["all", "all"], ...data.counts.map(([word]) => [word, word])];
@@ -61,7 +105,13 @@ function estimatorChip(name) {
     else state.hidden.add(name);
     update();
   };
-  const box = make("input", { type: "checkbox", name: "estimator", value: name, checked: !state.hidden.has(name), change: toggle });
+  const box = make("input", {
+    type: "checkbox",
+    name: "estimator",
+    value: name,
+    checked: !state.hidden.has(name),
+    change: toggle,
+  });
   return make("label", {}, box, swatch(data.looks[name]), data.looks[name].label);
 }
 
@@ -77,14 +127,18 @@ function start() {
   byId("counts").textContent = `${data.runs.length} runs: ${counts}.${repeated}`;
   if (data.damaged.length) {
     const list = make("ul", {}, ...data.damaged.map((line) => make("li", {}, line)));
-    byId("counts").after(make("details", { class: "note" }, make("summary", {}, `${data.damaged.length} damaged records, left out`), list));
+    byId("counts").after(
+      make("details", { class: "note" }, make("summary", {}, `${data.damaged.length} damaged records, left out`), list),
+    );
   }
   state.lost = !data.runs.some((run) => run.status === "finished");
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
   byId("all-estimators").addEventListener("click", () => setAll(true));
   byId("no-estimators").addEventListener("click", () => setAll(false));
   gumbelSoftmax(JSON.parse(byId("noise").textContent).noise);
-  choose(0).then(() => { document.body.dataset.ready = "true"; });
+  choose(0).then(() => {
+    document.body.dataset.ready = "true";
+  });
 }
 
 start();

@@ -3,7 +3,9 @@
 
 // An estimator without a temperature, say, is not touched by a choice of temperature; nor a cell that has no setting.
 function passes(values, filters) {
-  return Object.entries(filters).every(([column, wanted]) => !wanted || [wanted, "none", undefined].includes(values[column]));
+  return Object.entries(filters).every(
+    ([column, wanted]) => !wanted || [wanted, "none", undefined].includes(values[column]),
+  );
 }
 
 function shownRows(comparison, state) {
@@ -23,6 +25,10 @@ function shownRuns(data, comparison, state) {
       run.data === comparison.data &&
       !state.hidden.has(run.estimator) &&
       passes(run.values, state.filters) &&
-      (state.status === "all" || run.status === state.status || (state.status === "lost" && run.status !== "finished")),
+      hasStatus(run, state.status),
   );
+}
+
+function hasStatus(run, status) {
+  return status === "all" || run.status === status || (status === "lost" && run.status !== "finished");
 }

@@ -7,7 +7,9 @@ const opened = new Set(); // keys of rows whose details are open
 // rows: { key, cells, keys, classes, details }; keys are what a column is sorted by, details() makes the node to unfold.
 function sortableTable(place, name, header, rows) {
   const order = sorting.get(name);
-  const sorted = order ? [...rows].sort((a, b) => compare(a.keys[order.column], b.keys[order.column], order.descending)) : rows;
+  const sorted = order
+    ? [...rows].sort((a, b) => compare(a.keys[order.column], b.keys[order.column], order.descending))
+    : rows;
   const heads = header.map((text, column) => {
     const here = order && order.column === column;
     const click = () => {
@@ -16,11 +18,17 @@ function sortableTable(place, name, header, rows) {
       place.querySelectorAll("th button")[column].focus();
     };
     const button = make("button", { type: "button", click }, text);
-    return make("th", { scope: "col", "aria-sort": here ? (order.descending ? "descending" : "ascending") : "none" }, button);
+    return make(
+      "th",
+      { scope: "col", "aria-sort": here ? (order.descending ? "descending" : "ascending") : "none" },
+      button,
+    );
   });
   const body = make("tbody");
   for (const row of sorted) addRow(body, row, header.length + 1);
-  place.replaceChildren(make("table", {}, make("thead", {}, make("tr", {}, ...heads, make("th", { scope: "col" }, "about"))), body));
+  place.replaceChildren(
+    make("table", {}, make("thead", {}, make("tr", {}, ...heads, make("th", { scope: "col" }, "about"))), body),
+  );
 }
 
 function addRow(body, row, width) {
@@ -34,10 +42,15 @@ function addRow(body, row, width) {
     if (open) line.after(make("tr", { class: "details" }, make("td", { colspan: width }, row.details())));
     else if (line.nextSibling && line.nextSibling.className === "details") line.nextSibling.remove();
   };
-  const button = make("button", { type: "button", class: "expand", "aria-label": `about ${row.label}`, click: () => {
-    if (!opened.delete(row.key)) opened.add(row.key);
-    toggle(opened.has(row.key));
-  } });
+  const button = make("button", {
+    type: "button",
+    class: "expand",
+    "aria-label": `about ${row.label}`,
+    click: () => {
+      if (!opened.delete(row.key)) opened.add(row.key);
+      toggle(opened.has(row.key));
+    },
+  });
   line.append(make("td", {}, button));
   toggle(opened.has(row.key));
 }
@@ -45,7 +58,10 @@ function addRow(body, row, width) {
 // Numbers by size, texts as people sort them; what is missing stands last in both directions.
 function compare(a, b, descending) {
   if (a === null || b === null) return (a === null) - (b === null);
-  const difference = typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
+  const difference =
+    typeof a === "number" && typeof b === "number"
+      ? a - b
+      : String(a).localeCompare(String(b), "en", { numeric: true });
   return descending ? -difference : difference;
 }
 
@@ -63,7 +79,12 @@ function drawResults(data, comparison, rows, marked) {
     key: `${comparison.task} ${comparison.data} ${row.estimator} ${row.setting}`,
     label: data.looks[row.estimator].label,
     mark: marked ? row.mark : "",
-    cells: [estimatorName(data, row.estimator), row.cells[1] + (marked ? MARKS[row.mark] : ""), ...row.cells.slice(2), settingText(row)],
+    cells: [
+      estimatorName(data, row.estimator),
+      row.cells[1] + (marked ? MARKS[row.mark] : ""),
+      ...row.cells.slice(2),
+      settingText(row),
+    ],
     keys: [...row.keys, row.setting],
     classes: ["name", "number first", ...row.cells.slice(2).map(() => "number"), "text"],
     details: () => resultDetails(data, comparison, row),
@@ -76,13 +97,23 @@ function settingText(row) {
 }
 
 function resultDetails(data, comparison, row) {
-  const chosen = row.place === 0 ? `the best of ${row.settings} on validation` : `number ${row.place + 1} of ${row.settings} on validation`;
+  const chosen =
+    row.place === 0
+      ? `the best of ${row.settings} on validation`
+      : `number ${row.place + 1} of ${row.settings} on validation`;
   const facts = [["setting", `${settingText(row)}${row.settings > 1 ? ` (${chosen})` : ""}`]];
-  facts.push(["interval", row.n > 1 ? `95 % over ${row.n} seeds, ${row.interval}` : "none: fewer than two seeds"], ...row.protocol);
+  facts.push(
+    ["interval", row.n > 1 ? `95 % over ${row.n} seeds, ${row.interval}` : "none: fewer than two seeds"],
+    ...row.protocol,
+  );
   if (row.published) facts.push(["published", row.published]);
-  const links = row.runs.map((number) => data.runs[number]).map((run) => make("a", { href: run.href }, `seed ${run.seed} (${run.status})`));
+  const links = row.runs
+    .map((number) => data.runs[number])
+    .map((run) => make("a", { href: run.href }, `seed ${run.seed} (${run.status})`));
   return make(
-    "div", {}, make("p", {}, comparison.title),
+    "div",
+    {},
+    make("p", {}, comparison.title),
     make("dl", {}, ...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))),
     make("p", { class: "links" }, ...links),
   );
@@ -94,8 +125,13 @@ function drawRuns(data, runs) {
     key: run.href,
     label: run.run,
     cells: [
-      make("a", { href: run.href }, run.run), estimatorName(data, run.estimator), run.setting, run.seed,
-      make("span", { class: `status ${run.status}` }, run.status), run.step === null ? "-" : String(run.step), run.reason,
+      make("a", { href: run.href }, run.run),
+      estimatorName(data, run.estimator),
+      run.setting,
+      run.seed,
+      make("span", { class: `status ${run.status}` }, run.status),
+      run.step === null ? "-" : String(run.step),
+      run.reason,
     ],
     keys: [run.run, data.looks[run.estimator].label, run.setting, Number(run.seed), run.status, run.step, run.reason],
     classes: ["text", "name", "text", "number", "", "number", "text"],

@@ -1,0 +1,330 @@
+"""Variational auto-encoders with several layers of Bernoulli or categorical latents and Bernoulli pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tasks import bounds, enumeration
+from tasks.bounds import RandomStreams
+from tasks.datasets import Dataset
+from tasks.kl import KLS, check_prior_temperature, for_log_q, kl_beside
+from tasks.latents import Bernoulli, Categorical, latents_of, once
+from tasks.layers import StackedMLP
+from tasks.likelihoods import bernoulli_log_prob_, bernoulli_nats
+from tasks.vae import OUTPUT_BIASES, PRIORS
+
+MOST_LAYERS = 4
+
+
+class DeepVAE(nn.Module):
+    r"""``D - L x K - ... - L x K - D``: q(z_1|x) q(z_2|z_1) ... and p(z_N) p(z_{N-1}|z_N) ... p(x|z_1), N = ``layers``.
+
+    Every conditional factorises over its L latents of K categories (over pixels: Bernoulli) and is linear in what it
+    depends on, or has hidden layers. Training minimises, per example, in nats, the negative ELBO
+
+        E_q[-log p(x|z_1) + sum_{n<N} (log q(z_n|z_{n-1}) - log p(z_n|z_{n+1})) + log q(z_N|z_{N-1}) - log p(z_N)]
+
+    with z_0 = x. Each layer has an estimator of its own, and they nest: the loss of z_n's estimator holds only what z_n
+    has a part in, ``-log p(z_{n-1}|z_n)`` and the expectation over the layers above (the local signals of NVIL). With
+    ``layers=1`` it is :class:`tasks.VAE`, number by number. With soft (relaxed) samples the objective is not a bound.
+    :meth:`evaluate` always uses exact samples and never the estimator.
+
+    Args:
+        data: images; grey targets (``binarization: none``) make the likelihood a cross-entropy and no bound.
+        streams: per-replica randomness (initial weights, evaluation).
+        latents: number L of latent variables of each layer, >= 1.
+        categories: number K of categories, >= 2; with 2 a layer has one log-odds output per latent and passes one bit
+            per latent on.
+        layers: stochastic layers N, 1 to 4.
+        hidden: widths of the hidden layers of each q(z_n|z_{n-1}); the p have them reversed. Empty: linear.
+        nonlinearity: ``tanh | relu | leaky_relu``.
+        prior: of z_N, ``uniform`` (1/K each) or ``learned`` (free logits, trained along).
+        kl: what is in closed form. ``analytic``: for each layer, given the sample of the one below, the mean of
+            ``log q(z_n|z_{n-1})`` (the negative entropy), and for the top layer the ``KL(q(z_N|z_{N-1}) || p(z_N))``,
+            outside of that layer's estimated expectation; ``-log p(z_n|z_{n+1})`` depends on the sample above as well
+            and is always taken at the samples. ``sampled``: all of it at the samples, as a part of the loss that a
+            layer's estimator sees. ``auto``: as for :class:`tasks.VAE`, analytic, but sampled for VIMCO (which trains
+            one layer only) and for NVIL's variance normalisation. ``relaxed``, for soft Gumbel-Softmax only: Concrete
+            densities of every layer at the relaxed samples, those of q at the estimators' temperatures.
+        prior_temperature: > 0, with ``kl=relaxed``, of the Concrete densities p(z_N) and p(z_n|z_{n+1}); a tensor
+            ``[replicas, 1, 1, 1]`` has one for each replica. ``None``: that of the layer's estimator, annealed with it.
+        output_bias: initial bias of the pixels: ``zero``, or ``data_mean`` for the logit of the training mean, clipped
+            to [0.001, 0.999].
+        centred: networks see images minus the training mean and samples as -1 and +1 (one-hot codes, too) instead of 0
+            and 1: the recipe of REBAR's code and, for the samples, of Concrete. The models are the same; training is
+            not.
+
+    Raises:
+        ValueError: one sentence for an option that is not one of the above.
+
+    References: Mnih, Gregor (arXiv 1402.0030, NVIL); Gu et al. (1511.05176, MuProp: 784-200-200-784 and
+    784-200-200-200-784); Tucker et al. (1703.07370, REBAR: "linear-2"); Maddison, Mnih, Teh (1611.00712, whose ``~`` is
+    ``hidden=200,200``). MuProp's mean and REBAR's relaxation are those of one layer at a time here.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        streams: RandomStreams,
+        *,
+        latents: int = 200,
+        categories: int = 2,
+        layers: int = 2,
+        hidden: Sequence[int] = (),
+        nonlinearity: str = "tanh",
+        prior: str = "uniform",
+        kl: str = "auto",
+        prior_temperature: float | Tensor | None = None,
+        output_bias: str = "zero",
+        centred: bool = False,
+    ) -> None:
+        super().__init__()
+        for option, value, allowed in (
+            ("prior", prior, PRIORS),
+            ("kl", kl, KLS),
+            ("output_bias", output_bias, OUTPUT_BIASES),
+        ):
+            if value not in allowed:
+                raise ValueError(f"task.{option} must be one of {', '.join(allowed)}, not {value!r}")
+        if not 1 <= layers <= MOST_LAYERS:
+            raise ValueError(f"task.layers must be from 1 to {MOST_LAYERS}, not {layers}")
+        check_prior_temperature(prior_temperature, kl)
+        if any(width < 1 for width in hidden):
+            raise ValueError(f"task.hidden must be widths of at least 1, not {list(hidden)}")
+        pixels, replicas = math.prod(data.image_shape), streams.replicas
+        if not pixels:
+            raise ValueError(f"the VAE tasks need images: data={data.name} has none; use data=digits or data=mnist")
+        self.data, self.streams, self.layers = data, streams, layers
+        self.prior, self.kl, self.centred = prior, kl, centred
+        self.latents = latents_of(latents, categories)
+        uniform = streams.fresh("parameters")
+        ends = list(pairwise([pixels, *(self.latents.width,) * layers]))
+
+        def network(*widths: int) -> StackedMLP:
+            return StackedMLP(widths, nonlinearity, replicas, uniform)
+
+        # encoders[n] gives q(z_{n+1}|z_n), decoders[n] gives p(z_n|z_{n+1}), where z_0 is x
+        self.encoders: Any = nn.ModuleList(network(below, *hidden, above) for below, above in ends)
+        decoders = [network(above, *hidden[::-1], below) for below, above in ends]
+        self.decoders: Any = nn.ModuleList(decoders)
+        if output_bias == "data_mean":
+            with torch.no_grad():
+                decoders[0].biases[-1].copy_(data.mean.clamp(0.001, 0.999).logit())
+        prior_outputs = torch.zeros(replicas, 1, self.latents.width)
+        self.prior_outputs = nn.Parameter(prior_outputs) if prior == "learned" else nn.Buffer(prior_outputs)
+        self.prior_temperature = (
+            nn.Buffer(prior_temperature) if isinstance(prior_temperature, Tensor) else prior_temperature
+        )
+        self.pixel_mean = nn.Buffer(data.mean, persistent=False)
+
+    @property
+    def replicas(self) -> int:
+        return self.streams.replicas
+
+    @property
+    def layers_of_latents(self) -> list[Bernoulli | Categorical]:
+        """Each gets an estimator of its own."""
+        return [self.latents] * self.layers
+
+    @property
+    def context_features(self) -> int:
+        """Size of the context that an input-dependent baseline sees, at every layer: the image."""
+        return math.prod(self.data.image_shape)
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """The parameters whose gradient variance is reported: of all layers."""
+        return list(self.encoders.parameters())
+
+    def kl_for(self, estimator: Callable[..., Tensor]) -> str:
+        """``analytic``, ``sampled`` or ``relaxed``: the KL that :meth:`loss` uses with this estimator.
+
+        Raises:
+            ValueError: for ``kl=relaxed`` with an estimator whose samples have no Concrete density.
+        """
+        return kl_beside(estimator, self.kl)
+
+    def protocol(self) -> dict[str, Any]:
+        """What an evaluation of this task depends on; numbers of different protocols must not be compared."""
+        return {
+            **self.data.protocol(),
+            "prior": self.prior,
+            "layers": self.layers,
+            "evaluation": "hard samples of every layer; entropies and the top layer's KL analytic in the ELBO",
+            "evaluation_is_bound": self.data.test.levels == 1,
+        }
+
+    def loss(self, batch: Tensor, *estimators: Callable[..., Tensor]) -> Tensor:
+        """The training objective: ``batch`` ``[R, E, D]`` -> ``[R, E]`` nats, lower is better.
+
+        ``estimators``: one per layer, the first that of z_1. Raises ``ValueError`` for another number of them.
+        """
+        if len(estimators) != self.layers:
+            raise ValueError(f"{self.layers} layers need as many estimators, not {len(estimators)}")
+        if self.kl == "relaxed":
+            return self._relaxed_loss(batch, estimators)
+
+        def expected(outputs: Tensor, below: Tensor | None, layer: int) -> Tensor:
+            """Of what ``layer`` and those above it contribute, given the sample ``below`` (``None``: the image)."""
+            estimator = estimators[layer]
+            sampled = self.kl_for(estimator) == "sampled"
+            log_q_from = for_log_q(outputs, estimator)
+
+            def loss(z: Tensor) -> Tensor:
+                features = self.latents.features(once(z) if self.layers == 1 else z)
+                entering = self._entering(features)
+                nats = self._nats(self.decoders[layer](entering), below, batch)
+                if sampled:
+                    nats = nats + self._log_ratio(features, log_q_from, layer)
+                if layer + 1 < self.layers:
+                    nats = nats + expected(self.encoders[layer + 1](entering), features, layer + 1)
+                return nats
+
+            losses = estimator(self.latents.logits(outputs), loss, context=batch)
+            return losses if sampled else losses + self._mean_log_ratio(outputs, layer)
+
+        return expected(self.encoders[0](self._centred(batch)), None, 0)
+
+    def _relaxed_loss(self, batch: Tensor, estimators: Sequence[Any]) -> Tensor:
+        """The loss with Concrete densities at relaxed samples, layer by layer: there is nothing to estimate."""
+        nats: Callable[[Tensor], Tensor] = partial(self._nats, below=None, x=batch)
+        entering, losses = self._centred(batch), torch.zeros_like(batch[..., 0])
+        for estimator, encoder, decoder in zip(estimators, self.encoders, self.decoders, strict=True):
+            self.kl_for(estimator)  # or it has no density
+            z, log_q, density = estimator.sample_with_log_prob(self.latents.logits(encoder(entering)))
+            entering = self._entering(self.latents.features(z))
+            losses = losses + log_q + nats(decoder(entering))
+            nats = partial(self._relaxed_nats, density)
+        return losses + nats(self.prior_outputs)
+
+    def _relaxed_nats(self, density: Callable[..., Tensor], outputs: Tensor) -> Tensor:
+        """``-log p`` of a relaxed sample under the Concrete distribution of a decoder's or the prior's ``outputs``."""
+        return -density(self.latents.logits(outputs), self.prior_temperature)
+
+    def _centred(self, x: Tensor) -> Tensor:
+        """Images as the first encoder sees them."""
+        return x - self.pixel_mean if self.centred else x
+
+    def _entering(self, features: Tensor) -> Tensor:
+        """Samples as the networks see them."""
+        return 2 * features - 1 if self.centred else features
+
+    def _nats(self, generated: Tensor, below: Tensor | None, x: Tensor) -> Tensor:
+        """``-log p(z_{n-1}|z_n)`` from a decoder's outputs; below z_1 is the image."""
+        return bernoulli_nats(generated, x) if below is None else self.latents.nats(below, generated)
+
+    def _log_ratio(self, features: Tensor, outputs: Tensor, layer: int) -> Tensor:
+        """``log q(z_n|z_{n-1})`` at a sample; at the top minus ``log p(z_n)``."""
+        if layer + 1 == self.layers:
+            return self.latents.log_ratio(features, outputs, self._prior)
+        return self.latents.log_ratio(features, outputs, None) - self._log_states
+
+    def _mean_log_ratio(self, outputs: Tensor, layer: int) -> Tensor:
+        """The mean of :meth:`_log_ratio` over z_n, in closed form: the negative entropy; at the top the KL."""
+        if layer + 1 == self.layers:
+            return self.latents.kl(outputs, self._prior)
+        return self.latents.kl(outputs, None) - self._log_states
+
+    @property
+    def _log_states(self) -> float:
+        """A layer's entropy at most: what its KL to a uniform distribution has beyond the negative entropy."""
+        return self.latents.latents * math.log(self.latents.categories)
+
+    @property
+    def _prior(self) -> Tensor | None:
+        return self.prior_outputs if self.prior == "learned" else None  # None: uniform, in closed form
+
+    @torch.no_grad()
+    def evaluate(self, split: str, num_samples: int, details: bool = False) -> dict[str, Tensor]:
+        """Bounds on ``log p(x)`` over a split, in nats, mean over its images: ``{name: [R]}``.
+
+        With m = ``num_samples`` exact samples of all layers per image, ``elbo`` is the mean of ``log p(x, z) / q(z|x)``
+        with the entropies and the top layer's KL in closed form given the samples below, and ``bound`` the
+        importance-weighted one, ``log 1/m sum_m p(x, z_m) / q(z_m|x)``. ``details`` adds what
+        :func:`tasks.bounds.evaluate` says and, where a layer's states are few, ``exact_log_likelihood`` and
+        ``exact_elbo``. With grey targets none of them is what it is called, and the names begin with ``pseudo_``.
+
+        Raises:
+            ValueError: if ``num_samples < 1`` or the split is none of ``train, valid, test``.
+        """
+        return bounds.evaluate(
+            self.data,
+            split,
+            self.streams,
+            self._log_weights,
+            num_samples=num_samples,
+            words=self.layers * self.latents.latents,
+            like=self.prior_outputs,
+            details=details,
+            exact=self.exact if enumeration.is_feasible(self.latents, self.layers) else None,
+        )
+
+    def _log_weights(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """``log p(x, z) / q(z|x)`` of exact samples, and the term of the ELBO, for :func:`tasks.bounds.evaluate`."""
+        images, samples = noise.shape[1:3]
+        outputs = self.encoders[0](self._centred(x)).repeat_interleave(samples, 1)  # a row is a sample of an image
+        log_p = log_ratio = mean_log_ratio = torch.zeros_like(outputs[..., 0])
+        below: Tensor | None = None
+        for layer, own in enumerate(noise.flatten(1, 2).split(self.latents.latents, -1)):
+            outputs = outputs if below is None else self.encoders[layer](self._entering(below))
+            features = self.latents.draw(outputs, own)
+            generated = self.decoders[layer](self._entering(features))
+            if below is None:
+                log_p = bernoulli_log_prob_(generated.unflatten(1, (images, samples)), x).flatten(1)
+            else:
+                log_p = log_p - self.latents.nats(below, generated)
+            log_ratio = log_ratio + self._log_ratio(features, outputs, layer)
+            mean_log_ratio = mean_log_ratio + self._mean_log_ratio(outputs, layer)
+            below = features
+        shape = (images, samples)
+        return (log_p - log_ratio).unflatten(1, shape), (log_p - mean_log_ratio).unflatten(1, shape)
+
+    @torch.no_grad()
+    def exact(self, x: Tensor) -> dict[str, Tensor]:
+        """``exact_log_likelihood``, ``log p(x)``, and ``exact_elbo`` in nats, by summing over all states of all layers.
+
+        ``x`` ``[R, E, D]`` -> ``[R, E]``, float64. Time and memory grow with the square of a layer's ``K**L`` states.
+        """
+        states = enumeration.all_states(self.latents, like=x)
+        entering = self._entering(states).expand(self.replicas, -1, -1)
+
+        def conditional(network: StackedMLP) -> Tensor:
+            return enumeration.log_probs(self.latents, network(entering), states)
+
+        return enumeration.of_deep_auto_encoder(
+            enumeration.log_probs(self.latents, self.encoders[0](self._centred(x)), states),
+            [conditional(encoder) for encoder in self.encoders[1:]],
+            enumeration.log_likelihoods(lambda some: self.decoders[0](self._entering(some)), states, x),
+            [conditional(decoder) for decoder in self.decoders[1:]],
+            enumeration.log_probs(self.latents, self.prior_outputs, states),
+        )
+
+    @torch.no_grad()
+    def examples(self, count: int = 10) -> list[dict[str, Tensor]]:
+        """Pictures for the figures, per replica: ``originals``, ``reconstructions``, ``samples`` ``[count, H, W]``.
+
+        Reconstructions decode one exact sample of q(z_1|x) for validation images; samples come from the prior through
+        all layers. Both are pixel probabilities.
+        """
+        uniform = self.streams.fresh("examples")
+        split, like = self.data.valid, self.prior_outputs
+        rows = torch.linspace(0, len(split) - 1, count).long()
+        x = (split.pixels[rows].to(like.device).to(like.dtype) / split.levels).expand(self.replicas, -1, -1)
+
+        def decode(outputs: Tensor, decoder: StackedMLP) -> Tensor:
+            u = uniform((*outputs.shape[:2], self.latents.latents), outputs.dtype, outputs.device, 1)
+            return decoder(self._entering(self.latents.sample(outputs, u)))
+
+        reconstructions = decode(self.encoders[0](self._centred(x)), self.decoders[0])
+        outputs = self.prior_outputs.expand(-1, count, -1)
+        for decoder in reversed(self.decoders):
+            outputs = decode(outputs, decoder)
+        pictures = {"originals": x, "reconstructions": reconstructions.sigmoid(), "samples": outputs.sigmoid()}
+        shaped = {name: images.unflatten(-1, self.data.image_shape).cpu() for name, images in pictures.items()}
+        return [{name: images[r] for name, images in shaped.items()} for r in range(self.replicas)]

@@ -1,0 +1,49 @@
+"""The KL of a negative ELBO as an option: in closed form, at the samples, or of relaxed samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+KLS = ("auto", "analytic", "sampled", "relaxed")
+
+
+def kl_beside(estimator: Callable[..., Tensor], kl: str) -> str:
+    """What the option ``kl`` is with this estimator: ``analytic``, ``sampled`` or ``relaxed``.
+
+    Raises:
+        ValueError: for ``relaxed`` with an estimator whose samples have no Concrete density.
+    """
+    has_density = hasattr(estimator, "sample_with_log_prob") and getattr(estimator, "relaxed", False)
+    if kl == "relaxed" and not has_density:
+        raise ValueError(
+            "task.kl=relaxed needs relaxed samples with a Concrete density: use estimator=gumbel_softmax with "
+            "estimator.hard=false, or keep this estimator with task.kl=auto"
+        )
+    if kl != "auto":
+        return kl
+    of_weights = getattr(estimator, "objective", "mean") == "multi_sample_bound"
+    return "sampled" if of_weights or getattr(estimator, "rescales", False) else "analytic"
+
+
+def check_prior_temperature(temperature: float | Tensor | None, kl: str) -> None:
+    """Raise ``ValueError`` for one that is not positive, or that the KL has no use for."""
+    if temperature is None:
+        return
+    if kl != "relaxed":
+        raise ValueError(f"task.prior_temperature is an option of task.kl=relaxed; with task.kl={kl} leave it null")
+    values = torch.as_tensor(temperature)
+    if not bool(((values > 0) & values.isfinite()).all()):
+        raise ValueError(f"task.prior_temperature must be positive and finite, not {values.flatten().tolist()}")
+
+
+def for_log_q(outputs: Tensor, estimator: Callable[..., Tensor]) -> Tensor:
+    """The ``outputs`` from which a sampled KL takes ``log q``, without their gradient where it is noise alone.
+
+    At one exact sample the gradient of ``log q`` itself is the score, of mean zero. An estimator that differentiates
+    the loss in the sample, or one of log weights, needs it.
+    """
+    is_noise = getattr(estimator, "objective", "mean") == "mean" and not getattr(estimator, "needs_gradient", True)
+    return outputs.detach() if is_noise else outputs

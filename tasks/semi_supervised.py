@@ -1,0 +1,333 @@
+"""Semi-supervised classification: a generative model of images with a class and a style, and labels for a few."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tasks import bounds
+from tasks.bounds import RandomStreams
+from tasks.chunks import intensities
+from tasks.datasets import Dataset
+from tasks.latents import RESOLUTION, latents_of
+from tasks.layers import StackedMLP
+from tasks.likelihoods import bernoulli_nats
+from tasks.vae import OUTPUT_BIASES
+
+IMAGES_AT_ONCE = 1000
+"""Whose classes are looked at together."""
+
+
+class SemiSupervised(nn.Module):
+    r"""``p(x) = sum_y p(y) int p(z) p(x|y, z) dz``: class y uniform over K, style z standard normal, Bernoulli pixels.
+
+    The encoder is ``q(y|x) q(z|x, y)``, a categorical and a diagonal Gaussian. Training minimises, in nats per example,
+
+        U(x) + L(x', y') - alpha log q(y'|x'),
+        U(x) = E_q(y|x)[l(x, y)] + KL(q(y|x) || p(y)),    L(x', y') = l(x', y') + log K,
+        l(x, y) = E_q(z|x,y)[-log p(x|y, z)] + KL(q(z|x, y) || p(z)),
+
+    with x from all of the training images and (x', y') one of the ``labelled`` ones, drawn with replacement beside each
+    x. The expectation over y is the estimator's; ``estimator=exact`` marginalises over the K classes. z is
+    reparameterised inside the loss, with one draw of noise for each x, whatever the number of samples of y. The sums
+    of a batch weigh labelled and unlabelled images alike, as expectations over the two sets.
+
+    Networks are multi-layer perceptrons; the first layer of ``q(z|x, y)`` is a sum over x and y, so that the part of x
+    is computed once for all classes.
+
+    Args:
+        data: images with labels; grey targets (``binarization: none``) make the likelihood a cross-entropy.
+        streams: per-replica randomness (labelled images, initial weights, noise in training, evaluation).
+        labelled: number of training images that have a label, as many of each class; the run's seed chooses them, and
+            no other label is read from then on.
+        categories: number K of classes, >= 2: those of the data.
+        style: dimensions of z, >= 1.
+        hidden: widths of the hidden layers of each network; the decoder has them reversed. Empty: linear.
+        nonlinearity: ``tanh | relu | leaky_relu``.
+        alpha: >= 0, weight of the classification loss; a tensor ``[replicas, 1, 1, 1]`` has one for each replica.
+        unlabelled: False leaves U(x) out. Then ``q(y|x)``, which shares no parameter with the other networks, is an
+            ordinary classifier trained on the labelled images alone: the baseline.
+        output_bias: initial bias of the pixels: ``zero``, or ``data_mean`` for the logit of the training mean, clipped
+            to [0.001, 0.999].
+
+    Raises:
+        ValueError: one sentence for data without labels, or an option that is not one of the above.
+
+    Reference: Kingma, Rezende, Mohamed, Welling (arXiv 1406.5298, model M2), and with an estimator in place of the
+    marginalisation Jang, Gu, Poole (1611.01144, section 4.3). Differences from the latter: perceptrons instead of
+    convolutions, whose sizes are in an image of the paper only; labelled images are binarised anew at each visit, too,
+    where the data are dynamic; and the labelled images are among the unlabelled.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        streams: RandomStreams,
+        *,
+        labelled: int = 100,
+        categories: int = 10,
+        style: int = 50,
+        hidden: Sequence[int] = (500, 500),
+        nonlinearity: str = "relu",
+        alpha: float | Tensor = 0.1,
+        unlabelled: bool = True,
+        output_bias: str = "zero",
+    ) -> None:
+        super().__init__()
+        _check(data, labelled, categories, style, hidden, output_bias)
+        weight = torch.as_tensor(alpha, dtype=torch.float32).reshape(-1, 1)
+        if not bool(((weight >= 0) & weight.isfinite()).all()):
+            raise ValueError(f"task.alpha must be at least 0 and finite, not {weight.flatten().tolist()}")
+        self.data, self.streams, self.labelled, self.unlabelled = data, streams, labelled, unlabelled
+        self.latents = latents_of(1, categories)
+        self.style_size = style
+        pixels, replicas, width = math.prod(data.image_shape), streams.replicas, self.latents.width
+        uniform = streams.fresh("parameters")
+        inner = [*hidden, 2 * style]
+
+        def network(*widths: int) -> StackedMLP:
+            return StackedMLP(widths, nonlinearity, replicas, uniform)
+
+        self.classifier = network(pixels, *hidden, width)
+        self.style_of_x, self.style_of_y, self.style_inner = network(pixels, inner[0]), network(width, inner[0]), None
+        if hidden:
+            self.style_inner = network(*inner)
+        self.decoder = network(width + style, *hidden[::-1], pixels)
+        if output_bias == "data_mean":
+            with torch.no_grad():
+                self.decoder.biases[-1].copy_(data.mean.clamp(0.001, 0.999).logit())
+        self.alpha = nn.Buffer(weight.expand(replicas, 1).clone())
+        rows = self._labelled_rows()
+        labels = data.train.labels
+        assert labels is not None
+        # In the state: whoever takes a run's parameters over to other replicas takes its labelled images, too.
+        self.labelled_pixels = nn.Buffer(data.train.pixels[rows])
+        self.labelled_classes = nn.Buffer(self._classes()[labels[rows]])
+
+    def _classes(self) -> Tensor:
+        """What the networks see of each class, ``[K, width]``: one-hot, or one bit for K = 2."""
+        return self.latents.features(torch.eye(self.latents.categories).unsqueeze(-2))
+
+    def _labelled_rows(self) -> Tensor:
+        """``[R, labelled]``: which training images have a label, as many of each class, by each run's seed."""
+        labels, categories = self.data.train.labels, self.latents.categories
+        assert labels is not None
+        shape = (self.streams.replicas, len(labels))
+        u = self.streams.fresh("labelled images")(shape, torch.float64, torch.device("cpu"), 0)
+        each = [u.masked_fill(labels != category, 2.0).argsort(-1) for category in range(categories)]
+        return torch.cat([order[:, : self.labelled // categories] for order in each], -1)
+
+    @property
+    def replicas(self) -> int:
+        return self.streams.replicas
+
+    @property
+    def context_features(self) -> int:
+        """Size of the context that an input-dependent baseline sees: the image."""
+        return math.prod(self.data.image_shape)
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """The parameters whose gradient variance is reported: those of q(y|x)."""
+        return list(self.classifier.parameters())
+
+    def protocol(self) -> dict[str, Any]:
+        """What an evaluation of this task depends on; numbers of different protocols must not be compared."""
+        return {
+            **self.data.protocol(),
+            "prior": "uniform class, standard normal style",
+            "labelled": f"{self.labelled} training images, as many of each class, chosen by the run's seed",
+            "evaluation": "ELBO with all classes, bound by hard samples, accuracy of the argmax of q(y|x)",
+            "evaluation_is_bound": self.data.test.levels == 1,
+        }
+
+    def kl_for(self, estimator: Callable[..., Tensor]) -> str:
+        """``analytic``, or ``sampled``: how :meth:`loss` treats KL(q(y|x) || p(y)) with this estimator.
+
+        Sampled, as a part of the loss that the estimator sees, for one of a multi-sample bound (VIMCO), whose loss is a
+        log weight (then the KL of z is sampled, too), and for one that rescales its gradient (NVIL), beside which an
+        analytic KL would be out of proportion.
+        """
+        return "sampled" if _of_weights(estimator) or getattr(estimator, "rescales", False) else "analytic"
+
+    def _style(self, from_x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation of q(z|x, y), ``[..., R, E, style]``; ``from_x`` is ``style_of_x(x)``."""
+        outputs = from_x + self.style_of_y(y)
+        if self.style_inner is not None:
+            outputs = self.style_inner(self.style_inner.nonlinearity(outputs))
+        mean, log_std = outputs.chunk(2, -1)
+        return mean, log_std
+
+    def _decode(self, y: Tensor, z: Tensor) -> Tensor:
+        """Logits of the pixels, ``[..., R, E, D]``."""
+        return self.decoder(torch.cat((y, z), -1))
+
+    def _nats(self, x: Tensor, from_x: Tensor, y: Tensor, noise: Tensor, *, sampled: bool = False) -> Tensor:
+        """l(x, y) by one draw of z, ``[..., R, E]``.
+
+        ``y`` ``[..., R, E, width]``, ``from_x`` ``[R, E, first hidden]``, ``noise`` ``[..., R, E, style]`` normal.
+        ``sampled``: with ``log q(z|x, y) - log p(z)`` at the draw in place of its mean, the KL.
+        """
+        mean, log_std = self._style(from_x, y)
+        z = mean + log_std.exp() * noise
+        if sampled:
+            kl = 0.5 * (z.square() - noise.square()).sum(-1) - log_std.sum(-1)
+        else:
+            kl = 0.5 * (mean.square() + (2 * log_std).exp() - 1).sum(-1) - log_std.sum(-1)
+        return bernoulli_nats(self._decode(y, z), x) + kl
+
+    def loss(self, batch: Tensor, estimator: Callable[..., Tensor]) -> Tensor:
+        """The training objective: ``batch`` ``[R, E, D]``, unlabelled -> ``[R, E]`` nats, lower is better."""
+        losses = self._labelled_loss(batch)
+        return losses + self._unlabelled_loss(batch, estimator) if self.unlabelled else losses
+
+    def _labelled_loss(self, batch: Tensor) -> Tensor:
+        """``L(x', y') - alpha log q(y'|x')``, ``[R, E]``, of as many labelled images as ``batch`` has examples."""
+        uniform = self.streams.source("labelled", batch.device)
+        shape, like = batch.shape[:2], (batch.dtype, batch.device)
+        rows = (uniform(shape, *like, 0) * self.labelled).long().clamp_max(self.labelled - 1).unsqueeze(-1)
+        pixels = self.labelled_pixels.gather(1, rows.expand(batch.shape))
+        y = self.labelled_classes.gather(1, rows.expand(*shape, self.latents.width))
+        levels = self.data.train.levels
+        if self.data.binarization == "dynamic":
+            x = (uniform(batch.shape, *like, 1) * levels < pixels).to(batch.dtype)
+        else:
+            x = pixels.to(batch.dtype) / levels
+        noise = torch.special.ndtri(uniform((*shape, self.style_size), *like, 1))
+        log_k = math.log(self.latents.categories)
+        cross_entropy = log_k - self.latents.log_ratio(y, self.classifier(x), None)
+        return self._nats(x, self.style_of_x(x), y, noise) + log_k + self.alpha * cross_entropy
+
+    def _unlabelled_loss(self, x: Tensor, estimator: Callable[..., Tensor]) -> Tensor:
+        """U(x), ``[R, E]``, through ``estimator``."""
+        uniform = self.streams.source("style", x.device)
+        noise = torch.special.ndtri(uniform((*x.shape[:2], self.style_size), x.dtype, x.device, 1))
+        outputs, from_x = self.classifier(x), self.style_of_x(x)
+        sampled = self.kl_for(estimator) == "sampled"
+        # At one exact sample the gradient of log q itself is the score: of mean zero, and noise.
+        log_q_from = outputs if _of_weights(estimator) else outputs.detach()
+
+        def loss(z: Tensor) -> Tensor:
+            y = self.latents.features(z)
+            nats = self._nats(x, from_x, y, noise, sampled=_of_weights(estimator))
+            return nats + self.latents.log_ratio(y, log_q_from, None) if sampled else nats
+
+        losses = estimator(self.latents.logits(outputs), loss, context=x)
+        return losses if sampled else losses + self.latents.kl(outputs, None)
+
+    @torch.no_grad()
+    def evaluate(self, split: str, num_samples: int, details: bool = False) -> dict[str, Tensor]:
+        """Bounds on ``log p(x)`` of a split without its labels, and classification, means over images: ``{name: [R]}``.
+
+        ``elbo``: -U(x), with the sum over all classes and one draw of z for each in K samples. ``bound``: the
+        importance-weighted bound with ``num_samples`` draws of (y, z), y one-hot. ``accuracy``: per cent of images
+        whose label is the most probable class of q(y|x); ``cross_entropy``: their ``-log q(y|x)`` in nats. ``details``
+        adds what :func:`tasks.bounds.evaluate` says, which has the loop. With grey targets no bound is one, and the
+        names of the bounds begin with ``pseudo_``.
+
+        Raises:
+            ValueError: if ``num_samples < 1`` or the split is none of ``train, valid, test``.
+        """
+        like = self.decoder.biases[-1]
+        found = bounds.evaluate(
+            self.data,
+            split,
+            self.streams,
+            self._log_weights,
+            num_samples=num_samples,
+            words=1 + self.style_size,
+            like=like,
+            details=details,
+        )
+        images, log_q = self.data.evaluated(split), []
+        assert images.labels is not None
+        for pixels in images.pixels.split(IMAGES_AT_ONCE):
+            outputs = self.classifier(intensities(pixels, images.levels, self.replicas, like))
+            log_q.append(self.latents.logits(outputs).squeeze(-2).log_softmax(-1).double())
+        every = torch.cat(log_q, 1)
+        labels = images.labels[: len(images)].to(every.device).expand(self.replicas, -1)
+        accuracy = 100 * (every.argmax(-1) == labels).double().mean(-1)
+        cross_entropy = -every.gather(-1, labels.unsqueeze(-1)).mean((-2, -1))
+        return found | {"accuracy": accuracy, "cross_entropy": cross_entropy}
+
+    def _log_weights(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """``log p(x, y, z) / q(y, z|x)`` of exact samples, and -U(x), for :func:`tasks.bounds.evaluate`."""
+        noise = noise.movedim(2, 0)  # samples in front, as of an estimator's
+        normal = torch.special.ndtri((noise[..., 1:].double() + 0.5) / RESOLUTION).to(x.dtype)
+        outputs, from_x = self.classifier(x), self.style_of_x(x)
+        y = self.latents.draw(outputs, noise[..., :1])
+        log_w = -self._nats(x, from_x, y, normal, sampled=True) - self.latents.log_ratio(y, outputs, None)
+        elbo, normal = -self.latents.kl(outputs, None), normal[: math.ceil(len(noise) / self.latents.categories)]
+        q = self.latents.logits(outputs).squeeze(-2).softmax(-1)
+        for own, category in zip(q.unbind(-1), self._classes().to(x), strict=True):
+            y = category.expand(*normal.shape[:-1], -1)
+            elbo = elbo - own * self._nats(x, from_x, y, normal).mean(0)
+        return log_w.movedim(0, -1), elbo.unsqueeze(-1).expand(-1, -1, len(noise))
+
+    @torch.no_grad()
+    def examples(self, count: int = 10) -> list[dict[str, Tensor]]:
+        """Pictures of test images for the figures, per replica, as pixel probabilities.
+
+        ``originals`` ``[n, H, W]``: the first test image of each of the first n = min(``count``, K) classes;
+        ``analogies`` ``[n, n, H, W]``: the style of the row's image (the mean of q(z|x, y) at the most probable y) with
+        the class of the column; ``reconstructions`` ``[n, H, W]``: with its most probable class; ``samples``: from the
+        prior, the k-th of class k.
+        """
+        split, like = self.data.test, self.decoder.biases[-1]
+        assert split.labels is not None
+        n = min(count, self.latents.categories)
+        rows = [int((split.labels == category).int().argmax()) for category in range(n)]
+        x = (split.pixels[rows].to(like.device).to(like.dtype) / split.levels).expand(self.replicas, -1, -1)
+        classes = self._classes().to(like)
+        best = classes[self.latents.logits(self.classifier(x)).squeeze(-2).argmax(-1)]
+        z, _ = self._style(self.style_of_x(x), best)
+        uniform = self.streams.fresh("examples")
+        free = torch.special.ndtri(uniform((self.replicas, n, self.style_size), like.dtype, like.device, 1))
+        columns = classes[:n].expand(self.replicas, n, -1, -1)  # [R, rows, columns, width]
+        pairs = columns.flatten(1, 2), z.unsqueeze(2).expand(-1, -1, n, -1).flatten(1, 2)
+        pictures = {
+            "originals": x,
+            "reconstructions": self._decode(best, z).sigmoid(),
+            "samples": self._decode(columns[:, 0], free).sigmoid(),
+            "analogies": self._decode(*pairs).sigmoid().unflatten(1, (n, n)),
+        }
+        shaped = {name: each.unflatten(-1, self.data.image_shape).cpu() for name, each in pictures.items()}
+        return [{name: each[r] for name, each in shaped.items()} for r in range(self.replicas)]
+
+
+def _of_weights(estimator: Callable[..., Tensor]) -> bool:
+    """Whether the estimator's loss is a negative log weight."""
+    return getattr(estimator, "objective", "mean") == "multi_sample_bound"
+
+
+def _check(data: Dataset, labelled: int, categories: int, style: int, hidden: Sequence[int], output_bias: str) -> None:
+    """Raise ``ValueError`` for what the task cannot be built from."""
+    if output_bias not in OUTPUT_BIASES:
+        raise ValueError(f"task.output_bias must be one of {', '.join(OUTPUT_BIASES)}, not {output_bias!r}")
+    if style < 1:
+        raise ValueError(f"task.style must be at least 1, not {style}")
+    if any(width < 1 for width in hidden):
+        raise ValueError(f"task.hidden must be widths of at least 1, not {list(hidden)}")
+    if any(split.labels is None for split in (data.train, data.valid, data.test)):
+        raise ValueError(
+            f"semi-supervised classification needs labels, and data={data.name} has none; use data=digits or "
+            "data=mnist (with data.binarization=static for fixed bits)"
+        )
+    counts = torch.bincount(data.train.labels)  # type: ignore[arg-type]
+    if len(counts) != categories:
+        raise ValueError(
+            f"data={data.name} has {len(counts)} classes: use task.categories={len(counts)}, not {categories}"
+        )
+    if labelled < 1 or labelled % categories:
+        raise ValueError(
+            f"task.labelled must be a positive multiple of the {categories} classes, for as many images of each, "
+            f"not {labelled}"
+        )
+    if labelled // categories > counts.min():
+        raise ValueError(
+            f"task.labelled={labelled} wants {labelled // categories} images of each class, but data={data.name} has "
+            f"only {int(counts.min())} of one for training"
+        )

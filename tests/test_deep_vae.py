@@ -1,0 +1,385 @@
+"""Deep VAEs against enumeration of all their layers, against the VAE of one layer, and in packs."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_every_estimator_trains import NAMES
+from test_tasks import PIXELS, tiny_data
+from test_training import config
+
+from estimators import NVIL, REBAR, REINFORCE, RLOO, VIMCO, DisARM, Exact, GumbelSoftmax, MuProp
+from estimators.exact import enumerate_states
+from tasks import VAE, DeepVAE
+from tasks.datasets import load_dataset
+from training import validity
+from training.errors import UserError
+from training.loop import evaluate, summary
+from training.pack import Pack
+from training.streams import Streams
+
+CPU = torch.device("cpu")
+TASKS = {
+    "deep_vae_bernoulli": ["task=deep_vae_bernoulli", "task.latents=4"],
+    "deep_vae_categorical": ["task=deep_vae_categorical", "task.latents=2", "task.categories=3"],
+}
+DRAWS = 4000
+
+
+def moved(task, spread):
+    """``task`` with the same parameters in every replica, far from their start."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in task.parameters():
+            parameter.copy_(parameter[:1] + spread * torch.randn(parameter[:1].shape, generator=generator))
+    return task
+
+
+def tiny(seeds=(0, 1), levels=1, spread=0.7, dtype=torch.float64, **options):
+    """Two bits or one latent of three categories a layer, on images of six pixels."""
+    options = {"latents": 2 if options.get("categories", 2) == 2 else 1, **options}
+    return moved(DeepVAE(tiny_data(levels), Streams(seeds), **options), spread).to(dtype)
+
+
+def images(task, count=40, dtype=torch.float64):
+    return task.data.test.pixels[:count].to(dtype).expand(task.replicas, -1, -1)
+
+
+def enumerated(task, x):
+    """``log q(z|x)`` and ``log p(x, z)``, ``[joint states of all layers, R, E]``."""
+    states = enumerate_states(task.latents.latents, task.latents.categories, like=x)
+
+    def log_prob(z, outputs):
+        return (z * task.latents.logits(outputs).log_softmax(-1)).sum((-2, -1))
+
+    def seen(features):
+        return 2 * features - 1 if task.centred else features
+
+    log_q, log_joint, below = torch.zeros_like(x[..., 0]), torch.zeros_like(x[..., 0]), None
+    entering = x - task.data.mean.to(x.dtype) if task.centred else x
+    for encoder, decoder in zip(task.encoders, task.decoders, strict=True):
+        outputs = encoder(entering)
+        shape = task.latents.logits(outputs).shape
+        z = states.reshape(-1, *(1,) * (len(shape) - 2), *states.shape[1:]).expand(-1, *shape)
+        log_q = log_q + log_prob(z, outputs)
+        entering = seen(task.latents.features(z))
+        generated = decoder(entering)
+        if below is None:
+            nats = F.binary_cross_entropy_with_logits(generated, x.expand_as(generated), reduction="none").sum(-1)
+            log_joint = log_joint - nats
+        else:
+            log_joint = log_joint + log_prob(below, generated)
+        below = z
+    log_joint = log_joint + log_prob(below, task.prior_outputs)
+    return log_q.flatten(0, -3), log_joint.flatten(0, -3)
+
+
+def gradients(losses, task):
+    return torch.autograd.grad(losses.mean(-1).sum(), list(task.parameters()))
+
+
+# --- the objective and its gradient ----------------------------------------------------------------------------------
+
+OPTIONS = [{}, {"kl": "sampled"}, {"hidden": (3,), "centred": True, "nonlinearity": "relu"}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("categories", [2, 3])
+def test_exact_nested_is_the_enumerated_elbo(categories, layers, options):
+    """With the analytic and with the sampled KL, so the mean of the one is the other."""
+    task = tiny(categories=categories, layers=layers, prior="learned", **options)
+    x = images(task, 5)
+    log_q, log_joint = enumerated(task, x)
+    assert torch.allclose(log_q.logsumexp(0), torch.zeros_like(x[..., 0]), atol=1e-12)
+    expected = (log_q.exp() * (log_q - log_joint)).sum(0)
+    losses = task.loss(x, *[Exact()] * layers)
+    assert torch.allclose(losses, expected, rtol=1e-12)
+    for got, want in zip(gradients(losses, task), gradients(expected, task), strict=True):
+        assert torch.allclose(got, want, rtol=1e-9, atol=1e-12) and want.abs().max() > 1e-4
+
+
+UNBIASED = {
+    "REINFORCE": REINFORCE,
+    "RLOO": RLOO,
+    "MuProp": MuProp,
+    "REBAR": REBAR,
+    "DisARM": DisARM,
+    "NVIL": lambda: NVIL(PIXELS, variance_normalisation=False),
+}
+
+
+@pytest.mark.parametrize("kl", ["analytic", "sampled"])
+@pytest.mark.parametrize(("categories", "layers"), [(2, 2), (3, 2), (2, 3)])
+@pytest.mark.parametrize("name", UNBIASED)
+def test_unbiased_estimators_are_so_in_every_layer(name, categories, layers, kl):
+    """A replica is a draw. Below 3000 coordinates in all at 6.5 standard errors: false alarms below 3e-7."""
+    if (name == "DisARM" and categories != 2) or (layers == 3 and name not in ("REINFORCE", "REBAR")):
+        return
+    task = tiny(range(DRAWS), categories=categories, layers=layers, kl=kl, prior="learned")
+    x, parameters = images(task, 1), list(task.parameters())
+    mean = task.loss(x, *[Exact()] * layers)
+    exact = torch.autograd.grad(mean.sum(), parameters)
+    torch.manual_seed(0)
+    estimators = [UNBIASED[name]().double() for _ in range(layers)]
+    losses = task.loss(x, *estimators)
+    assert (losses.mean() - mean[0]).abs() < 6.5 * losses.std() / DRAWS**0.5
+    for each, want in zip(torch.autograd.grad(losses.sum(), parameters), exact, strict=True):
+        z = (each.mean(0) - want[0]) / (each.std(0) / DRAWS**0.5 + 1e-9)
+        assert z.abs().max() < 6.5, f"{name}: {z.abs().max():.1f} standard errors"
+
+
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("kl", ["analytic", "sampled"])
+@pytest.mark.parametrize("categories", [2, 3])
+def test_pathwise_gradients_go_through_both_layers_and_both_conditionals(categories, kl, hard):
+    """Against the formula, written down for two layers at the same samples."""
+    task, estimator = tiny(categories=categories, prior="learned", kl=kl), GumbelSoftmax(0.7, hard=hard)
+    x = images(task)
+    torch.manual_seed(0)
+    losses = task.loss(x, estimator, estimator)
+
+    def log_probs(outputs):
+        return task.latents.logits(outputs).log_softmax(-1)
+
+    torch.manual_seed(0)
+    log_q1 = log_probs(task.encoders[0](x))
+    z1 = estimator.sample(log_q1)
+    log_q2 = log_probs(task.encoders[1](task.latents.features(z1)))
+    z2 = estimator.sample(log_q2)
+    q1, q2 = (log_q1.exp(), log_q2.exp()) if kl == "analytic" else (z1, z2)
+    generated = task.decoders[0](task.latents.features(z1))
+    expected = F.binary_cross_entropy_with_logits(generated, x, reduction="none").sum(-1)
+    expected = expected - (z1 * log_probs(task.decoders[1](task.latents.features(z2)))).sum((-2, -1))
+    expected = expected + (q1 * log_q1).sum((-2, -1)) + (q2 * (log_q2 - log_probs(task.prior_outputs))).sum((-2, -1))
+    assert torch.allclose(losses, expected, rtol=1e-10)
+    for got, want in zip(gradients(losses, task), gradients(expected, task), strict=True):
+        assert torch.allclose(got, want, rtol=1e-8, atol=1e-12)
+
+
+def test_the_kl_goes_where_the_estimator_can_scale_it():
+    task = tiny()
+    assert task.kl_for(NVIL()) == task.kl_for(VIMCO()) == "sampled" and task.kl_for(REINFORCE()) == "analytic"
+    assert tiny(kl="analytic").kl_for(NVIL()) == "analytic"
+
+
+def test_a_loss_wants_an_estimator_for_each_layer():
+    task = tiny(layers=3)
+    with pytest.raises(ValueError, match="3 layers need as many estimators, not 2"):
+        task.loss(images(task), Exact(), Exact())
+
+
+# --- one layer is the VAE --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kl", ["analytic", "sampled"])
+@pytest.mark.parametrize("options", [{}, {"categories": 3, "hidden": (5, 4), "prior": "learned"}], ids=str)
+def test_one_layer_is_the_vae(options, kl):
+    """From the initial parameters on: losses, gradients and evaluations on the same noise."""
+    one, other = (
+        kind(tiny_data(), Streams([3, 7]), latents=4, kl=kl, output_bias="data_mean", **options, **layers)
+        for kind, layers in ((VAE, {}), (DeepVAE, {"layers": 1}))
+    )
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(in_order(other), in_order(one), strict=True))
+    assert len(in_order(other)) == len(list(other.parameters())) == len(list(one.parameters()))
+    moved(one, 0.5)
+    with torch.no_grad():
+        for ours, theirs in zip(in_order(other), in_order(one), strict=True):
+            ours.copy_(theirs)
+    x = images(other, dtype=torch.float32)
+    for estimator in (REINFORCE(), MuProp(centring=False), GumbelSoftmax(), VIMCO()):
+        results = []
+        for task in (one, other):
+            torch.manual_seed(0)
+            losses = task.loss(x, estimator)
+            results.append([losses, *torch.autograd.grad(losses.mean(-1).sum(), in_order(task))])
+        assert all(torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6) for ours, theirs in zip(*results, strict=True))
+    for samples in (1, 30):
+        ours, theirs = (task.evaluate("test", samples) for task in (other, one))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.allclose(ours[name], theirs[name], rtol=1e-5) for name in theirs)
+
+
+def in_order(task):
+    """The parameters of a VAE of one layer: the encoder's, the decoder's, the prior's."""
+    pair = (task.encoder, task.decoder) if isinstance(task, VAE) else (task.encoders[0], task.decoders[0])
+    own = [parameter for network in pair for parameter in network.parameters()]
+    return own + ([task.prior_outputs] if isinstance(task.prior_outputs, torch.nn.Parameter) else [])
+
+
+# --- evaluation and the exact likelihood -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("categories", "layers"), [(2, 1), (2, 2), (3, 2), (2, 3), (3, 4)])
+def test_the_exact_likelihood_is_a_distribution_over_images(categories, layers):
+    """It sums to 1 over all images; it and the exact ELBO are those of enumerating the joint states of all layers."""
+    task = tiny(categories=categories, layers=layers, latents=2, prior="learned", centred=True)
+    every = torch.cartesian_prod(*[torch.arange(2.0)] * PIXELS).double().expand(task.replicas, -1, -1)
+    log_p = task.exact(every)["exact_log_likelihood"]
+    assert torch.allclose(log_p.logsumexp(1), torch.zeros(task.replicas, dtype=torch.float64), atol=1e-12)
+    with torch.no_grad():
+        log_q, log_joint = enumerated(task, every[:, :3])
+    assert torch.allclose(log_p[:, :3], log_joint.logsumexp(0), rtol=1e-12)
+    elbo = (log_q.exp() * (log_joint - log_q)).sum(0)
+    assert torch.allclose(task.exact(every[:, :3])["exact_elbo"], elbo, rtol=1e-12)
+    assert (elbo < log_p[:, :3] - 1e-3).all()
+
+
+@pytest.mark.parametrize(("categories", "layers"), [(2, 2), (3, 2), (2, 3)])
+def test_evaluation_against_enumeration(categories, layers):
+    """The ELBO is that of enumeration; the bound rises with the samples to ``log p(x)`` and stays below, in the mean.
+
+    Means over 40 images; the tolerances are 6 standard errors computed from the exact spread (of the log weights, which
+    the ELBO with its closed forms stays within).
+    """
+    task = tiny(categories=categories, layers=layers, dtype=torch.float32, prior="learned")
+    x = images(task, dtype=torch.float32)
+    with torch.no_grad():
+        log_q, log_joint = enumerated(task, x)
+    exact = log_joint.logsumexp(0)
+    elbo = (log_q.exp() * (log_joint - log_q)).sum(0)
+    spread = (log_q.exp() * (log_joint - log_q) ** 2).sum(0) - elbo**2
+    bounds = []
+    for samples in (1, 10, 100, 3000):
+        found = task.evaluate("test", samples, details=True)
+        assert torch.allclose(found["exact_log_likelihood"], exact.double().mean(-1), rtol=1e-5)
+        assert torch.allclose(found["exact_elbo"], elbo.double().mean(-1), rtol=1e-5)
+        error = (spread.mean(-1) / samples / spread.shape[-1]).sqrt().double()
+        assert ((found["elbo"] - elbo.mean(-1)).abs() < 6 * error + 1e-4).all()
+        assert (found["bound"] < exact.mean(-1) + 6 * error + 1e-4).all()
+        bounds.append((found["bound"], error))
+    for (low, low_error), (high, high_error) in zip(bounds[:-1], bounds[1:], strict=True):
+        assert (high > low - 6 * (low_error + high_error)).all()
+    # At m samples the log of the mean weight has variance chi2 / m and bias -chi2 / 2m to first order.
+    chi2 = ((2 * log_joint - log_q).logsumexp(0) - 2 * exact).exp().mean(-1) - 1
+    tolerance = 6 * (chi2 / 3000 / exact.shape[-1]).sqrt() + chi2 / 3000
+    assert ((bounds[-1][0] - exact.mean(-1)).abs() < tolerance).all() and (tolerance < 0.2).all()
+    assert (bounds[-1][0] > elbo.mean(-1) + 0.05).all()  # the two bounds differ here, so the limits are told apart
+
+
+def test_evaluation_is_repeatable_whatever_the_pack_and_the_precision():
+    together, alone = (DeepVAE(tiny_data(), Streams(seeds), latents=4, layers=3) for seeds in ([3, 7], [7]))
+    first, again = together.evaluate("valid", 30), together.evaluate("valid", 30)
+    assert first.keys() == {"elbo", "bound"} and all(torch.equal(first[name], again[name]) for name in first)
+    for name, value in alone.evaluate("valid", 30).items():
+        assert torch.allclose(value[0], first[name][1], rtol=1e-5)
+    assert alone.double().evaluate("valid", 30)["bound"].isfinite().all()
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_hard_samples_in_the_evaluation_and_what_the_networks_see(centred):
+    task = DeepVAE(tiny_data(), Streams([0]), latents=2, centred=centred)
+    seen = []
+    for network in [*task.encoders, *task.decoders]:
+        network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
+    low = -1 if centred else 0
+    task.loss(images(task, dtype=torch.float32), GumbelSoftmax(), GumbelSoftmax())
+    soft = [x for x in seen if x.shape[-1] == 2]
+    assert len(soft) == 3 and all(((z > low) & (z < 1)).all() for z in soft)
+    (first,) = [x for x in seen if x.shape[-1] == PIXELS]
+    assert torch.allclose(first.mean(1), torch.zeros(1, PIXELS), atol=1e-6) == centred
+    seen.clear()
+    task.evaluate("test", 3)
+    hard = [x for x in seen if x.shape[-1] == 2]
+    assert len(hard) == 3 and all(set(z.unique().tolist()) == {low, 1} for z in hard)
+
+
+def test_grey_targets_are_not_called_bounds():
+    assert set(tiny(levels=255, dtype=torch.float32).evaluate("test", 2)) == {"pseudo_elbo", "pseudo_bound"}
+    assert tiny(levels=255).protocol()["evaluation_is_bound"] is False
+
+
+def test_pictures():
+    """Those from the prior have the model's own mean: 20,000 of them within 6 standard errors, exactly enumerated."""
+    task = tiny((0,), dtype=torch.float32, layers=2, latents=1)
+    (pictures,) = task.examples(4)
+    assert {name: tuple(each.shape) for name, each in pictures.items()} == dict.fromkeys(
+        ("originals", "reconstructions", "samples"), (4, 2, 3)
+    )
+    every = torch.cartesian_prod(*[torch.arange(2.0)] * PIXELS)[None]
+    mean = (task.exact(every)["exact_log_likelihood"].exp()[..., None] * every).sum(1)[0]
+    samples = task.examples(20_000)[0]["samples"].flatten(1)
+    assert ((samples.mean(0) - mean).abs() < 6 * samples.std(0) / 20_000**0.5 + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"layers": 0}, "task.layers must be from 1 to 4, not 0"),
+        ({"layers": 5}, "task.layers must be from 1 to 4, not 5"),
+        ({"latents": 0}, "task.latents must be at least 1"),
+        ({"categories": 1}, "task.categories must be at least 2"),
+        ({"prior": "gaussian"}, "task.prior must be one of uniform, learned"),
+        ({"kl": "exact"}, "task.kl must be one of auto, analytic, sampled, relaxed"),
+        ({"output_bias": "mean"}, "task.output_bias must be one of zero, data_mean"),
+        ({"hidden": (0,)}, "task.hidden must be widths of at least 1"),
+        ({"nonlinearity": "swish"}, "task.nonlinearity must be one of"),
+    ],
+)
+def test_options_out_of_range(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        tiny(**options)
+
+
+# --- packs -----------------------------------------------------------------------------------------------------------
+
+
+def pack(*overrides, task="deep_vae_bernoulli", seeds=(4,)):
+    job = config(*TASKS[task], "batch_size=8", "optimizer.lr=1e-3", *overrides)
+    return Pack([{**job, "seed": seed} for seed in seeds], CPU)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_estimator_trains_alone_and_in_a_pack(name, task):
+    """Two steps; the next one after a checkpoint is bit for bit that of the run that went on."""
+    extra = ["task.hidden=[5]", "task.prior=learned", "task.centred=true", f"estimator={name}"]
+    try:
+        together = pack(*extra, task=task, seeds=(3, 4, 5))
+    except UserError as error:
+        refused = "is defined for Bernoulli latents" in str(error) and task == "deep_vae_categorical"
+        assert refused or ("does not nest: with the 2 layers" in str(error) and name == "vimco")
+        return
+    alone, again = (pack(*extra, task=task) for _ in range(2))
+    for _ in range(2):
+        losses, own = together.train_step(), alone.train_step()
+        assert losses.isfinite().all()
+        assert torch.allclose(own[0], losses[1], rtol=1e-4), f"{own[0]} alone, {losses[1]} in a pack"
+    for ours, theirs in zip(alone.parameters, together.parameters, strict=True):
+        assert torch.allclose(ours[0], theirs[1], rtol=1e-2, atol=1e-4)
+    again.restore([alone.state(0)])
+    assert torch.equal(again.train_step(), alone.train_step())
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters, alone.parameters, strict=True))
+    (row,) = evaluate(alone, last=True)
+    assert row["loss_evaluations"] == 3 * alone.evaluations and None not in row.values()
+    result = summary(alone, 0, "finished", row)
+    assert json.loads(json.dumps(result))["protocol"]["layers"] == 2
+    assert result["objective"]["kl"] == ("sampled" if name == "nvil" else "analytic")
+
+
+def test_what_does_not_nest_is_refused_unless_there_is_one_layer():
+    two = config(*TASKS["deep_vae_bernoulli"], "estimator=vimco")
+    assert "does not nest: with the 2 layers of task=deep_vae_bernoulli" in validity.against(two)
+    one = config(*TASKS["deep_vae_bernoulli"], "task.layers=1", "estimator=vimco")
+    assert validity.against(one) is None and Pack([one], CPU).train_step().isfinite().all()
+    with pytest.raises(UserError, match="on data=none: the task needs images"):
+        Pack([config("task=deep_vae_bernoulli", "data=none")], CPU)
+    with pytest.raises(ValueError, match="the VAE tasks need images: data=none has none"):
+        DeepVAE(load_dataset("none"), Streams([0]))
+
+
+@pytest.mark.parametrize("name", ["rloo", "reinmax"])
+def test_two_layers_learn_more_than_independent_pixels(name):
+    """300 steps on digits. Independent pixels with the means of the training images have an exact likelihood."""
+    ours = pack(
+        f"estimator={name}", "task.latents=50", "batch_size=50", "optimizer.lr=1e-2", "task.output_bias=data_mean"
+    )
+    mean, x = ours.data.mean.clamp(0.001, 0.999), ours.data.test.pixels.float()
+    independent = (x * mean.log() + (1 - x) * (1 - mean).log()).sum(-1).mean().item()
+    assert independent == pytest.approx(-26.83, abs=0.01)
+    for _ in range(300):
+        ours.train_step()
+    found = ours.task.evaluate("test", 10)
+    assert independent + 0.5 < found["elbo"].item() < found["bound"].item() < 0
+    assert found["bound"] > independent + 1

@@ -1,0 +1,118 @@
+"""Semi-supervised classification in packs: every estimator, resuming, capture, records; and its baseline."""
+
+import json
+
+import pytest
+import torch
+from test_capture import Watch, flat, in_blocks  # noqa: F401
+from test_every_estimator_trains import NAMES
+from test_semi_supervised import CPU, digits
+
+from analysis import records, statistics
+from training import basket, sweep, validity
+from training.errors import UserError
+from training.loop import evaluate, summary
+from training.pack import Pack
+from training.plan import RunPlan
+from training.progress import PackLine
+from training.run import train_runs
+
+
+def pack(*overrides, seeds=(4,)):
+    job = digits(*overrides)
+    return Pack([{**job, "seed": seed} for seed in seeds], CPU)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_estimator_trains_alone_and_in_a_pack(name):
+    """Three steps; the next one after a checkpoint is bit for bit that of the run that went on."""
+    try:
+        together = pack(f"estimator={name}", seeds=(3, 4, 5))
+    except UserError as error:
+        assert "is defined for Bernoulli latents" in str(error)
+        return
+    alone, again = (pack(f"estimator={name}") for _ in range(2))
+    for _ in range(3):
+        losses, own = together.train_step(), alone.train_step()
+        assert losses.isfinite().all()
+        assert torch.allclose(own[0], losses[1], rtol=1e-4), f"{own[0]} alone, {losses[1]} in a pack"
+    for ours, theirs in zip(alone.parameters, together.parameters, strict=True):
+        assert torch.allclose(ours[0], theirs[1], rtol=1e-2, atol=1e-4)
+    again.restore([alone.state(0)])
+    assert torch.equal(again.train_step(), alone.train_step())
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters, alone.parameters, strict=True))
+    (row,) = evaluate(alone, last=True)
+    assert row["loss_evaluations"] == 4 * alone.evaluations and None not in row.values()
+    json.dumps(summary(alone, 0, "finished", row))
+
+
+@pytest.mark.parametrize("name", ["exact", "gumbel_softmax", "nvil", "rebar", "vimco"])
+def test_a_step_can_be_captured(in_blocks, monkeypatch, name):  # noqa: F811
+    """It neither waits, nor draws, nor copies; and what it writes is known."""
+    ours = pack(f"estimator={name}", seeds=(0, 1))
+    if name == "exact":  # on a CPU one_hot looks at its argument; on a GPU it does not
+        monkeypatch.setattr(torch.nn.functional, "one_hot", lambda i, k: (i.unsqueeze(-1) == torch.arange(k)).long())
+    ours.health.waits = False  # as on a GPU
+    for _ in range(2):
+        ours.train_step()
+    state = [ours.state(replica) for replica in range(ours.replicas)]
+    written = [(tensor, tensor.detach().clone()) for tensor in ours._written()]
+    ours.streams.fill(ours.step)
+    with Watch() as watch:
+        first = ours.update(ours.batches.rows(ours.step))
+    assert not watch.found
+    ours.update(ours.batches.rows(ours.step))
+    with torch.no_grad():
+        for tensor, before in written:
+            tensor.copy_(before)
+    assert [flat(own) for own in state] == [flat(ours.state(replica)) for replica in range(ours.replicas)]
+    assert torch.equal(ours.train_step(), first)
+
+
+def test_noise_in_blocks_alone_and_resumed(in_blocks):  # noqa: F811
+    together, alone = pack(seeds=(3, 4)), pack(seeds=(4,))
+    for _ in range(11):
+        assert torch.allclose(together.train_step()[1], alone.train_step()[0], rtol=1e-5)
+    resumed = pack(seeds=(4,))
+    resumed.restore([alone.state(0)])
+    assert torch.equal(resumed.train_step(), alone.train_step())
+
+
+def test_a_weight_for_each_replica():
+    jobs = [digits(f"task.alpha={alpha}") for alpha in (0.0, 5.0)]
+    together = Pack(jobs, CPU)
+    for _ in range(3):
+        losses = together.train_step()
+    for job, loss in zip(jobs, losses, strict=True):
+        alone = Pack([job], CPU)
+        for _ in range(3):
+            own = alone.train_step()
+        assert torch.allclose(own[0], loss, rtol=1e-4)
+    assert losses[1] > losses[0] + 5
+
+
+def test_runs_are_recorded(tmp_path):
+    for task in ("semi_supervised", "labelled_only"):
+        job = digits(f"task={task}", "estimator=exact", runs_dir=str(tmp_path))
+        train_runs([RunPlan({**job, "seed": seed}) for seed in range(2)], PackLine(False), solo=True)
+    table = statistics.summarise(records.load(tmp_path))
+    assert sorted(table["task"]) == ["labelled_only", "semi_supervised"] and table["mean"].notna().all()
+    assert len(list(tmp_path.rglob("images.npz"))) == 4
+
+
+def test_the_baseline_is_trained_once_and_not_for_each_estimator():
+    jobs = [digits("task=labelled_only", f"estimator={name}") for name in ("exact", "gumbel_softmax")]
+    assert validity.against(jobs[0]) is None
+    plan = sweep.make_plan([RunPlan(job) for job in jobs])
+    assert plan.todo == 1
+    assert any("gumbel_softmax: would never be asked by task=labelled_only" in line for line in plan.lines())
+
+
+def test_gradient_variance_at_one_point():
+    """Style and labelled images are drawn once and for all: only the noise of the estimator is left."""
+    trained = pack("estimator=exact")
+    for _ in range(5):
+        trained.train_step()
+    nodes = {name: digits(f"estimator={name}")["estimator"] for name in ("reinforce", "exact")}
+    reinforce, exact = basket.measure(basket.Point(trained), nodes, draws=200, warm_up=2)
+    assert exact.variance < 1e-12 < reinforce.variance
