@@ -28,6 +28,7 @@ lint: setup ## format, lint and types
 bench: setup ## what a gradient of every estimator costs; the training step beside its matrix products and its peers
 	$(BIN)/python -m estimators.benchmark
 	$(BIN)/python -m training.benchmark
+	$(BIN)/python -m training.benchmark_evaluation
 
 CERTIFICATES = docs/results/certificates
 

@@ -122,21 +122,17 @@ def _improvement(both: pd.DataFrame) -> tuple[float, float, float]:
 
 
 def verdict(compared: pd.DataFrame) -> list[str]:
-    """What :func:`pairs` says of each task and data set, in a sentence each; also that so few seeds can say nothing."""
-    lines = []
+    """What :func:`pairs` says of each task and data set, in sentences; also that so few seeds can say nothing."""
+    places: dict[str, list[str]] = {}
     for (task, data), group in compared[compared["n"] > 0].groupby(COMPARISON):
-        where, m = str(task) if data == "none" else f"{task} on {data}", len(group)
-        apart, n = group[group["p_holm"] <= LEVEL], int(group["n"].max())
-        line = (
-            f"{where}: {len(apart)} of {m} pairs of estimators differ (paired by seed, sign-flip test, Holm, {LEVEL})"
-        )
+        m, apart, n = len(group), int((group["p_holm"] <= LEVEL).sum()), int(group["n"].max())
+        line = f"{apart} of {m} pairs of estimators differ (paired by seed, sign-flip test, Holm, {LEVEL})"
         if group["smallest_p_holm"].min() > LEVEL:
-            needed = 1 + math.ceil(math.log2(m / LEVEL))
             line += f"; none can with {n} shared seed{'s' if n != 1 else ''}: the smallest p is {smallest_p(n):.3g}"
             line += f", and {min(1.0, m * smallest_p(n)):.3g} after the correction for {m} pairs" if m > 1 else ""
-            line += f"; it takes {needed} seeds"
-        lines.append(line + ".")
-    return lines
+            line += f"; it takes {1 + math.ceil(math.log2(m / LEVEL))} seeds"
+        places.setdefault(line, []).append(str(task) if data == "none" else f"{task} on {data}")
+    return [f"{', '.join(where)}: {line}." for line, where in places.items()]
 
 
 def normalised(chosen: pd.DataFrame, reference: str | None = None) -> pd.DataFrame:

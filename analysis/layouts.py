@@ -26,7 +26,7 @@ from analysis.statistics import as_text, final_rows, select, summarise_runs
 from analysis.tables import LATEX, MARKDOWN, Markup, latex_sentence, protocol, signed, ties
 
 FILE = Path(__file__).with_name("layouts.json")
-LINES = ("ours", "95 % interval", "published", "difference", "seeds")
+LINES = ("ours", "interval", "published", "difference", "seeds")
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _text(cell: Mapping[str, Any] | None, name: str, markup: Markup) -> str:
     if name == "ours":
         text = markup.none if np.isnan(mean) else f"{mean:.2f}"
         return {"best": markup.best, "tie": markup.tie}.get(cell["mark"], str)(text)
-    if name == "95 % interval":
+    if name == "interval":
         if np.isnan(low):
             return markup.none
         if cell["interval"] == "BCa bootstrap":
@@ -183,8 +183,9 @@ def notes(layout: Layout, table: pd.DataFrame) -> list[str]:
     for (source, different), _ in table.groupby(["published_source", "published_differences"], sort=False):
         lines.append(f"Published: {source}" + (f"; there {different}." if different else "."))
     noted = table[table["published_note"].fillna("") != ""]
-    for (row, column), cells in noted.groupby(["row", "column"], sort=False):
-        lines.append(f"Published for {row}, {column}: {cells['published_note'].iloc[0]}.")
+    for note, cells in noted.groupby("published_note", sort=False):
+        where = "; ".join(f"{row}, {column}" for row, column in cells[["row", "column"]].to_numpy())
+        lines.append(f"Published for {where}: {note}.")
     return lines
 
 
@@ -206,7 +207,7 @@ def to_latex(layout: Layout, table: pd.DataFrame) -> str:
         ruled.append(" & ".join(line) + r" \\")
     about = latex_sentence(f"{layout.title}.")
     below = latex_sentence(" ".join(notes(layout, table)))
-    size = r"\footnotesize\setlength{\tabcolsep}{3pt}" if len(layout.columns) > 4 else r"\small"
+    size = r"\scriptsize\setlength{\tabcolsep}{2pt}" if len(layout.columns) > 4 else r"\small"
     parts = ["% needs \\usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{about}}}", size]
     parts += [rf"\begin{{tabular}}{{ll{'r' * len(layout.columns)}}}", r"\toprule", " & ".join(header) + r" \\"]
     parts += [r"\midrule", *ruled, r"\bottomrule", r"\end{tabular}"]

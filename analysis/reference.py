@@ -56,7 +56,8 @@ def _details(kept: pd.DataFrame) -> dict[str, Any]:
     protocol = {
         name.removeprefix("protocol."): value for name, value in constant.items() if name.startswith("protocol.")
     }
-    config = {name: value for name, value in constant.items() if is_setting(name)}
+    config = {name: value for name, value in constant.items() if is_setting(name) and name not in SUMMARY}
+    seconds = finished["wall_seconds"].dropna().tolist() if "wall_seconds" in finished else []
     known = [name for name in ("device", "commit", "pack_replicas") if name in of_all]
     return {
         "seeds": [
@@ -65,7 +66,7 @@ def _details(kept: pd.DataFrame) -> dict[str, Any]:
         ],
         "protocol": {name: value for name, value in protocol.items() if as_text(value) != "none"},
         "config": {name: value for name, value in config.items() if as_text(value) != "none"},
-        "wall_seconds": finished["wall_seconds"].mean() if "wall_seconds" in finished else None,
+        "wall_seconds": round(sum(seconds) / len(seconds), 3) if seconds else None,
         **{name: sorted(set(of_all[name].dropna().map(as_text))) for name in known},
         "command": _command(kept),
     }

@@ -19,13 +19,12 @@ def write(runs: pd.DataFrame, output: Path) -> tuple[list[str], list[Path]]:
     """
     chosen = select(runs)
     compared, together = pairs(chosen), across_tasks(chosen)
-    sentences = verdict(compared)
     blocks, files = [], []
     if not compared.empty:
         files.append(output / "pairs.csv")
         compared.to_csv(files[-1], index=False)
     for (task, data), group in compared.groupby(COMPARISON):
-        blocks.append(_best_against_the_others(f"{task} on {data}", group, sentences))
+        blocks.append(_best_against_the_others(str(task) if data == "none" else f"{task} on {data}", group))
     if not together.empty:
         files.append(output / "across_tasks.csv")
         together.to_csv(files[-1], index=False)
@@ -33,7 +32,7 @@ def write(runs: pd.DataFrame, output: Path) -> tuple[list[str], list[Path]]:
     if blocks:
         files.append(output / "comparisons.md")
         files[-1].write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
-    return sentences, files
+    return verdict(compared), files
 
 
 def write_sensitivity(frame: pd.DataFrame, output: Path) -> list[Path]:
@@ -48,7 +47,7 @@ def write_sensitivity(frame: pd.DataFrame, output: Path) -> list[Path]:
     return [output / "sensitivity.csv", *figures.save(figure, output / "sensitivity")]
 
 
-def _best_against_the_others(where: str, group: pd.DataFrame, sentences: Sequence[str]) -> str:
+def _best_against_the_others(where: str, group: pd.DataFrame) -> str:
     """The pairs of the estimator that is before most of the others."""
     ahead = group[group["n"] > 0]["estimator"].value_counts()
     best = str(ahead.index[0]) if len(ahead) else str(group["estimator"].iloc[0])
@@ -65,12 +64,9 @@ def _best_against_the_others(where: str, group: pd.DataFrame, sentences: Sequenc
         numbers += [_number(pair["p"], 3), _number(pair["p_holm"], 3), _number(p[1])]
         numbers.append(f"[{_number(p[0])}, {_number(p[2])}]")
         rows.append([str(pair["other"] if first else pair["estimator"]), *numbers])
-    note = next((line for line in sentences if line.startswith(f"{where.removesuffix(' on none')}:")), "")
-    lines = [
-        note,
-        "Differences of negative test bounds in nats, paired by seed; P(lower): the share of seeds in which it is.",
-    ]
-    return "\n".join([f"### {where}", "", *_markdown(header, rows), "", *(f"- {line}" for line in lines if line)])
+    about = "Differences of negative test bounds in nats, paired by seed; P(lower): the share of seeds in which it is."
+    lines = [*verdict(group), about]
+    return "\n".join([f"### {where}", "", *_markdown(header, rows), "", *(f"- {line}" for line in lines)])
 
 
 def _together(table: pd.DataFrame) -> str:

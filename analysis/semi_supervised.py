@@ -124,7 +124,7 @@ def accuracy_curves(frame: pd.DataFrame) -> Figure:
         mean, half = values.mean(axis=0), student_half_width(values)
         axes.plot(steps, mean, markevery=max(1, steps.size // 7), **style.line())
         if np.isfinite(half).all():
-            axes.fill_between(steps, mean - half, mean + half, color=style.color, alpha=0.18, linewidth=0)
+            axes.fill_between(steps, mean - half, mean + half, color=style.color, alpha=0.1, linewidth=0)
         handles.append(Line2D([], [], label=style.label, **style.line()))
     axes.set(xlabel="training steps", ylabel="validation accuracy [%]")
     figure.legend(handles=handles, loc="outside lower center", ncols=2)

@@ -187,7 +187,10 @@ def blank_dataset(name: str, binarization: str, train_evaluated: int = 1, images
     labels = torch.arange(images) % CLASSES[name] if name in CLASSES else None
     white = torch.ones(1, math.prod(_shape(name)), dtype=torch.uint8).expand(images, -1)
     bits, grey = Split(white, 1, labels), Split(white, 255, labels)
-    train, others = grey if binarization in ("none", "dynamic") else bits, grey if binarization == "none" else bits
+    if name == "none" or binarization in ("static", "threshold"):
+        train, others = bits, bits
+    else:
+        train, others = grey, grey if binarization == "none" else bits
     return Dataset(name, _shape(name), binarization, train, others, others)
 
 

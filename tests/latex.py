@@ -8,7 +8,19 @@ import subprocess
 import tempfile
 
 COMMANDS = {"begin", "end", "centering", "caption", "toprule", "midrule", "bottomrule", "addlinespace", "textbf", "pm"}
-COMMANDS |= {"par", "smallskip", "footnotesize", "small", "raggedright", "setlength", "tabcolsep", "sim", "log", "le"}
+COMMANDS |= {
+    "par",
+    "smallskip",
+    "scriptsize",
+    "footnotesize",
+    "small",
+    "raggedright",
+    "setlength",
+    "tabcolsep",
+    "sim",
+    "log",
+    "le",
+}
 COMMANDS |= {"mid", "textbackslash", "textasciitilde", "textasciicircum", "\\", *"&%$#_{}"}
 
 

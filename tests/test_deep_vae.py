@@ -12,6 +12,7 @@ from test_training import config
 from estimators import NVIL, REBAR, REINFORCE, RLOO, VIMCO, DisARM, Exact, GumbelSoftmax, MuProp
 from estimators.exact import enumerate_states
 from tasks import VAE, DeepVAE
+from tasks.datasets import load_dataset
 from training import validity
 from training.errors import UserError
 from training.loop import evaluate, summary
@@ -180,13 +181,9 @@ def test_one_layer_is_the_vae(options, kl):
         kind(tiny_data(), Streams([3, 7]), latents=4, kl=kl, output_bias="data_mean", **options, **layers)
         for kind, layers in ((VAE, {}), (DeepVAE, {"layers": 1}))
     )
-    for ours, theirs in zip(other.state_dict().values(), one.state_dict().values(), strict=True):
-        assert ours.shape == theirs.shape
-    assert torch.equal(one.encoder.weights[0], other.encoders[0].weights[0])
-    assert torch.equal(one.decoder.weights[-1], other.decoders[0].weights[-1])
-    moved(one, 0.5), moved(other, 0.5)
-    parameters = [[*task.children()] for task in (one, other)]
-    assert len(parameters[0]) == len(parameters[1]) == 2
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(in_order(other), in_order(one), strict=True))
+    assert len(in_order(other)) == len(list(other.parameters())) == len(list(one.parameters()))
+    moved(one, 0.5)
     with torch.no_grad():
         for ours, theirs in zip(in_order(other), in_order(one), strict=True):
             ours.copy_(theirs)
@@ -200,9 +197,8 @@ def test_one_layer_is_the_vae(options, kl):
         assert all(torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6) for ours, theirs in zip(*results, strict=True))
     for samples in (1, 30):
         ours, theirs = (task.evaluate("test", samples) for task in (other, one))
-        assert (
-            all(torch.allclose(ours[name], theirs[name], rtol=1e-5) for name in theirs) and ours.keys() == theirs.keys()
-        )
+        assert ours.keys() == theirs.keys()
+        assert all(torch.allclose(ours[name], theirs[name], rtol=1e-5) for name in theirs)
 
 
 def in_order(task):
@@ -367,8 +363,10 @@ def test_what_does_not_nest_is_refused_unless_there_is_one_layer():
     assert "does not nest: with the 2 layers of task=deep_vae_bernoulli" in validity.against(two)
     one = config(*TASKS["deep_vae_bernoulli"], "task.layers=1", "estimator=vimco")
     assert validity.against(one) is None and Pack([one], CPU).train_step().isfinite().all()
-    with pytest.raises(UserError, match="the VAE tasks need images: data=none has none"):
+    with pytest.raises(UserError, match="on data=none: the task needs images"):
         Pack([config("task=deep_vae_bernoulli", "data=none")], CPU)
+    with pytest.raises(ValueError, match="the VAE tasks need images: data=none has none"):
+        DeepVAE(load_dataset("none"), Streams([0]))
 
 
 @pytest.mark.parametrize("name", ["rloo", "reinmax"])

@@ -151,14 +151,18 @@ def test_prefixes_are_bounds_of_the_first_samples():
     assert set(vae.evaluate("test", 1000)) == {"elbo", "bound"}
 
 
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("categories", [2, 5])
-def test_draws_follow_the_distribution(categories):
-    """Exactly one-hot; frequencies within 6 standard errors; certain and impossible values always and never."""
+def test_draws_follow_the_distribution(categories, shared):
+    """From probabilities that all samples share, and from those of each: the same draws but for rounding.
+
+    Exactly one-hot; frequencies within 6 standard errors; certain and impossible values always and never.
+    """
     family = latents_of(3, categories)
     outputs = torch.randn(1, 1, 1, family.width, generator=torch.Generator().manual_seed(0))
     outputs[..., 0] = 60.0
     noise = Streams([5]).words("test")((1, 1, 200_000, 3), torch.device("cpu"))
-    features = family.draw(outputs, noise)[0, 0]
+    features = family.draw(outputs if shared else outputs.expand(1, 1, 200_000, -1), noise)[0, 0]
     p = family.features(family.logits(outputs).softmax(-1))[0, 0, 0]
     assert set(features.unique().tolist()) == {0.0, 1.0} and (features[:, 0] == 1).all()
     if categories > 2:

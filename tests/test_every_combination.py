@@ -19,7 +19,13 @@ CONF = Path(__file__).parents[1] / "conf"
 ESTIMATORS, TASKS = (sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in ("estimator", "task"))
 TINY = {"latents": 3, "hidden": [6], "labelled": 20, "style": 3}
 FEW = ["steps=3", "batch_size=6", "evaluate_every=2", "train_samples=1", "valid_samples=2", "test_samples=2"]
-REASONS = ("is defined for Bernoulli latents", "gradient does not nest", "would enumerate", "different states")
+REASONS = (
+    "is defined for Bernoulli latents",
+    "gradient does not nest",
+    "would enumerate",
+    "different states",
+    "would never be asked",
+)
 
 
 @cache
@@ -77,4 +83,4 @@ def test_a_task_with_every_estimator(task, tmp_path):
     frame = records.load(tmp_path / "whole")
     assert sorted(frame["estimator"].unique()) == expected and set(frame["status"]) == {"finished"}
     assert set(frame["task"]) == {task} and not frame.attrs["damaged"]
-    assert len(expected) >= 20
+    assert len(expected) >= 20 or task == "labelled_only"

@@ -59,7 +59,7 @@ def test_body_has_the_papers_order_and_only_rows_with_runs(frame):
     header, *lines = layouts.body(JANG, layouts.fill(JANG, frame), TEXT)
     assert header[2:] == ["SF", "DARN", "MuProp", "ST", "Annealed ST", "Gumbel-S.", "ST Gumbel-S."]
     assert lines[0] == ["VAE (Bern.)", "ours", "112.00", "-", "-", "-", "-", "106.00 *", "108.00 ~"]
-    assert lines[1] == ["", "95 % interval", "±0.00", "-", "-", "-", "-", "±2.48", "±2.48"]
+    assert lines[1] == ["", "interval", "±0.00", "-", "-", "-", "-", "±2.48", "±2.48"]
     assert lines[2][2:] == ["112.2", "-", "-", "-", "-", "105.0", "111.5"]
     assert lines[3][2:] == ["-0.2", "-", "-", "-", "-", "+1.0", "-3.5"]
     seeds = next(line for line in lines if line[1] == "seeds")

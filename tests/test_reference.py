@@ -55,7 +55,7 @@ def test_what_is_written(folder):
     ]
     assert entry["protocol"]["prior"] == "uniform" and entry["protocol"]["sizes"] == [50000, 10000, 10000]
     assert entry["config"]["optimizer.lr"] == 0.1 and entry["config"]["steps"] == 1000
-    assert not {"seed", "device", "data.root", "runs_dir", "step", "valid_bound"} & set(entry["config"])
+    assert not {"seed", "setting", "device", "data.root", "runs_dir", "step", "valid_bound"} & set(entry["config"])
     assert entry["wall_seconds"] == 1.0
     assert entry["command"].startswith("python train.py -m estimator=nvil optimizer.lr=0.1 ")
     assert entry["command"].endswith(" replicas=1 seed=0,1,2")

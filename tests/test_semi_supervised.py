@@ -13,8 +13,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 from estimators import NVIL, REBAR, REINFORCE, RLOO, VIMCO, Exact, GumbelSoftmax, MuProp
 from tasks import SemiSupervised
 from tasks.datasets import Dataset, Split
-from training import schema
-from training.errors import UserError
+from training import schema, validity
 from training.pack import Pack
 from training.streams import Streams
 
@@ -252,7 +251,9 @@ def test_a_separable_problem_is_learned_from_few_labels(estimator):
     split = Split((prototypes[labels] ^ flips).to(torch.uint8), 1, labels)
     given = Dataset("separable", (4, 6), "static", split, split, split)
     own = ["task.labelled=6", "task.categories=3", "task.style=2", "task.hidden=[16]", "optimizer.lr=1e-2"]
-    pack = Pack([digits(f"estimator={estimator}", *own, "data.binarization=static") | {"batch_size": 50}], CPU, given)
+    job = digits(f"estimator={estimator}", *own, "data.binarization=static", batch_size=50)
+    job["data"]["name"] = given.name
+    pack = Pack([job], CPU, given)
     for _ in range(200):
         pack.train_step()
     found = pack.task.evaluate("test", 3)
@@ -388,8 +389,8 @@ def test_data_without_labels_are_refused():
     bare = replace(data(), name="bare", train=replace(data().train, labels=None))
     with pytest.raises(ValueError, match="needs labels, and data=bare has none; use data=digits or data=mnist"):
         SemiSupervised(bare, Streams([0]), labelled=3, categories=3)
-    with pytest.raises(UserError, match="needs labels, and data=none has none"):
-        Pack([digits("data=none")], CPU)
+    job = digits("data=binarized_mnist")
+    assert "needs images with labels of task.categories=10 classes, and these have none" in validity.against(job)
 
 
 def test_evaluation_refuses_no_samples_and_unknown_splits():

@@ -9,7 +9,7 @@ from test_every_estimator_trains import NAMES
 from test_semi_supervised import CPU, digits
 
 from analysis import records, statistics
-from training import sweep, validity
+from training import basket, sweep, validity
 from training.errors import UserError
 from training.loop import evaluate, summary
 from training.pack import Pack
@@ -106,3 +106,13 @@ def test_the_baseline_is_trained_once_and_not_for_each_estimator():
     plan = sweep.make_plan([RunPlan(job) for job in jobs])
     assert plan.todo == 1
     assert any("gumbel_softmax: would never be asked by task=labelled_only" in line for line in plan.lines())
+
+
+def test_gradient_variance_at_one_point():
+    """Style and labelled images are drawn once and for all: only the noise of the estimator is left."""
+    trained = pack("estimator=exact")
+    for _ in range(5):
+        trained.train_step()
+    nodes = {name: digits(f"estimator={name}")["estimator"] for name in ("reinforce", "exact")}
+    reinforce, exact = basket.measure(basket.Point(trained), nodes, draws=200, warm_up=2)
+    assert exact.variance < 1e-12 < reinforce.variance

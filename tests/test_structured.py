@@ -14,6 +14,7 @@ from analysis import records, statistics, tables
 from estimators import NVIL, REBAR, REINFORCE, RLOO, VIMCO, DisARM, Exact, GumbelSoftmax, MuProp
 from estimators.exact import enumerate_states
 from tasks import StructuredPrediction
+from tasks.datasets import load_dataset
 from training import basket, sweep, validity
 from training.errors import UserError
 from training.loop import evaluate, summary
@@ -303,8 +304,10 @@ def test_what_does_not_nest_is_skipped_and_said():
     with pytest.raises(UserError, match=r"estimator=exact would enumerate the 10\*\*6 joint states"):
         Pack([many], CPU)
     assert validity.against(config("task=sbn_bernoulli", "task.latents=4", "estimator=exact")) is None
-    with pytest.raises(UserError, match="needs images of at least two rows: data=none has 0"):
+    with pytest.raises(UserError, match="on data=none: the task needs images"):
         Pack([config("task=sbn_bernoulli", "data=none")], CPU)
+    with pytest.raises(ValueError, match="needs images of at least two rows: data=none has 0"):
+        StructuredPrediction(load_dataset("none"), Streams([0]))
 
 
 def test_vimco_on_one_layer_is_the_multi_sample_bound():

@@ -52,6 +52,7 @@ def make_packs(categories: int, batch_size: int, hidden: Sequence[int], device: 
         for name in (MARGINALISED, *SAMPLED):
             composed = compose("config", overrides=["task=semi_supervised", f"estimator={name}", *own])
             config: Any = OmegaConf.to_container(composed, resolve=True)
+            config["data"]["name"] = data.name
             packs[name] = Pack([config], device, data)
     return packs
 

@@ -104,6 +104,7 @@ def _enumerated(point: Point, config: Config) -> Tensor:
 
 def _gradient(pack: Pack, batches: Tensor, weight: float) -> Tensor:
     """``[replicas, parameters]``: of ``weight`` times the losses of ``batches`` in the encoder's parameters."""
+    pack.streams.restart()  # what a task draws itself belongs to the point: the same in every gradient
     losses = pack.task.loss(batches, *pack.estimators)
     gradients = torch.autograd.grad(losses, pack.task.encoder_parameters(), torch.full_like(losses, weight))
     return torch.cat([each.flatten(1) for each in gradients], dim=1)

@@ -214,6 +214,10 @@ class Streams:
         generators = [torch.Generator().manual_seed(derive_seed(seed, purpose)) for seed in self.seeds]
         return torch.stack([torch.randperm(length, generator=generator) for generator in generators])
 
+    def restart(self) -> None:
+        """Streams that are asked for from now on start at the beginning."""
+        self._sources.clear()
+
     def state(self, replica: int) -> dict[str, Tensor]:
         """The state of one replica's streams, by purpose."""
         states = {purpose: source.state(replica) for purpose, source in self._sources.items()}

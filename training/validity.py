@@ -8,7 +8,7 @@ import hydra.utils
 
 from analysis.published import sources
 from estimators import UnorderedSet
-from tasks.datasets import CLASSES
+from tasks.datasets import CLASSES, DATASETS
 from tasks.free_logits import FreeLogits
 from tasks.likelihoods import check_likelihood
 from training import loggers, optimisers, schedules
@@ -90,8 +90,8 @@ def _of_latents(method: type, estimator: dict[str, Any], task: dict[str, Any]) -
         )
     if issubclass(method, UnorderedSet) and estimator.get("num_samples", 0) > categories**latents:
         return (
-            f"wants {estimator['num_samples']} different states, and task={task['name']} has {categories}**{latents}; use "
-            "fewer samples, or exact, which sums over all of them"
+            f"wants {estimator['num_samples']} different states, and task={task['name']} has {categories}**{latents}; "
+            "use fewer samples, or exact, which sums over all of them"
         )
     return None
 
@@ -123,7 +123,8 @@ def _of_data(task: dict[str, Any], data: dict[str, Any]) -> str | None:
             f"density of grey images, and data.binarization={data['binarization']} makes bits of them; use data=mnist "
             "data.binarization=none, or task.likelihood=bernoulli"
         )
-    if "labelled" in task and CLASSES.get(data["name"]) != task["categories"]:
+    # Data under a name of their own (a benchmark's) are looked at by the task.
+    if "labelled" in task and data["name"] in DATASETS and CLASSES.get(data["name"]) != task["categories"]:
         return (
             f"cannot train task={task['name']} on data={data['name']}: the task needs images with labels of "
             f"task.categories={task['categories']} classes, and these have {CLASSES.get(data['name'], 'none')}; use "
