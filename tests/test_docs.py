@@ -54,8 +54,8 @@ def test_training_commands_compose(code):
 
 
 def _choice(override, position):
-    key, value = override.split("=", 1)
-    if value.startswith("["):
+    key, _, value = override.partition("=")
+    if not value or value.startswith("["):  # a deletion, or one list
         return override
     parts = value.split(",")
     return f"{key}={parts[min(position, len(parts) - 1)]}"
