@@ -39,7 +39,7 @@ def test_training_commands_compose(code):
     """Every ``python train.py`` line composes (each choice of a list on its own), and every ``make`` target exists."""
     schema.register()
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
-    for line in code.splitlines():
+    for line in code.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
             words = words[1:]
