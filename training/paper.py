@@ -1,8 +1,9 @@
 """``python -m training.paper [NAMES...]``: every committed table and figure anew from its runs, or what is missing.
 
-``docs/results/paper.yaml`` names for each folder the command that trains its runs, the commands that draw (in which
-``{runs}`` is the sweep's directory and ``{out}`` an empty folder), and the files to keep of what they write. Nothing is
-trained here: a folder whose runs are not all over is left as it is, and the command that makes them is printed.
+``docs/results/paper.yaml`` has for each name the command (or commands, of one sweep) that train its runs, the commands
+that draw (in which ``{runs}`` is the sweep's directory and ``{out}`` an empty folder), the files to keep of what they
+write (``FILE``, or ``FILE: NEW NAME``), and their folder, if that is not the name. Nothing is trained here: where not all
+runs are over the files stay as they are, and the commands that make the runs are printed.
 """
 
 from __future__ import annotations
@@ -45,14 +46,18 @@ def regenerate(name: str, entry: dict[str, Any]) -> str:
     Raises:
         UserError: if a drawing command fails or does not write a file that is to be kept.
     """
-    runs_directory = ""
-    if command := entry.get("train"):
-        runs = runs_of_command(f"{command} runs_dir={os.environ.get('RUNS_DIR', 'runs')}")
+    runs_directory, commands = "", entry.get("train", [])
+    if commands := [commands] if isinstance(commands, str) else commands:
+        where = f"runs_dir={os.environ.get('RUNS_DIR', 'runs')}"
+        runs = [run for command in commands for run in runs_of_command(f"{command} {where}")]
         if missing := unfinished(runs):
             some = ", ".join(run.name for run in missing[:3]) + (", ..." if len(missing) > 3 else "")
-            return f"left as it is: {len(missing)} of {len(runs)} runs are missing ({some}); make them:\n    {command}"
+            return (
+                f"left as it is: {len(missing)} of {len(runs)} runs are missing ({some}); make them:\n    "
+                + "\n    ".join(commands)
+            )
         runs_directory = str(runs[0].path.parent)
-    folder = RESULTS / name
+    folder = RESULTS / entry.get("folder", name)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as out:
         for line in entry["draw"]:
@@ -61,11 +66,19 @@ def regenerate(name: str, entry: dict[str, Any]) -> str:
             done = subprocess.run(words, capture_output=True, text=True)
             if done.returncode:
                 raise UserError(f"{name}: {shlex.join(words)} failed: {(done.stderr or done.stdout).strip()[-500:]}")
-        for file in entry["keep"]:
+        for file, kept in files(entry).items():
             if not (Path(out) / file).exists():
                 raise UserError(f"{name}: {line} has not written {file}, which docs/results/paper.yaml keeps")
-            shutil.copyfile(Path(out) / file, folder / file)
+            shutil.copyfile(Path(out) / file, folder / kept)
     return f"{len(entry['keep'])} files written to {folder}"
+
+
+def files(entry: dict[str, Any]) -> dict[str, str]:
+    """What an entry keeps: the name that is drawn, and the name in the folder."""
+    names: dict[str, str] = {}
+    for file in entry["keep"]:
+        names |= file if isinstance(file, dict) else {file: file}
+    return names
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
