@@ -2,8 +2,8 @@
 
 ``docs/results/paper.yaml`` has for each name the command (or commands, of one sweep) that train its runs, the commands
 that draw (in which ``{runs}`` is the sweep's directory and ``{out}`` an empty folder), the files to keep of what they
-write (``FILE``, or ``FILE: NEW NAME``), and their folder, if that is not the name. Nothing is trained here: where not all
-runs are over the files stay as they are, and the commands that make the runs are printed.
+write (``FILE``, or ``FILE: NEW NAME``), and their folder, if that is not the name. Nothing is trained here: where not
+all runs are over the files stay as they are, and the commands that make the runs are printed.
 """
 
 from __future__ import annotations
