@@ -67,8 +67,8 @@ def test_a_run_of_the_toy_is_recorded_and_analysed(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["task=toy", "data=digits"], "use data=none instead of data=digits"),
-        (["task=vae_bernoulli", "data=none"], "data=none has none"),
+        (["task=toy", "data=digits"], "the task has no images: use data=none"),
+        (["task=vae_bernoulli", "data=none"], "the task needs images: use data=digits"),
         (["task=toy", "data=none", "task.latents=0"], "latents must be at least 1"),
     ],
 )

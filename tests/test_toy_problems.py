@@ -217,8 +217,8 @@ def test_runs_record_their_own_optimum_and_different_problems_are_not_ranked(tmp
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["task=toy_bernoulli3", "data=digits"], "use data=none instead of data=digits"),
-        (["task=toy_simplex", "data=digits"], "use data=none instead of data=digits"),
+        (["task=toy_bernoulli3", "data=digits"], "the task has no images: use data=none"),
+        (["task=toy_simplex", "data=digits"], "the task has no images: use data=none"),
         (["task=toy_simplex", "task.latents=3"], "task.latents must be 1 or 2"),
         (["task=toy_simplex", "task.categories=1"], "task.categories must be at least 2"),
         (["task=toy_polynomial", "task.exponent=0.5"], "task.exponent must be at least 1, not"),
