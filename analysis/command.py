@@ -154,6 +154,7 @@ def _write_figures(frame: pd.DataFrame, output: Path) -> list[Path]:
 
     shown = figures.chosen(frame)
     drawn = {"learning_curves": figures.learning_curves(shown), "gradient_variance": figures.gradient_variance(shown)}
+    drawn["temperatures"] = figures.temperatures(shown)
     drawn["learning_curves_seconds"] = figures.learning_curves(shown, "seconds")
     if len(set((shown["loss_evaluations"] / shown["step"].astype(float)).dropna().round(6))) > 1:
         drawn["learning_curves_evaluations"] = figures.learning_curves(shown, "loss_evaluations")

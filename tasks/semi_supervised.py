@@ -27,14 +27,15 @@ class SemiSupervised(nn.Module):
 
     The encoder is ``q(y|x) q(z|x, y)``, a categorical and a diagonal Gaussian. Training minimises, in nats per example,
 
-        U(x) + L(x', y') - alpha log q(y'|x'),
+        U(x) + w L(x', y') - alpha log q(y'|x'),
         U(x) = E_q(y|x)[l(x, y)] + KL(q(y|x) || p(y)),    L(x', y') = l(x', y') + log K,
         l(x, y) = E_q(z|x,y)[-log p(x|y, z)] + KL(q(z|x, y) || p(z)),
 
     with x from all of the training images and (x', y') one of the ``labelled`` ones, drawn with replacement beside each
     x. The expectation over y is the estimator's; ``estimator=exact`` marginalises over the K classes. z is
     reparameterised inside the loss, with one draw of noise for each x, whatever the number of samples of y. The sums
-    of a batch weigh labelled and unlabelled images alike, as expectations over the two sets.
+    of a batch are expectations over the two sets. With ``w = 1`` an expected labelled image weighs as much as an
+    expected unlabelled one, so that each of the few labelled images weighs hundreds of times as much as another.
 
     Networks are multi-layer perceptrons; the first layer of ``q(z|x, y)`` is a sum over x and y, so that the part of x
     is computed once for all classes.
@@ -49,6 +50,7 @@ class SemiSupervised(nn.Module):
         hidden: widths of the hidden layers of each network; the decoder has them reversed. Empty: linear.
         nonlinearity: ``tanh | relu | leaky_relu``.
         alpha: >= 0, weight of the classification loss; a tensor ``[replicas, 1, 1, 1]`` has one for each replica.
+        labelled_weight: w >= 0, of the labelled images' bound, like alpha.
         unlabelled: False leaves U(x) out. Then ``q(y|x)``, which shares no parameter with the other networks, is an
             ordinary classifier trained on the labelled images alone: the baseline.
         output_bias: initial bias of the pixels: ``zero``, or ``data_mean`` for the logit of the training mean, clipped
@@ -74,14 +76,16 @@ class SemiSupervised(nn.Module):
         hidden: Sequence[int] = (500, 500),
         nonlinearity: str = "relu",
         alpha: float | Tensor = 0.1,
+        labelled_weight: float | Tensor = 1.0,
         unlabelled: bool = True,
         output_bias: str = "zero",
     ) -> None:
         super().__init__()
         _check(data, labelled, categories, style, hidden, output_bias)
-        weight = torch.as_tensor(alpha, dtype=torch.float32).reshape(-1, 1)
-        if not bool(((weight >= 0) & weight.isfinite()).all()):
-            raise ValueError(f"task.alpha must be at least 0 and finite, not {weight.flatten().tolist()}")
+        self.alpha, self.labelled_weight = (
+            _weight(name, value, streams.replicas)
+            for name, value in (("alpha", alpha), ("labelled_weight", labelled_weight))
+        )
         self.data, self.streams, self.labelled, self.unlabelled = data, streams, labelled, unlabelled
         self.latents = latents_of(1, categories)
         self.style_size = style
@@ -100,7 +104,6 @@ class SemiSupervised(nn.Module):
         if output_bias == "data_mean":
             with torch.no_grad():
                 self.decoder.biases[-1].copy_(data.mean.clamp(0.001, 0.999).logit())
-        self.alpha = nn.Buffer(weight.expand(replicas, 1).clone())
         rows = self._labelled_rows()
         labels = data.train.labels
         assert labels is not None
@@ -185,7 +188,7 @@ class SemiSupervised(nn.Module):
         return losses + self._unlabelled_loss(batch, estimator) if self.unlabelled else losses
 
     def _labelled_loss(self, batch: Tensor) -> Tensor:
-        """``L(x', y') - alpha log q(y'|x')``, ``[R, E]``, of as many labelled images as ``batch`` has examples."""
+        """``w L(x', y') - alpha log q(y'|x')``, ``[R, E]``, of as many labelled images as ``batch`` has examples."""
         uniform = self.streams.source("labelled", batch.device)
         shape, like = batch.shape[:2], (batch.dtype, batch.device)
         rows = (uniform(shape, *like, 0) * self.labelled).long().clamp_max(self.labelled - 1).unsqueeze(-1)
@@ -199,7 +202,8 @@ class SemiSupervised(nn.Module):
         noise = torch.special.ndtri(uniform((*shape, self.style_size), *like, 1))
         log_k = math.log(self.latents.categories)
         cross_entropy = log_k - self.latents.log_ratio(y, self.classifier(x), None)
-        return self._nats(x, self.style_of_x(x), y, noise) + log_k + self.alpha * cross_entropy
+        bound = self._nats(x, self.style_of_x(x), y, noise) + log_k
+        return self.labelled_weight * bound + self.alpha * cross_entropy
 
     def _unlabelled_loss(self, x: Tensor, estimator: Callable[..., Tensor]) -> Tensor:
         """U(x), ``[R, E]``, through ``estimator``."""
@@ -301,6 +305,14 @@ class SemiSupervised(nn.Module):
 def _of_weights(estimator: Callable[..., Tensor]) -> bool:
     """Whether the estimator's loss is a negative log weight."""
     return getattr(estimator, "objective", "mean") == "multi_sample_bound"
+
+
+def _weight(name: str, value: float | Tensor, replicas: int) -> nn.Buffer:
+    """``[R, 1]``; raises ``ValueError`` for a negative weight or one that is not finite."""
+    weight = torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1)
+    if not bool(((weight >= 0) & weight.isfinite()).all()):
+        raise ValueError(f"task.{name} must be at least 0 and finite, not {weight.flatten().tolist()}")
+    return nn.Buffer(weight.expand(replicas, 1).clone())
 
 
 def _check(data: Dataset, labelled: int, categories: int, style: int, hidden: Sequence[int], output_bias: str) -> None:

@@ -90,8 +90,9 @@ def digits(*overrides, **settings):
 @pytest.mark.parametrize("hidden", [(4,), ()])
 @pytest.mark.parametrize("categories", [2, 3])
 def test_exact_is_the_enumerated_objective(categories, hidden):
-    """U + L + alpha CE by torch.distributions on the same noise; values and gradients of all parameters."""
-    task = tiny(categories=categories, hidden=hidden, alpha=torch.tensor([0.3, 2.0]).reshape(2, 1, 1, 1))
+    """U + w L + alpha CE by torch.distributions on the same noise; values and gradients of all parameters."""
+    weights = {"alpha": torch.tensor([[[[0.3]]], [[[2.0]]]]), "labelled_weight": torch.tensor([[[[0.2]]], [[[1.5]]]])}
+    task = tiny(categories=categories, hidden=hidden, **weights)
     x = batch(task)
     log_q, y = classes(task, x)
     each, _, _ = nats(task, x, y, style_noise(task, x))
@@ -105,14 +106,14 @@ def test_exact_is_the_enumerated_objective(categories, hidden):
     log_q_labelled, _ = classes(task, x_labelled)
     log_q_own = log_q_labelled.gather(0, y_labelled.unsqueeze(0)).squeeze(0)
     supervised, _, _ = nats(task, x_labelled, y_labelled, noise)
-    expected = unlabelled + supervised + math.log(categories) - task.alpha * log_q_own
+    expected = unlabelled + task.labelled_weight * (supervised + math.log(categories)) - task.alpha * log_q_own
     losses = task.loss(x, Exact())
     assert torch.allclose(losses, expected, rtol=1e-6)
     ours, theirs = (torch.autograd.grad(v.mean(-1).sum(), list(task.parameters())) for v in (losses, expected))
     for got, want in zip(ours, theirs, strict=True):
         assert torch.allclose(got, want, rtol=1e-6, atol=1e-9) and want.abs().max() > 1e-4
-    without = tiny(categories=categories, hidden=hidden, alpha=task.alpha[..., None, None], unlabelled=False)
-    assert torch.allclose(without.loss(x, Exact()), expected - unlabelled, rtol=1e-6)
+    alone = tiny(categories=categories, hidden=hidden, **weights, unlabelled=False).loss(x, Exact())
+    assert torch.allclose(alone, expected - unlabelled, rtol=1e-6)
 
 
 def test_labelled_loss_in_closed_form():
@@ -371,12 +372,11 @@ def test_pictures():
     [
         ({"categories": 4}, "data=tiny has 3 classes: use task.categories=3, not 4"),
         ({"labelled": 4}, "task.labelled must be a positive multiple of the 3 classes, .* not 4"),
-        ({"labelled": 0}, "task.labelled must be a positive multiple"),
         ({"labelled": 63}, "wants 21 images of each class, but data=tiny has only 20 of one"),
         ({"style": 0}, "task.style must be at least 1"),
         ({"hidden": (0,)}, "task.hidden must be widths of at least 1"),
-        ({"alpha": -1.0}, "task.alpha must be at least 0 and finite"),
-        ({"alpha": math.inf}, "task.alpha must be at least 0 and finite"),
+        ({"alpha": -1.0}, "task.alpha must be at least 0"),
+        ({"labelled_weight": math.inf}, "task.labelled_weight must be at least 0 and finite"),
         ({"output_bias": "mean"}, "task.output_bias must be one of zero, data_mean"),
     ],
 )
