@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from analysis.records import DamagedRecord
+from training import validity
 from training.errors import UserError
 from training.plan import RunPlan, runs_of_command
 
@@ -49,7 +50,8 @@ def regenerate(name: str, entry: dict[str, Any]) -> str:
     runs_directory, commands = "", entry.get("train", [])
     if commands := [commands] if isinstance(commands, str) else commands:
         where = f"runs_dir={os.environ.get('RUNS_DIR', 'runs')}"
-        runs = [run for command in commands for run in runs_of_command(f"{command} {where}")]
+        asked = [run for command in commands for run in runs_of_command(f"{command} {where}")]
+        runs = [run for run in asked if validity.against(run.config) is None]
         if missing := unfinished(runs):
             some = ", ".join(run.name for run in missing[:3]) + (", ..." if len(missing) > 3 else "")
             return (
