@@ -13,10 +13,11 @@ import torch
 from fake_runs import make_config, write_run
 
 from analysis import report, tables
+from analysis.intervals import interval, student_half_width
 from analysis.page_curves import POINTS
 from analysis.page_data import page_data
 from analysis.records import load
-from analysis.statistics import curve, final_rows, interval, ranked, select, student_half_width, summarise
+from analysis.statistics import curve, final_rows, ranked, select, summarise
 from analysis.style import LOOKS
 from estimators import noise
 from estimators.draws import draws

@@ -15,8 +15,9 @@ from fake_runs import make_config, write_run
 from scipy.stats import chisquare
 
 from analysis import report, tables
+from analysis.intervals import student_half_width
 from analysis.records import load
-from analysis.statistics import curve, student_half_width, summarise
+from analysis.statistics import curve, summarise
 from estimators import GumbelSoftmax
 from estimators.noise import noise_source
 
