@@ -112,8 +112,8 @@ def test_exact_is_the_enumerated_objective(categories, hidden):
     ours, theirs = (torch.autograd.grad(v.mean(-1).sum(), list(task.parameters())) for v in (losses, expected))
     for got, want in zip(ours, theirs, strict=True):
         assert torch.allclose(got, want, rtol=1e-6, atol=1e-9) and want.abs().max() > 1e-4
-    alone = tiny(categories=categories, hidden=hidden, **weights, unlabelled=False).loss(x, Exact())
-    assert torch.allclose(alone, expected - unlabelled, rtol=1e-6)
+    alone = tiny(categories=categories, hidden=hidden, **weights, unlabelled=False)
+    assert torch.allclose(alone.loss(x, Exact()), expected - unlabelled, rtol=1e-6)
 
 
 def test_labelled_loss_in_closed_form():
@@ -372,6 +372,7 @@ def test_pictures():
     [
         ({"categories": 4}, "data=tiny has 3 classes: use task.categories=3, not 4"),
         ({"labelled": 4}, "task.labelled must be a positive multiple of the 3 classes, .* not 4"),
+        ({"labelled": 0}, "task.labelled must be a positive multiple"),
         ({"labelled": 63}, "wants 21 images of each class, but data=tiny has only 20 of one"),
         ({"style": 0}, "task.style must be at least 1"),
         ({"hidden": (0,)}, "task.hidden must be widths of at least 1"),
@@ -389,12 +390,11 @@ def test_data_without_labels_are_refused():
     bare = replace(data(), name="bare", train=replace(data().train, labels=None))
     with pytest.raises(ValueError, match="needs labels, and data=bare has none; use data=digits or data=mnist"):
         SemiSupervised(bare, Streams([0]), labelled=3, categories=3)
-    job = digits("data=binarized_mnist")
-    assert "needs images with labels of task.categories=10 classes, and these have none" in validity.against(job)
+    reason = "needs images with labels of task.categories=10 classes, and these have none"
+    assert reason in validity.against(digits("data=binarized_mnist"))
 
 
 def test_evaluation_refuses_no_samples_and_unknown_splits():
-    with pytest.raises(ValueError, match="at least 1 sample"):
-        tiny().evaluate("test", 0)
-    with pytest.raises(ValueError, match="train, valid or test"):
-        tiny().evaluate("holdout", 1)
+    for split, samples, sentence in (("test", 0, "at least 1 sample"), ("holdout", 1, "train, valid or test")):
+        with pytest.raises(ValueError, match=sentence):
+            tiny().evaluate(split, samples)
