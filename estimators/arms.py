@@ -12,7 +12,7 @@ from torch import Tensor
 from estimators import noise
 from estimators._surrogate import with_gradient
 from estimators.base import Estimator, Loss
-from estimators.categorical import from_bits, no_autocast, scores
+from estimators.categorical import Samples, from_bits, no_autocast, scores
 
 
 class ARMS(Estimator):
@@ -47,7 +47,11 @@ class ARMS(Estimator):
     unbiased = True
     binary_only = True
 
-    def __init__(self, num_samples: int = 4, copula: Literal["dirichlet", "gaussian"] = "dirichlet") -> None:
+    def __init__(
+        self,
+        num_samples: Samples = 4,
+        copula: Literal["dirichlet", "gaussian"] = "dirichlet",
+    ) -> None:
         super().__init__()
         if num_samples < 2:
             raise ValueError(f"ARMS: num_samples must be at least 2, not {num_samples}; REINFORCE needs one sample")

@@ -8,7 +8,7 @@ from torch import Tensor
 from estimators import noise
 from estimators._surrogate import with_gradient
 from estimators.base import Estimator, Loss
-from estimators.categorical import one_hot, probabilities
+from estimators.categorical import Samples, one_hot, probabilities
 
 ORDERS_AT_ONCE = 64
 """Orders of the categories that are held in memory at a time, unless categories / num_samples are more."""
@@ -50,7 +50,7 @@ class CARMS(Estimator):
 
     unbiased = True
 
-    def __init__(self, num_samples: int = 4) -> None:
+    def __init__(self, num_samples: Samples = 4) -> None:
         super().__init__()
         if num_samples < 2:
             raise ValueError(f"CARMS: num_samples must be at least 2, not {num_samples}; REINFORCE needs one sample")

@@ -8,6 +8,8 @@ log-odds when K = 2 and ``[*batch, latents, categories]`` logits otherwise.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +17,13 @@ from torch import Tensor
 from estimators import noise
 
 Number = float | Tensor
-
+Positive = Annotated[Number, ("range", "(0, inf)")]
+Decay = Annotated[Number, ("range", "[0, 1)")]
+NotNegative = Annotated[Number, ("range", "[0, inf)")]
+Finite = Annotated[Number, ("range", "(-inf, inf)")]
+Count = Annotated[int, ("range", "[1, inf)")]
+Samples = Annotated[int, ("range", "[2, inf)")]
+"""Hyperparameters with their range as data, which the harness reads; the constructors check it."""
 
 SHORT = 16
 """Below this, torch's CPU softmax over the last dimension does not vectorise: it goes category by category instead."""

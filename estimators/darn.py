@@ -7,7 +7,7 @@ from torch import Tensor
 
 from estimators._control_variates import value_and_slope
 from estimators.base import Estimator, Loss
-from estimators.categorical import Number, gradient_only, log_probabilities, sample_with_log_prob
+from estimators.categorical import Finite, gradient_only, log_probabilities, sample_with_log_prob
 
 
 class DARN(Estimator):
@@ -38,7 +38,7 @@ class DARN(Estimator):
     exact_for = 1
     needs_gradient = True
 
-    def __init__(self, centre: Number | None = None) -> None:
+    def __init__(self, centre: Finite | None = None) -> None:
         super().__init__()
         if centre is not None and not bool(torch.as_tensor(centre).isfinite().all()):
             raise ValueError(f"DARN: centre must be finite, not {centre}; None is 1 / categories")

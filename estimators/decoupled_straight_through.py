@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from estimators.base import Pathwise
-from estimators.categorical import Number, gradient_only, harden, perturbed_scores, probabilities
+from estimators.categorical import Positive, gradient_only, harden, perturbed_scores, probabilities
 
 
 class DecoupledStraightThrough(Pathwise):
@@ -34,7 +34,7 @@ class DecoupledStraightThrough(Pathwise):
     arXiv 2410.13331 v2 (v1 has the Gumbel-Softmax form).
     """
 
-    def __init__(self, forward_temperature: Number = 1.0, backward_temperature: Number = 1.0) -> None:
+    def __init__(self, forward_temperature: Positive = 1.0, backward_temperature: Positive = 1.0) -> None:
         super().__init__()
         self.forward_temperature = self._positive("forward_temperature", forward_temperature)
         self.backward_temperature = self._positive("backward_temperature", backward_temperature)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from estimators.base import Pathwise
 from estimators.categorical import Number, from_bits, gradient_only, scores
 
 LARGEST_BETA = 80.0
+Beta = Annotated[Number, ("range", f"(0, {LARGEST_BETA}]")]
 
 
 class _Smoothing(Pathwise):
@@ -73,7 +75,7 @@ class SpikeAndExponential(_Smoothing):
     learned beta and a bound on the smoothed model; here only the smoothing, with beta a constant).
     """
 
-    def __init__(self, beta: Number = 3.0) -> None:
+    def __init__(self, beta: Beta = 3.0) -> None:
         super().__init__(beta)
 
     def _invert(self, odds: Tensor, v: Tensor, beta: Number) -> tuple[Tensor, Tensor]:
@@ -109,7 +111,7 @@ class OverlappingExponential(_Smoothing):
     the derivative by implicit differentiation.
     """
 
-    def __init__(self, beta: Number = 8.0) -> None:
+    def __init__(self, beta: Beta = 8.0) -> None:
         super().__init__(beta)
 
     def _invert(self, odds: Tensor, v: Tensor, beta: Number) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from estimators._control_variates import attach, descend_variance, value_and_slope
 from estimators.base import Estimator, Loss, in_functorch
-from estimators.categorical import Number, sample_with_log_prob, scores
+from estimators.categorical import Finite, Number, Samples, sample_with_log_prob, scores
 
 
 class DoubleCV(Estimator):
@@ -42,7 +42,12 @@ class DoubleCV(Estimator):
     binary_only = True
 
     def __init__(
-        self, num_samples: int = 2, *, alpha: Number = 0.0, learn: bool = True, replicas: int | None = None
+        self,
+        num_samples: Samples = 2,
+        *,
+        alpha: Finite = 0.0,
+        learn: bool = True,
+        replicas: int | None = None,
     ) -> None:
         super().__init__()
         if num_samples < 2:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ class Exact(Estimator):
 
     unbiased = True
 
-    def __init__(self, max_states: int = 65536) -> None:
+    def __init__(self, max_states: Annotated[int, ("range", "[1, inf)")] = 65536) -> None:
         super().__init__()
         self.max_states = max_states
 

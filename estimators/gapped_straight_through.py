@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from estimators._surrogate import finite, per_latent
 from estimators.base import Pathwise
 from estimators.categorical import (
     Number,
+    Positive,
     gradient_only,
     harden,
     is_binary,
@@ -47,7 +48,9 @@ class GappedStraightThrough(Pathwise):
     1e-5; where p_z rounds to 1 the gradient is 0.
     """
 
-    def __init__(self, temperature: Number = 1.0, gap: Number | Literal["p"] = 1.0) -> None:
+    def __init__(
+        self, temperature: Positive = 1.0, gap: Annotated[Number | Literal["p"], ("range", "(0, inf)")] = 1.0
+    ) -> None:
         super().__init__()
         self.temperature = self._positive("temperature", temperature)
         if isinstance(gap, str) and gap != "p":

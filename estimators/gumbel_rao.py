@@ -10,7 +10,8 @@ from estimators import noise
 from estimators._surrogate import finite
 from estimators.base import Pathwise
 from estimators.categorical import (
-    Number,
+    Count,
+    Positive,
     gradient_only,
     harden,
     is_binary,
@@ -50,7 +51,7 @@ class GumbelRao(Pathwise):
     K = 2 draws one conditional logistic variable.
     """
 
-    def __init__(self, temperature: Number = 1.0, num_inner: int = 10) -> None:
+    def __init__(self, temperature: Positive = 1.0, num_inner: Count = 10) -> None:
         super().__init__()
         if num_inner < 1:
             raise ValueError(f"GumbelRao: num_inner must be at least 1, not {num_inner}")

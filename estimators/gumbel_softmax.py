@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from estimators.base import Pathwise
-from estimators.categorical import Number, gradient_only, harden, perturbed_scores, relax
+from estimators.categorical import Number, Positive, gradient_only, harden, perturbed_scores, relax
 from estimators.concrete import relaxed_log_prob, relaxed_log_sample
 
 LogProb = Callable[..., Tensor]
@@ -36,7 +36,7 @@ class GumbelSoftmax(Pathwise):
     are exactly one-hot (not up to rounding), and K = 2 is drawn with one logistic variable instead of two Gumbels.
     """
 
-    def __init__(self, temperature: Number = 1.0, hard: bool = False) -> None:
+    def __init__(self, temperature: Positive = 1.0, hard: bool = False) -> None:
         super().__init__()
         self.temperature = self._positive("temperature", temperature)
         self.hard = hard

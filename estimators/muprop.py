@@ -8,7 +8,7 @@ from torch import Tensor
 from estimators._control_variates import value_and_slope
 from estimators._running import MovingAverage
 from estimators.base import Estimator, Loss
-from estimators.categorical import Number, gradient_only, probabilities, sample_with_log_prob
+from estimators.categorical import Decay, gradient_only, probabilities, sample_with_log_prob
 
 
 class MuProp(Estimator):
@@ -46,7 +46,7 @@ class MuProp(Estimator):
     needs_gradient = True
     evaluations = 2
 
-    def __init__(self, *, centring: bool = True, decay: Number = 0.8, replicas: int | None = None) -> None:
+    def __init__(self, *, centring: bool = True, decay: Decay = 0.8, replicas: int | None = None) -> None:
         super().__init__()
         self.decay = self._decay(decay)
         self.average = MovingAverage(replicas) if centring else None

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from estimators._running import MovingAverage
 from estimators.base import ScoreFunction
-from estimators.categorical import Number
+from estimators.categorical import Count, Decay
 from estimators.noise import uniform
 
 
@@ -51,8 +51,8 @@ class NVIL(ScoreFunction):
         centring: bool = True,
         input_dependent: bool = True,
         variance_normalisation: bool = True,
-        hidden: int = 100,
-        decay: Number = 0.8,
+        hidden: Count = 100,
+        decay: Decay = 0.8,
         replicas: int | None = None,
     ) -> None:
         super().__init__()

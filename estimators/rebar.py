@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from estimators._control_variates import RelaxedControlVariate
-from estimators.categorical import Number
+from estimators.categorical import NotNegative, Positive
 
 
 class REBAR(RelaxedControlVariate):
@@ -49,8 +49,8 @@ class REBAR(RelaxedControlVariate):
 
     def __init__(
         self,
-        temperature: Number = 0.5,
-        scale: Number = 1.0,
+        temperature: Positive = 0.5,
+        scale: NotNegative = 1.0,
         *,
         learn: bool = True,
         tied: bool = False,

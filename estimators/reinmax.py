@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ class ReinMax(Pathwise):
     ICML 2023 (ZGR). Differences from the authors' package: none in the gradient; it also returns p.
     """
 
-    def __init__(self, temperature: Number = 1.0) -> None:
+    def __init__(self, temperature: Annotated[Number, ("range", "[1, inf)")] = 1.0) -> None:
         super().__init__()
         self.temperature = self._positive("temperature", temperature)
         if not bool((torch.as_tensor(temperature) >= 1).all()):

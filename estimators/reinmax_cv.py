@@ -7,7 +7,17 @@ from torch import Tensor
 
 from estimators._surrogate import finite, softmax_jacobian
 from estimators.base import Pathwise
-from estimators.categorical import Number, gradient_only, harden, perturbed_scores, probabilities, relax, scores
+from estimators.categorical import (
+    Count,
+    Finite,
+    Positive,
+    gradient_only,
+    harden,
+    perturbed_scores,
+    probabilities,
+    relax,
+    scores,
+)
 from estimators.gumbel_rao import perturbed_given
 from estimators.reinmax_rao import midpoint_shift
 
@@ -45,7 +55,12 @@ class ReinMaxCV(Pathwise):
 
     exact_for = 2
 
-    def __init__(self, temperature: Number = 1.0, scale: Number = 0.5, num_inner: int = 10) -> None:
+    def __init__(
+        self,
+        temperature: Positive = 1.0,
+        scale: Finite = 0.5,
+        num_inner: Count = 10,
+    ) -> None:
         super().__init__()
         if num_inner < 1:
             raise ValueError(f"ReinMaxCV: num_inner must be at least 1, not {num_inner}")

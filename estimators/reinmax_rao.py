@@ -9,7 +9,8 @@ from torch import Tensor
 from estimators._surrogate import finite, softmax_jacobian
 from estimators.base import Pathwise
 from estimators.categorical import (
-    Number,
+    Count,
+    Positive,
     gradient_only,
     harden,
     log_probabilities,
@@ -49,7 +50,7 @@ class ReinMaxRao(Pathwise):
     logarithm and takes exponentials of the logits, here everything is in log space and K = 2 draws one variable.
     """
 
-    def __init__(self, temperature: Number = 1.0, num_inner: int = 10) -> None:
+    def __init__(self, temperature: Positive = 1.0, num_inner: Count = 10) -> None:
         super().__init__()
         if num_inner < 1:
             raise ValueError(f"ReinMaxRao: num_inner must be at least 1, not {num_inner}")

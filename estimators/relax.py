@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from estimators._control_variates import Network, RelaxedControlVariate
-from estimators.categorical import Number
+from estimators.categorical import Count, NotNegative, Positive
 
 
 class RELAX(RelaxedControlVariate):
@@ -53,10 +55,10 @@ class RELAX(RelaxedControlVariate):
         context_features: int | None = None,
         *,
         use_loss: bool = True,
-        hidden: int = 200,
-        layers: int = 4,
-        temperature: Number = 0.5,
-        scale: Number = 1.0,
+        hidden: Count = 200,
+        layers: Annotated[int, ("range", "[1, 100]")] = 4,
+        temperature: Positive = 0.5,
+        scale: NotNegative = 1.0,
         learn: bool = True,
         tied: bool = False,
         replicas: int | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from estimators.base import Estimator, Loss
-from estimators.categorical import gradient_only, sample_with_log_prob
+from estimators.categorical import Samples, gradient_only, sample_with_log_prob
 
 
 class RLOO(Estimator):
@@ -35,7 +35,7 @@ class RLOO(Estimator):
 
     unbiased = True
 
-    def __init__(self, num_samples: int = 2) -> None:
+    def __init__(self, num_samples: Samples = 2) -> None:
         super().__init__()
         if num_samples < 2:
             raise ValueError(f"RLOO: num_samples must be at least 2, not {num_samples}; use REINFORCE or NVIL for one")

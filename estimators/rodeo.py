@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from estimators._control_variates import Network, attach, descend_variance, value_and_slope
 from estimators.base import Estimator, Loss, in_functorch
-from estimators.categorical import sample_with_log_prob, scores
+from estimators.categorical import Count, Samples, sample_with_log_prob, scores
 
 
 class RODEO(Estimator):
@@ -49,7 +49,13 @@ class RODEO(Estimator):
     needs_gradient = True
     binary_only = True
 
-    def __init__(self, num_samples: int = 2, *, hidden: int = 100, replicas: int | None = None) -> None:
+    def __init__(
+        self,
+        num_samples: Samples = 2,
+        *,
+        hidden: Count = 100,
+        replicas: int | None = None,
+    ) -> None:
         super().__init__()
         if num_samples < 2:
             raise ValueError(f"RODEO: num_samples must be at least 2, not {num_samples}; use MuProp or REBAR for one")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from estimators.base import Pathwise
-from estimators.categorical import Number, gradient_only, harden, perturbed_scores, probabilities
+from estimators.categorical import Positive, gradient_only, harden, perturbed_scores, probabilities
 
 
 class StraightThrough(Pathwise):
@@ -30,7 +30,7 @@ class StraightThrough(Pathwise):
     identity variant (Jacobian replaced by 1) is a different estimator.
     """
 
-    def __init__(self, temperature: Number = 1.0) -> None:
+    def __init__(self, temperature: Positive = 1.0) -> None:
         super().__init__()
         self.temperature = self._positive("temperature", temperature)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import combinations
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class UnorderedSet(Estimator):
 
     unbiased = True
 
-    def __init__(self, num_samples: int = 4) -> None:
+    def __init__(self, num_samples: Annotated[int, ("range", f"[2, {LARGEST_SET}]")] = 4) -> None:
         super().__init__()
         if not 2 <= num_samples <= LARGEST_SET:
             raise ValueError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from estimators.base import Estimator, Loss
-from estimators.categorical import gradient_only, sample_with_log_prob
+from estimators.categorical import Samples, gradient_only, sample_with_log_prob
 
 
 class VIMCO(Estimator):
@@ -43,7 +43,7 @@ class VIMCO(Estimator):
     unbiased = True
     objective = "multi_sample_bound"
 
-    def __init__(self, num_samples: int = 5) -> None:
+    def __init__(self, num_samples: Samples = 5) -> None:
         super().__init__()
         if num_samples < 2:
             raise ValueError(

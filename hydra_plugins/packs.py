@@ -1,4 +1,4 @@
-"""The sweeper of ``python train.py -m``: hands the overrides of a multirun to :mod:`training.sweep`.
+"""The sweeper of ``python train.py -m``: from the overrides of a multirun to its runs, by :mod:`training.plan`.
 
 Hydra loads plug-ins from this namespace only, and at every start: nothing slow is imported here. (Annotations stay
 unquoted: Hydra runs the file before it is a module, and a dataclass could not look them up.)
@@ -35,18 +35,18 @@ ConfigStore.instance().store(
 
 
 class PackSweeper(Sweeper):
-    """Plans all runs of a multirun, and trains those that differ in numbers only together."""
+    """Finds all runs of a multirun and hands them, as one list, to the function that Hydra was given."""
 
     def __init__(self, **of_the_experiment: Any) -> None:
         """``params``, ``cases`` and ``budgets`` are read from the config, beside the rest of it."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before :meth:`sweep`."""
-        self.context, self.master = hydra_context, config
+        self.context, self.master, self.take = hydra_context, config, task_function
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Train the product of all choices."""
+        """Compose the product of all choices."""
         from training.plan import runs_of_experiment
-        from training.sweep import run_sweep
 
-        run_sweep(runs_of_experiment(arguments, self.master, self.context.config_loader))
+        runs: Any = runs_of_experiment(arguments, self.master, self.context.config_loader)
+        self.take(runs)

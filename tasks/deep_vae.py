@@ -18,9 +18,8 @@ from tasks.kl import KLS, check_prior_temperature, for_log_q, kl_beside
 from tasks.latents import Bernoulli, Categorical, latents_of, once
 from tasks.layers import StackedMLP
 from tasks.likelihoods import bernoulli_log_prob_, bernoulli_nats
+from tasks.options import MOST_LAYERS, Categories, Count, Layers, Positive, Widths
 from tasks.vae import OUTPUT_BIASES, PRIORS
-
-MOST_LAYERS = 4
 
 
 class DeepVAE(nn.Module):
@@ -74,14 +73,14 @@ class DeepVAE(nn.Module):
         data: Dataset,
         streams: RandomStreams,
         *,
-        latents: int = 200,
-        categories: int = 2,
-        layers: int = 2,
-        hidden: Sequence[int] = (),
+        latents: Count = 200,
+        categories: Categories = 2,
+        layers: Layers = 2,
+        hidden: Widths = (),
         nonlinearity: str = "tanh",
         prior: str = "uniform",
         kl: str = "auto",
-        prior_temperature: float | Tensor | None = None,
+        prior_temperature: Positive | None = None,
         output_bias: str = "zero",
         centred: bool = False,
     ) -> None:

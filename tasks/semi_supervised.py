@@ -16,6 +16,7 @@ from tasks.datasets import Dataset
 from tasks.latents import RESOLUTION, latents_of
 from tasks.layers import StackedMLP
 from tasks.likelihoods import bernoulli_nats
+from tasks.options import Categories, Count, NotNegative, Widths
 from tasks.vae import OUTPUT_BIASES
 
 IMAGES_AT_ONCE = 1000
@@ -70,13 +71,13 @@ class SemiSupervised(nn.Module):
         data: Dataset,
         streams: RandomStreams,
         *,
-        labelled: int = 100,
-        categories: int = 10,
-        style: int = 50,
-        hidden: Sequence[int] = (500, 500),
+        labelled: Count = 100,
+        categories: Categories = 10,
+        style: Count = 50,
+        hidden: Widths = (500, 500),
         nonlinearity: str = "relu",
-        alpha: float | Tensor = 0.1,
-        labelled_weight: float | Tensor = 1.0,
+        alpha: NotNegative = 0.1,
+        labelled_weight: NotNegative = 1.0,
         unlabelled: bool = True,
         output_bias: str = "zero",
     ) -> None:

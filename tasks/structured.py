@@ -15,9 +15,9 @@ from tasks.datasets import Dataset
 from tasks.latents import Bernoulli, Categorical, latents_of
 from tasks.layers import StackedMLP, Uniform
 from tasks.likelihoods import bernoulli_log_prob_, bernoulli_nats
+from tasks.options import MOST_LAYERS, Categories, Count, Layers
 from tasks.vae import OUTPUT_BIASES
 
-MOST_LAYERS = 4
 MEAN_OF = 100
 """Samples behind the mean prediction in the pictures."""
 
@@ -52,9 +52,9 @@ class StructuredPrediction(nn.Module):
         data: Dataset,
         streams: RandomStreams,
         *,
-        latents: int = 200,
-        categories: int = 2,
-        layers: int = 2,
+        latents: Count = 200,
+        categories: Categories = 2,
+        layers: Layers = 2,
         output_bias: str = "zero",
     ) -> None:
         super().__init__()

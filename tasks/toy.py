@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tasks.bounds import RandomStreams
 from tasks.datasets import Dataset
 from tasks.free_logits import FreeLogits
+from tasks.options import Categories, Count, Finite, NotNegative
 
 
 class Toy(FreeLogits):
@@ -43,11 +44,11 @@ class Toy(FreeLogits):
         data: Dataset,
         streams: RandomStreams,
         *,
-        latents: int = 1,
-        categories: int = 2,
-        target: float | Tensor = 0.499,
-        exponent: float | Tensor = 2.0,
-        init: float | Tensor = 0.0,
+        latents: Count = 1,
+        categories: Categories = 2,
+        target: Finite = 0.499,
+        exponent: Annotated[float | Tensor, ("range", "[1, inf)")] = 2.0,
+        init: NotNegative = 0.0,
     ) -> None:
         super().__init__(data, streams, latents, categories, init)
         self.target = nn.Buffer(self.numbers("target", target))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tasks.bounds import RandomStreams
 from tasks.datasets import Dataset
 from tasks.free_logits import FreeLogits
+from tasks.options import NotNegative
 
 TARGETS = (0.6, 0.51, 0.48)
 
@@ -30,7 +31,7 @@ class ToyBernoulli3(FreeLogits):
 
     formula = "sum_l (b_l - t_l)^2, t = 0.6, 0.51, 0.48, one logit"
 
-    def __init__(self, data: Dataset, streams: RandomStreams, *, init: float | Tensor = 0.0) -> None:
+    def __init__(self, data: Dataset, streams: RandomStreams, *, init: NotNegative = 0.0) -> None:
         super().__init__(data, streams, len(TARGETS), 2, init, shared=True)
         self.targets = nn.Buffer(torch.tensor(TARGETS, dtype=torch.float64), persistent=False)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
 from tasks.bounds import RandomStreams
 from tasks.datasets import Dataset
 from tasks.free_logits import FreeLogits
+from tasks.options import Categories, NotNegative
 
 
 class ToySimplex(FreeLogits):
@@ -39,9 +42,9 @@ class ToySimplex(FreeLogits):
         data: Dataset,
         streams: RandomStreams,
         *,
-        latents: int = 1,
-        categories: int = 3,
-        init: float | Tensor = 1.0,
+        latents: Annotated[int, ("range", "[1, 2]")] = 1,
+        categories: Categories = 3,
+        init: NotNegative = 1.0,
     ) -> None:
         if latents not in (1, 2):
             raise ValueError(f"task.latents must be 1 or 2 (z once or twice in the quadratic form), not {latents}")

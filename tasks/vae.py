@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from tasks.kl import KLS, check_prior_temperature, for_log_q, kl_beside
 from tasks.latents import latents_of, once
 from tasks.layers import StackedMLP
 from tasks.likelihoods import likelihood_of
+from tasks.options import Categories, Count, Positive, Widths
 
 PRIORS, OUTPUT_BIASES = ("uniform", "learned"), ("zero", "data_mean")
 
@@ -65,16 +66,16 @@ class VAE(nn.Module):
         data: Dataset,
         streams: RandomStreams,
         *,
-        latents: int = 200,
-        categories: int = 2,
-        hidden: Sequence[int] = (),
+        latents: Count = 200,
+        categories: Categories = 2,
+        hidden: Widths = (),
         nonlinearity: str = "tanh",
         prior: str = "uniform",
         kl: str = "auto",
-        prior_temperature: float | Tensor | None = None,
+        prior_temperature: Positive | None = None,
         output_bias: str = "zero",
         likelihood: str = "bernoulli",
-        concentration: float | Tensor | None = None,
+        concentration: Positive | None = None,
     ) -> None:
         super().__init__()
         for option, value, allowed in (

@@ -30,8 +30,6 @@ def pick_device(name: str) -> torch.device:
 
 def worker_count(options: dict[str, Any]) -> int:
     """``workers``, or if that is 0 one for each GPU, and without a GPU one for each core."""
-    if options["workers"] < 0:
-        raise UserError(f"workers must be at least 0 (0: one for each GPU or core), not {options['workers']}")
     if options["workers"]:
         return int(options["workers"])
     if options["cluster"]["name"] == "slurm":
@@ -44,8 +42,6 @@ def worker_count(options: dict[str, Any]) -> int:
 
 def largest_pack(options: dict[str, Any]) -> int:
     """``pack_size``, or if that is 0 what a CPU handles well; on a GPU memory alone decides, when the pack is made."""
-    if options["pack_size"] < 0:
-        raise UserError(f"pack_size must be at least 0 (0: chosen), not {options['pack_size']}")
     if options["pack_size"]:
         return int(options["pack_size"])
     if options["cluster"]["name"] == "slurm":  # jobs do not run here: this machine's devices say nothing

@@ -12,8 +12,11 @@ import torch
 
 from estimators.memory import Allocations
 from tasks.chunks import BLOCK_SAMPLES, images_per_block
+from tasks.datasets import DataError, blank_dataset
+from training.errors import UserError
 from training.pack import Pack, load_once
 from training.plan import structure
+from training.streams import LimitedStreams, TooLarge
 
 USABLE = 0.8
 """Of the free memory: allocators round up, and other processes want some."""
@@ -47,6 +50,52 @@ def trial_pack(config: dict[str, Any], replicas: int, device: torch.device) -> P
     data = load_once(**config["data"])
     valid = replace(data.valid, pixels=data.valid.pixels[: images_per_block(TRIAL_SAMPLES, device)])
     return Pack([config] * replicas, device, replace(data, valid=valid))
+
+
+def rehearse(config: dict[str, Any]) -> None:
+    """Build a run's pack with blank data and forget it: a millisecond or ten that find what no run can have.
+
+    Raises:
+        UserError: for a value that the task, the estimator or the optimiser does not accept, and for a run that cannot
+            fit into the memory of this machine, before that is asked for it.
+    """
+    name, binarization, train_evaluated = (config["data"][key] for key in ("name", "binarization", "train_evaluated"))
+    try:
+        data = blank_dataset(name, binarization, train_evaluated, images=max(1000, config["batch_size"]))
+    except DataError as error:
+        raise UserError(str(error)) from None
+    copies, free = 4 if config["optimizer"]["name"] == "adam" else 3, free_bytes(CPU)
+    _check_samples(config, free)
+    try:
+        Pack([config], CPU, data=data, streams=LimitedStreams([config["seed"]], free / copies))
+    except TooLarge as error:
+        if config["cluster"]["name"] == "slurm":  # its machines may have more
+            return
+        raise UserError(
+            f"one run takes at least {_gib(copies * error.bytes)} for parameters, gradients and moments, of which the "
+            f"largest has shape {error.shape}, and {_gib(free)} of memory are free; use smaller task.* and estimator.*"
+        ) from None
+
+
+def _check_samples(config: dict[str, Any], free: float) -> None:
+    """Raise ``UserError`` if the samples of a step alone would not fit into memory."""
+    estimator, task = config["estimator"], config["task"]
+    latents, categories = task.get("latents", 1), task.get("categories", 2)
+    states = categories**latents if "max_states" in estimator else 1
+    samples = max(estimator.get("num_samples", 1), estimator.get("num_inner", 1))
+    size = 4 * latents * categories * max(samples * config["batch_size"], states)
+    if size > free and config["cluster"]["name"] != "slurm":
+        raise UserError(
+            f"the samples of a step of one run take at least {_gib(size)}, and {_gib(free)} of memory are free; use "
+            "fewer samples (estimator.*), latents or examples (batch_size)"
+        )
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.3g} GiB"
+
+
+CPU = torch.device("cpu")
 
 
 def largest_pack(configs: list[dict[str, Any]], device: torch.device) -> int:

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
-from training.errors import UserError
-
 MOST_CALLS = 8
 """Different settings in a pack up to which a GPU makes a fused call for each."""
 
@@ -29,8 +27,6 @@ class ReplicaOptimizer:
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], settings: Sequence[dict[str, Any]]) -> None:
-        for setting in settings:
-            check(setting)
         self._parameters = [parameter.detach() for parameter in parameters]
         moments = ("exp_avg", "exp_avg_sq") if settings[0]["name"] == "adam" else ("momentum_buffer",)
         self._moments = {name: [torch.zeros_like(p) for p in self._parameters] for name in moments}
@@ -183,16 +179,3 @@ def update_each(
     scale = number["lr"] / (1 - number["beta1"] ** step)
     spread = (second / (1 - number["beta2"] ** step)).sqrt_().add_(number["eps"])
     parameter.sub_((first * scale).div_(spread))
-
-
-def check(setting: dict[str, Any]) -> None:
-    """Raise ``UserError`` for numbers out of range."""
-    if setting["name"] not in ("adam", "sgd"):
-        raise UserError(f"optimizer.name must be adam or sgd, not {setting['name']!r}")
-    if not setting["lr"] > 0:
-        raise UserError(f"optimizer.lr must be positive, not {setting['lr']}")
-    for name in ("beta1", "beta2", "momentum"):
-        if name in setting and not 0 <= setting[name] < 1:
-            raise UserError(f"optimizer.{name} must be in [0, 1), not {setting[name]}")
-    if setting["weight_decay"] < 0:
-        raise UserError(f"optimizer.weight_decay must not be negative, not {setting['weight_decay']}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators import noise_source
-from tasks.datasets import DataError, Dataset, blank_dataset, load_dataset
+from tasks.datasets import DataError, Dataset, load_dataset
 from training import optimisers, schedules, validity
 from training.batches import Batches
 from training.capture import capture
@@ -38,18 +38,25 @@ class Pack:
     """Task, estimators, optimiser, data and randomness of the runs in ``configs``, one replica each.
 
     The configs may differ in numbers only (seed, learning rate, temperature, ...). ``data`` stands in for the data that
-    they name. ``estimators`` are alike, one for each layer of latents: what one keeps or learns belongs to a layer.
+    they name, ``streams`` for those of their seeds. ``estimators`` are alike, one for each layer of latents: what one
+    keeps or learns belongs to a layer.
 
     Raises:
         UserError: for a value that the data, the task, the estimator or the optimiser does not accept.
     """
 
-    def __init__(self, configs: Sequence[Config], device: torch.device, data: Dataset | None = None) -> None:
+    def __init__(
+        self,
+        configs: Sequence[Config],
+        device: torch.device,
+        data: Dataset | None = None,
+        streams: Streams | None = None,
+    ) -> None:
         self.configs, self.device = list(configs), device
         first = configs[0]
         self.data = data or load_once(**first["data"])
         check(first, self.data)
-        self.streams = Streams([config["seed"] for config in configs])
+        self.streams = streams or Streams([config["seed"] for config in configs])
         numbers = self._numbers("task")
         self.task = _instantiate(first["task"], data=self.data, streams=self.streams, **numbers).to(device)
         layers = getattr(self.task, "layers_of_latents", None) or [self.task.latents]
@@ -269,20 +276,6 @@ def _instantiate(config: Config, offered: dict[str, Any] | None = None, **argume
         return factory(**arguments)
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def rehearse(config: Config) -> None:
-    """Build a run's pack with blank data and forget it: a millisecond or ten that find what no run can have.
-
-    Raises:
-        UserError: for a value that the task, the estimator or the optimiser does not accept.
-    """
-    name, binarization, train_evaluated = (config["data"][key] for key in ("name", "binarization", "train_evaluated"))
-    try:
-        data = blank_dataset(name, binarization, train_evaluated, images=max(1000, config["batch_size"]))
-    except DataError as error:
-        raise UserError(str(error)) from None
-    Pack([config], torch.device("cpu"), data=data)
 
 
 def check(config: Config, data: Dataset) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 import shlex
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +23,19 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from analysis.records import RunRecord, run_name, scientific
-from training import schema
+from training import ranges, schema
 from training.errors import UserError
 
 Config = dict[str, Any]
+MOST_RUNS = 100_000
+"""Of one sweep: to plan so many takes a minute, and a folder for each is as many as file systems like."""
+MANY_RUNS = 5_000
+"""From so many on it is said that they are being planned."""
 PER_REPLICA_GROUPS = ("estimator", "task", "optimizer", "schedule")
 
 
@@ -62,15 +68,33 @@ PackPlan = tuple[RunPlan, ...]
 """Runs to be trained together."""
 
 
+def check_folders(config: Config) -> None:
+    """Raise ``UserError`` for a sweep that is no folder in ``runs_dir``, or a ``runs_dir`` that is none."""
+    sweep, runs_dir = config["sweep"], config["runs_dir"]
+    if not runs_dir.strip() or not runs_dir.isprintable():
+        raise UserError(f"runs_dir={runs_dir!r} names no folder; runs_dir=. is the current one")
+    separated = {"/", "\\"} & set(sweep)
+    if not sweep.strip() or separated or sweep in (".", "..") or not sweep.isprintable() or len(sweep.encode()) > 200:
+        raise UserError(
+            f"sweep={sweep!r} names a folder in runs_dir: no slash, no control character, at most 200 bytes; "
+            "see runs_dir=PATH"
+        )
+
+
 def replicated(config: Config, overrides: Sequence[str] = ()) -> Iterator[RunPlan]:
-    """One run per replica: the seeds ``seed .. seed + replicas - 1``, each as if it had been asked for alone."""
-    if config["replicas"] < 1:
-        raise UserError(f"replicas must be at least 1, not {config['replicas']}")
-    if config["seed"] < 0:
-        raise UserError(f"seed must not be negative, not {config['seed']}")
-    sweep = config["sweep"]
-    if not sweep or "/" in sweep or sweep in (".", "..") or len(sweep.encode()) > 200:
-        raise UserError(f"sweep={sweep!r} names a folder in runs_dir: no slash, at most 200 bytes; see runs_dir=PATH")
+    """One run per replica: the seeds ``seed .. seed + replicas - 1``, each as if it had been asked for alone.
+
+    Raises:
+        UserError: for what no config may be (:mod:`training.ranges`).
+    """
+    for group in ("estimator", "task"):
+        keys = {line.lstrip("+").partition("=")[0] for line in overrides}
+        if f"{group}._target_" in keys and f"{group}.name" not in keys:
+            raise UserError(
+                f"{group}._target_ is another {group}: name it with {group}.name=NAME, or choose {group}=NAME"
+            )
+    ranges.check(config)
+    check_folders(config)
     own = tuple(line for line in overrides if not line.startswith(("seed=", "replicas=")))
     for seed in range(config["seed"], config["seed"] + config["replicas"]):
         yield RunPlan({**config, "seed": seed, "replicas": 1}, (*own, f"seed={seed}"))
@@ -120,7 +144,7 @@ def runs_of_experiment(arguments: Sequence[str], master: DictConfig, loader: Any
     experiment is the union of these sweeps.
 
     Raises:
-        UserError: for a budget that the experiment does not have.
+        UserError: for a budget that the experiment does not have; see :func:`join`.
     """
     sweeper, budget = master.hydra.sweeper, master.budget
     params, budgets = dict(sweeper.params or {}), {"full": {}, **(sweeper.budgets or {})}
@@ -131,7 +155,7 @@ def runs_of_experiment(arguments: Sequence[str], master: DictConfig, loader: Any
     for cases in itertools.product(*(group.values() for group in (sweeper.cases or {}).values())):
         options = {**params, **{key: value for case in cases for key, value in case.items()}, **budgets[budget]}
         own = [f"{key}={'null' if value is None else value}" for key, value in options.items()]
-        runs |= {run.name: run for run in runs_of([*own, *arguments], master, loader, compose)}
+        join(runs, runs_of([*own, *arguments], master, loader, compose))
     return list(runs.values())
 
 
@@ -157,30 +181,89 @@ def runs_of(
     Hydra composes one config for each choice of options; values (``seed=3``, ``optimizer.lr=1e-3``) are set in it by
     Hydra's own rules, once for each value, instead of composing a config for each run.
     """
-    overrides = OverridesParser.create(config_loader=loader).parse_overrides(list(arguments))
+    choices = _choices(OverridesParser.create(config_loader=loader).parse_overrides(list(arguments)))
+    count = math.prod(map(len, choices))
+    _check_number(count)
+    if count >= MANY_RUNS:
+        print(f"planning at least {count} runs ...", file=sys.stderr, flush=True)
     compose = compose or _Composer(master, loader)
     runs: dict[str, RunPlan] = {}
-    for job in itertools.product(*_choices(overrides)):
+    for job in itertools.product(*choices):
         config = compose([choice for choice, _ in job])
-        for run in replicated(config, [text for _, text in job]):
-            runs.setdefault(run.name, run)
+        join(runs, replicated(config, [text for _, text in job]))
     return list(runs.values())
 
 
-def _choices(overrides: Iterable[Override]) -> Iterator[list[tuple[Override, str]]]:
-    """For each key the overrides to try, parsed and as text; of a key that stands twice the later counts."""
+def _check_number(runs: int) -> None:
+    """Raise ``UserError`` for more runs than a sweep may have."""
+    if runs > MOST_RUNS:
+        raise UserError(f"a sweep may have at most {MOST_RUNS} runs, not {runs} or more; divide it into several")
+
+
+def join(runs: dict[str, RunPlan], more: Iterable[RunPlan]) -> None:
+    """Add ``more`` to ``runs``, which are kept by their names.
+
+    Raises:
+        UserError: for two runs with one name that differ in what is no part of it (``sweep``, ``device``, ...): only
+            one of them could be trained, and a sweep has one value of these; for too many runs.
+    """
+    for run in more:
+        twin = runs.setdefault(run.name, run)
+        if twin.config is not run.config and twin.config != run.config:
+            key, own, other = next(_differences(twin.config, run.config))
+            raise UserError(
+                f"{key} cannot be swept over: with {own!r} and with {other!r} it is the same run, {run.name}; start a "
+                "command for each"
+            )
+        _check_number(len(runs))
+
+
+def _differences(one: Config, other: Config, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The options in which two configs differ, with dots, and both values."""
+    for key in sorted({*one, *other}):
+        own, others = one.get(key), other.get(key)
+        if isinstance(own, dict) and isinstance(others, dict) and own.get("name") == others.get("name"):
+            yield from _differences(own, others, f"{prefix}{key}.")
+        elif own != others:
+            named: list[Any] = [
+                value.get("name", value) if isinstance(value, dict) else value for value in (own, others)
+            ]
+            yield prefix + key, named[0], named[1]
+
+
+def _choices(overrides: Iterable[Override]) -> list[list[tuple[Override, str]]]:
+    """For each key the overrides to try, parsed and as text; of a key that stands twice the later counts.
+
+    Raises:
+        UserError: for an override that gives nothing to try, or more than a sweep may have.
+    """
     parser = OverridesParser.create()
     by_key: dict[str, list[tuple[Override, str]]] = {}
     for override in overrides:
-        key = override.get_key_element()
+        key, line = override.get_key_element(), override.input_line
         if not override.is_sweep_override():
-            by_key[key] = [(override, override.input_line or f"{key}={override.get_value_element_as_str()}")]
+            by_key[key] = [(override, line or f"{key}={override.get_value_element_as_str()}")]
         elif override.is_discrete_sweep():
-            texts = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            values = _values(override)
+            if not values:
+                raise UserError(f"{line}: there is nothing in it to sweep over; give it a value")
+            texts = [f"{key}={value}" for value in values]
             by_key[key] = list(zip(parser.parse_overrides(texts), texts, strict=True))
         else:
-            raise UserError(f"{override.input_line}: sweep over a list, a range or a glob, not over an interval")
-    yield from by_key.values()
+            raise UserError(f"{line}: sweep over a list, a range or a glob, not over an interval")
+    return list(by_key.values())
+
+
+def _values(override: Override) -> list[str]:
+    """The values of a list, a range or a glob, as text."""
+    swept = override.value()
+    if isinstance(swept, RangeSweep):
+        ends: list[Any] = [swept.start, swept.stop, swept.step]
+        start, stop, step = ends
+        if not all(math.isfinite(end) for end in ends) or step == 0:
+            raise UserError(f"{override.input_line}: the ends of a range are finite, and its step is not 0")
+        _check_number(math.ceil(max((stop - start) / step, 0)))
+    return list(override.sweep_string_iterator())
 
 
 class _Composer:

@@ -11,9 +11,8 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -23,7 +22,7 @@ import tasks
 
 FILLED_IN = ("self", "data", "streams", "replicas", "context_features")
 """Constructor arguments that the harness supplies."""
-FILLED_IN_FOR_ESTIMATORS = ("latents", "categories")
+FOR_ESTIMATORS = (*FILLED_IN, "latents", "categories")
 """And those that an estimator gets from its task."""
 TASKS = {
     "vae": tasks.VAE,
@@ -37,6 +36,11 @@ TASKS = {
 """By the name of their schema."""
 
 
+def number(default: float, interval: str) -> Any:
+    """A field whose value must lie in ``interval`` (:mod:`training.ranges`)."""
+    return field(default=default, metadata={"range": interval})
+
+
 @dataclass
 class Data:
     """Which images, where they are, and how they become bits."""
@@ -45,7 +49,7 @@ class Data:
     root: str = "data"
     binarization: str = "dynamic"
     download: bool = True
-    train_evaluated: int = 10_000
+    train_evaluated: int = number(10_000, "[1, inf)")
 
 
 @dataclass
@@ -53,11 +57,11 @@ class Adam:
     """Adam (Kingma, Ba, arXiv 1412.6980)."""
 
     name: str = "adam"
-    lr: float = 3e-4
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
+    lr: float = number(3e-4, "(0, inf)")
+    beta1: float = number(0.9, "[0, 1)")
+    beta2: float = number(0.999, "[0, 1)")
+    eps: float = number(1e-8, "[0, inf)")
+    weight_decay: float = number(0.0, "[0, inf)")
 
 
 @dataclass
@@ -65,9 +69,9 @@ class SGD:
     """Stochastic gradient descent with momentum."""
 
     name: str = "sgd"
-    lr: float = 1e-3
-    momentum: float = 0.9
-    weight_decay: float = 0.0
+    lr: float = number(1e-3, "(0, inf)")
+    momentum: float = number(0.9, "[0, 1)")
+    weight_decay: float = number(0.0, "[0, inf)")
 
 
 @dataclass
@@ -86,9 +90,9 @@ class Exponential:
     """
 
     name: str = "exponential"
-    rate: float = 1e-4
-    minimum: float = 0.5
-    every: int = 1000
+    rate: float = number(1e-4, "[0, inf)")
+    minimum: float = number(0.5, "(0, inf)")
+    every: int = number(1000, "[1, inf)")
     only: list[str] = field(default_factory=list)
 
 
@@ -112,14 +116,14 @@ class Basket:
 
     name: str = "default"
     estimators: dict[str, Any] = field(default_factory=dict)
-    points: int = 8
-    draws: int = 500
-    examples: int = 100
-    warm_up: int = 300
+    points: int = number(8, "[1, 1000000]")
+    draws: int = number(500, "[4, inf)")
+    examples: int = number(100, "[1, inf)")
+    warm_up: int = number(300, "[0, inf)")
     reference: Any = MISSING
-    reference_draws: int = 500
-    max_states: int = 4096
-    rounds: int = 20
+    reference_draws: int = number(500, "[4, inf)")
+    max_states: int = number(4096, "[1, inf)")
+    rounds: int = number(20, "[2, inf)")
 
 
 @dataclass
@@ -154,7 +158,7 @@ class Local:
     """
 
     name: str = "local"
-    parallelism: int = 0
+    parallelism: int = number(0, "[0, inf)")
 
 
 @dataclass
@@ -168,15 +172,15 @@ class Slurm:
 
     name: str = "slurm"
     partition: str = ""
-    timeout_min: int = 240
-    max_timeouts: int = 1000
-    mem_gb: float = 4.0
-    cpus: int = 1
-    gpus: int = 0
+    timeout_min: int = number(240, "[1, inf)")
+    max_timeouts: int = number(1000, "[0, inf)")
+    mem_gb: float = number(4.0, "[0, 1e6]")
+    cpus: int = number(1, "[1, 4096]")
+    gpus: int = number(0, "[0, 1]")
     account: str = ""
     qos: str = ""
     constraint: str = ""
-    parallelism: int = 0
+    parallelism: int = number(0, "[0, inf)")
     setup: list[str] = field(default_factory=list)
 
 
@@ -194,48 +198,83 @@ class Config:
     schedule: Any = MISSING
     basket: Any = MISSING
     logger: Any = MISSING
-    seed: int = 0
-    replicas: int = 1
-    steps: int = 2000
-    batch_size: int = 100
-    evaluate_every: int = 500
-    evaluate_samples: int = 1
-    train_samples: int = 100
-    valid_samples: int = 100
-    test_samples: int = 100
-    checkpoint_seconds: float = 60.0
+    seed: int = number(0, "[0, inf)")
+    replicas: int = number(1, "[1, 100000]")
+    steps: int = number(2000, "[1, inf)")
+    batch_size: int = number(100, "[1, 1000000]")
+    evaluate_every: int = number(500, "[1, inf)")
+    evaluate_samples: int = number(1, "[1, inf)")
+    train_samples: int = number(100, "[0, inf)")
+    valid_samples: int = number(100, "[1, inf)")
+    test_samples: int = number(100, "[1, inf)")
+    checkpoint_seconds: float = number(60.0, "[0, inf)")
     runs_dir: str = "runs"
     sweep: str = "main"
     budget: str = "full"
     source: str = "jang2017"
     device: str = "auto"
-    threads: int = 1
+    threads: int = number(1, "[1, 4096]")
     allow_tf32: bool = False
     progress: bool = True
     cluster: Any = MISSING
-    workers: int = 0
-    pack_size: int = 0
-    retries: int = 2
+    workers: int = number(0, "[0, 4096]")
+    pack_size: int = number(0, "[0, inf)")
+    retries: int = number(2, "[0, inf)")
     retry: str = ""
     dry_run: bool = False
 
 
-def schema_of(target: type, filled_in: Sequence[str] = FILLED_IN) -> type:
-    """A dataclass with ``name``, ``_target_`` and an option per argument of ``target``'s constructor."""
+GROUPS: dict[str, tuple[type, ...]] = {
+    "estimator": (),
+    "task": (),
+    "data": (Data,),
+    "optimizer": (Adam, SGD),
+    "schedule": (Constant, Exponential),
+    "basket": (NoBasket, Basket),
+    "logger": (NoLogger, Wandb),
+    "cluster": (NoCluster, Local, Slurm),
+}
+"""The schemas of each group; those of estimators and tasks are read off their classes (:func:`schema_of`)."""
+
+
+@functools.cache
+def schema_of(target: type, filled_in: tuple[str, ...] = FILLED_IN) -> type:
+    """A dataclass with ``name``, ``_target_`` and an option per argument of ``target``'s constructor.
+
+    What an argument's annotation says besides its type, ``Annotated[float, ("range", "(0, 1]")]``, is the metadata of
+    its field. ``open_ended``: whether the constructor takes any other option, too.
+    """
     constructor = inspect.getattr_static(target, "__init__")
-    hints = typing.get_type_hints(constructor)
+    try:
+        hints, annotated = (typing.get_type_hints(constructor, include_extras=extras) for extras in (False, True))
+    except NameError:  # in a class from elsewhere: a type that is imported for type checkers only
+        hints, annotated = {}, {}
     fields: list[tuple[str, Any, Any]] = [
         ("name", str, field(default=MISSING)),
         ("_target_", str, field(default=f"{target.__module__.split('.')[0]}.{target.__name__}")),
     ]
-    for name, parameter in inspect.signature(constructor).parameters.items():
+    parameters = inspect.signature(constructor).parameters
+    for name, parameter in parameters.items():
         if name not in filled_in and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            kind, default = _option_type(hints[name]), parameter.default
-            if kind == list[int]:
-                fields.append((name, kind, field(default_factory=functools.partial(list, default))))
+            metadata = _metadata(annotated.get(name))
+            kind, default = _option_type(hints.get(name, Any)), parameter.default
+            if default is parameter.empty:
+                fields.append((name, kind, field(default=MISSING, metadata=metadata)))
+            elif kind == list[int]:
+                made: Any = field(default_factory=functools.partial(list, default), metadata=metadata)
+                fields.append((name, kind, made))
             else:
-                fields.append((name, kind, field(default=default)))
-    return make_dataclass(target.__name__, fields)
+                fields.append((name, kind, field(default=default, metadata=metadata)))
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return make_dataclass(target.__name__, fields, namespace={"open_ended": open_ended})
+
+
+def _metadata(hint: Any) -> dict[str, Any]:
+    """What an annotation, or a part of a union, says besides its type."""
+    if typing.get_origin(hint) is Annotated:
+        return dict(extra for extra in hint.__metadata__ if isinstance(extra, tuple))
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
+    return {key: value for part in parts for key, value in _metadata(part).items()}
 
 
 def _option_type(hint: Any) -> Any:
@@ -257,18 +296,11 @@ def register() -> None:
     """Put all schemas into Hydra's config store; ``conf/*/*.yaml`` build on them."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
-    store.store(group="hydra/schema", name="data", node=Data)
-    for_estimators = (*FILLED_IN, *FILLED_IN_FOR_ESTIMATORS)
     for method in estimators.METHODS:
-        store.store(group="hydra/schema/estimator", name=method.__name__, node=schema_of(method, for_estimators))
+        store.store(group="hydra/schema/estimator", name=method.__name__, node=schema_of(method, FOR_ESTIMATORS))
     for name, task in TASKS.items():
         store.store(group="hydra/schema/task", name=name, node=schema_of(task))
-    for group, nodes in {
-        "optimizer": (Adam, SGD),
-        "schedule": (Constant, Exponential),
-        "basket": (NoBasket, Basket),
-        "logger": (NoLogger, Wandb),
-        "cluster": (NoCluster, Local, Slurm),
-    }.items():
+    for group, nodes in GROUPS.items():
         for node in nodes:
-            store.store(group=f"hydra/schema/{group}", name=node.__name__.lower(), node=node)
+            where = "hydra/schema" if group == "data" else f"hydra/schema/{group}"
+            store.store(group=where, name=node.__name__.lower(), node=node)

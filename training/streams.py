@@ -227,3 +227,35 @@ class Streams:
         """Go on from the states of :meth:`state`, one per replica."""
         for purpose in {purpose for state in states for purpose in state}:
             self.source(purpose).restore([state.get(purpose) for state in states], device)
+
+
+class TooLarge(Exception):
+    """Parameters that do not fit into memory: ``bytes`` of those that were asked for, ``shape`` of the last of them."""
+
+    def __init__(self, size: int, shape: Sequence[int]) -> None:
+        super().__init__(f"{size} bytes, the last of shape {list(shape)}")
+        self.bytes, self.shape = size, list(shape)
+
+
+class LimitedStreams(Streams):
+    """Streams that draw no more than ``most`` bytes of parameters, and raise :class:`TooLarge` before they allocate."""
+
+    def __init__(self, seeds: Sequence[int], most: float) -> None:
+        super().__init__(seeds)
+        self.most, self.drawn = most, 0
+
+    def fresh(self, purpose: str) -> ReplicaSource:
+        """As of :class:`Streams`, with the limit, which all of them have in common."""
+        return _Limited([derive_seed(seed, purpose) for seed in self.seeds], self)
+
+
+class _Limited(ReplicaSource):
+    def __init__(self, seeds: Sequence[int], streams: LimitedStreams) -> None:
+        super().__init__(seeds)
+        self.streams = streams
+
+    def __call__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, event_dims: int = 2) -> Tensor:
+        self.streams.drawn += math.prod(shape) * dtype.itemsize
+        if self.streams.drawn > self.streams.most:
+            raise TooLarge(self.streams.drawn, shape)
+        return super().__call__(shape, dtype, device, event_dims)

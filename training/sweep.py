@@ -9,14 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
-
 from analysis.records import CHECKPOINT, RESULT, DamagedRecord
 from training import interrupt, validity
 from training.devices import largest_pack, worker_count
 from training.errors import UserError
-from training.pack import rehearse
+from training.memory import rehearse
 from training.plan import PackPlan, RunPlan, packs_of, replicated
 from training.progress import PackLine
 from training.run import train_runs
@@ -73,10 +70,6 @@ def make_plan(runs: Sequence[RunPlan], take_back: bool = False) -> Plan:
         UserError: for an option that no run can have.
     """
     options = runs[0].config
-    if options["retry"] not in ("", "failed", "diverged"):
-        raise UserError(
-            f"retry must be failed or diverged (or empty: all that is unfinished), not {options['retry']!r}"
-        )
     plan, todo = Plan([]), []
     reasons: dict[tuple[Any, ...], str | None] = {}
     for run in runs:
@@ -129,33 +122,34 @@ def _rehearse(runs: Sequence[RunPlan]) -> None:
                 continue
 
 
-def train_job(config: DictConfig) -> None:
-    """Train the ``replicas`` runs of one Hydra job in this process.
+def train_job(job: dict[str, Any], overrides: Sequence[str] = ()) -> None:
+    """Train the ``replicas`` runs of the config ``job`` in this process.
 
     Raises:
-        UserError: for a mistake in the config; no run's record is touched then.
+        UserError: for a mistake in the config, and no run's record is touched then; if no run came to its first
+            evaluation.
         Stopped: if a signal asked for it.
     """
-    job: Any = OmegaConf.to_container(config, resolve=True)
-    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    runs = list(replicated(job, overrides))
     if job["budget"] != "full":
         raise UserError(f"budget={job['budget']} is a form of an experiment's sweep: add -m")
-    runs = list(replicated(job, overrides))
     if job["dry_run"] or job["cluster"]["name"] != "none":
         return run_sweep(runs)
     validity.check(job)
     if reason := validity.against(job):
         raise UserError(f"estimator={job['estimator']['name']} {reason}")
+    _rehearse(runs[:1])
     with interrupt.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         for pack in packs_of(runs, 1, largest_pack(job)):
             train_runs(pack, PackLine(job["progress"]), solo=True)
+    _refuse_divergence(runs)
 
 
 def run_sweep(runs: Sequence[RunPlan]) -> None:
     """Train what is left of a sweep and print a summary.
 
     Raises:
-        UserError: if a run failed, with the reasons.
+        UserError: if a run failed, with the reasons; if no run came to its first evaluation.
         Stopped: if a signal asked for it.
     """
     options = runs[0].config
@@ -182,6 +176,16 @@ def run_sweep(runs: Sequence[RunPlan]) -> None:
         plan = make_plan(left)
     if todo:
         _summarise(todo, failures)
+    _refuse_divergence(runs)
+
+
+def _refuse_divergence(runs: Sequence[RunPlan]) -> None:
+    """Raise ``UserError`` if every run diverged before its first evaluation: the sweep has no number to show."""
+    if runs and all(run.record.came_to_nothing() for run in runs):
+        raise UserError(
+            f"{_count(runs)} diverged before the first evaluation, and there is no other ({runs[0].record.error()}); "
+            "change what is too large or too small, mostly optimizer.lr"
+        )
 
 
 def _left_behind(busy: Sequence[RunPlan]) -> list[RunPlan]:

@@ -4,35 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import hydra.utils
-
 from analysis.published import sources
 from estimators import UnorderedSet
 from tasks.datasets import CLASSES, DATASETS
 from tasks.free_logits import FreeLogits
 from tasks.likelihoods import check_likelihood
-from training import loggers, optimisers, schedules
+from training import loggers, ranges, schedules
 from training.errors import UserError
-
-AT_LEAST_ONE = ("steps", "batch_size", "evaluate_every", "evaluate_samples", "valid_samples", "test_samples")
-
-IN_A_BASKET = {"points": 1, "draws": 4, "examples": 1, "warm_up": 0, "reference_draws": 4, "max_states": 1, "rounds": 2}
-"""The least that the options of a basket may be."""
 
 
 def check(config: dict[str, Any]) -> None:
     """Raise ``UserError`` for values of a config that no run can have."""
-    for name in AT_LEAST_ONE:
-        if config[name] < 1:
-            raise UserError(f"{name} must be at least 1, not {config[name]}")
+    ranges.check(config)
     if config["source"] not in ("", *sources()):
         raise UserError(f"source={config['source']} has no published numbers here: use {', '.join(sources())}, or ''")
-    basket = config.get("basket", {"name": "none"})
-    for name, least in IN_A_BASKET.items() if basket["name"] != "none" else ():
-        if basket[name] < least:
-            raise UserError(f"basket.{name} must be at least {least}, not {basket[name]}")
-    if config["train_samples"] < 0:
-        raise UserError(f"train_samples must be at least 0, not {config['train_samples']}; 0: no bound on train")
+    if config["retry"] not in ("", "failed", "diverged"):
+        raise UserError(f"retry must be failed or diverged (or empty: all that is unfinished), not {config['retry']!r}")
     if "likelihood" in config["task"]:
         try:
             task = config["task"]
@@ -40,7 +27,6 @@ def check(config: dict[str, Any]) -> None:
         except ValueError as error:
             raise UserError(str(error)) from None
     loggers.check(config["logger"])
-    optimisers.check(config["optimizer"])
     schedules.check(config)
 
 
@@ -53,14 +39,14 @@ def against(config: dict[str, Any]) -> str | None:
     estimator, task = config["estimator"], config["task"]
     if not task.get("unlabelled", True) and estimator["name"] != "exact":
         return f"would never be asked by task={task['name']}, which learns from labels alone; use estimator=exact"
-    method = hydra.utils.get_class(estimator["_target_"])
+    method = ranges.class_of("estimator", estimator)
     return _of_latents(method, estimator, task) or _of_kl(method, estimator, task) or _of_data(task, config["data"])
 
 
 def caution(config: dict[str, Any]) -> str | None:
     """What one should know of a combination that is trained all the same, to be read after the estimator's name."""
     estimator, task = config["estimator"], config["task"]
-    rescales = getattr(hydra.utils.get_class(estimator["_target_"]), "rescales", False)
+    rescales = getattr(ranges.class_of("estimator", estimator), "rescales", False)
     if task.get("kl") == "analytic" and rescales and estimator.get("variance_normalisation", True):
         return (
             "divides its gradient by a running scale, and the KL beside it, with task.kl=analytic, is not divided: it "
@@ -83,12 +69,12 @@ def _of_latents(method: type, estimator: dict[str, Any], task: dict[str, Any]) -
         )
     # Exact: one layer's states are enumerated within each state of the layer before.
     latents = task.get("latents", 1) * layers
-    if "max_states" in estimator and categories**latents > estimator["max_states"]:
+    if "max_states" in estimator and (latents > 63 or categories**latents > estimator["max_states"]):
         return (
             f"would enumerate the {categories}**{latents} joint states of task={task['name']}, more than "
             f"estimator.max_states={estimator['max_states']}; use fewer latents, or a sampling estimator such as rloo"
         )
-    if issubclass(method, UnorderedSet) and estimator.get("num_samples", 0) > categories**latents:
+    if issubclass(method, UnorderedSet) and latents < 64 and estimator.get("num_samples", 0) > categories**latents:
         return (
             f"wants {estimator['num_samples']} different states, and task={task['name']} has {categories}**{latents}; "
             "use fewer samples, or exact, which sums over all of them"
@@ -113,7 +99,7 @@ def _of_kl(method: type, estimator: dict[str, Any], task: dict[str, Any]) -> str
 
 def _of_data(task: dict[str, Any], data: dict[str, Any]) -> str | None:
     """Read after the estimator's name, too."""
-    is_toy = issubclass(hydra.utils.get_class(task["_target_"]), FreeLogits)
+    is_toy = issubclass(ranges.class_of("task", task), FreeLogits)
     if is_toy != (data["name"] == "none"):
         wants = "has no images: use data=none with it" if is_toy else "needs images: use data=digits or data=mnist"
         return f"cannot train task={task['name']} on data={data['name']}: the task {wants}"

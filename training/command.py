@@ -1,0 +1,56 @@
+"""The command line of ``train.py``: what Hydra would take in silence, or answer at length, is one sentence here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+from hydra._internal.utils import get_args_parser
+
+from training.errors import UserError
+
+MULTIRUN = ("-m", "--multirun")
+OURS = ("hydra.sweeper.", "hydra.searchpath")
+"""The options of Hydra's own that do something here."""
+INSTEAD = {
+    "hydra.run.dir": "runs_dir=PATH sweep=NAME",
+    "hydra.sweep.dir": "runs_dir=PATH sweep=NAME",
+    "hydra.mode": "-m",
+    "hydra.launcher": "cluster=NAME or workers=N",
+    "hydra/launcher": "cluster=NAME or workers=N",
+}
+
+
+def checked(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command as Hydra takes them: ``-m`` may stand anywhere.
+
+    Raises:
+        UserError: for a flag that there is not, flags that exclude each other, and options of Hydra's that nothing here
+            would heed.
+    """
+    ordered = sorted(arguments, key=lambda argument: argument not in MULTIRUN)
+    parser = get_args_parser()
+    parser.error = _refuse  # type: ignore[method-assign]
+    options = parser.parse_args(ordered)
+    modes = ("run", "multirun", "cfg", "info", "shell_completion")
+    if len(given := [mode for mode in modes if getattr(options, mode)]) > 1:
+        raise UserError(f"--{given[0]} and --{given[1]} exclude each other")
+    if options.resolve and not options.cfg:
+        raise UserError("--resolve goes with --cfg")
+    if options.experimental_rerun:
+        raise UserError("--experimental-rerun is not supported: the same command again goes on with its runs")
+    keys = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in options.overrides]
+    if "hydra/sweeper" not in keys:  # another one heeds what it likes
+        for key in keys:
+            _check_key(key)
+    return ordered
+
+
+def _check_key(key: str) -> None:
+    if key.replace("/", ".").split(".")[0] == "hydra" and not key.startswith(OURS):
+        instead = next((f"; use {words}" for start, words in INSTEAD.items() if key.startswith(start)), "")
+        raise UserError(f"{key} is an option of Hydra's that has no effect here{instead}")
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; options are KEY=VALUE, and python train.py --help lists them")
