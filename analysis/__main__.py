@@ -1,8 +1,7 @@
 """``python -m analysis runs/SWEEP``: tables, figures and statuses of a sweep."""
 
-import sys
-
+from analysis import output
 from analysis.command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    output.run(main)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -17,6 +16,7 @@ import pandas as pd
 from analysis import records, reference, scrutiny, tables
 from analysis.layouts import layouts, of_sweeps
 from analysis.layouts import write as write_layout
+from analysis.output import Parser
 from analysis.statistics import COMPARISON, ProtocolsDiffer, as_text, final_rows, summarise_runs
 
 OK, DIFFERENT, NOTHING = 0, 1, 2
@@ -24,7 +24,7 @@ OK, DIFFERENT, NOTHING = 0, 1, 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Report on the runs at a path; exit code 0, 1 if protocols differ, or 2 if there is nothing to report."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m analysis", description="Tables, figures and statuses of a sweep; no run is changed."
     )
     parser.add_argument("path", type=Path, help="a sweep (runs/NAME), one run, or a folder of sweeps")

@@ -152,13 +152,6 @@ class RunRecord:
             return "queued"
         return word if word in STATUSES else "queued"
 
-    def came_to_nothing(self) -> bool:
-        """Whether the run diverged before its first evaluation."""
-        try:
-            return self.outcome() == "diverged" and not read_metrics(self.path / METRICS)
-        except (FileNotFoundError, DamagedRecord):
-            return False
-
     def error(self) -> str | None:
         """Why the run diverged or failed, in words."""
         for file, key in ((RESULT, "divergence"), (STATUS, "error")):

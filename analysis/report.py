@@ -5,11 +5,9 @@ The file needs no network and no other file; its parts are in ``analysis/page/``
 
 from __future__ import annotations
 
-import argparse
 import html
 import json
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.command import DIFFERENT, NOTHING, OK, read, refuse
+from analysis.output import Parser, run
 from analysis.page_data import page_data
 from analysis.statistics import ProtocolsDiffer
 
@@ -26,7 +25,7 @@ SCRIPTS = ("elements.js", "rows.js", "curves.js", "tables.js", "gumbel.js", "mai
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; exit code 0, 1 if protocols differ, or 2 if there is no run to show."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m analysis.report",
         description="An interactive page of a sweep, one HTML file; no run is changed.",
     )
@@ -69,4 +68,4 @@ def _embedded(content: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,12 @@ class Plan:
 
 class UsageError(Exception):
     """A wrong call, in one sentence."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence, without the usage."""
+        self.exit(2, f"estimators.check: {message}; see {self.prog} --help\n")
 
 
 class _PerCategories(Estimator):
@@ -331,6 +337,12 @@ def _without_categories(make: Callable[..., Estimator]) -> Callable[..., Estimat
     return lambda categories, **options: make(**options)
 
 
+def _check_file(path: Path) -> None:
+    """Raise :class:`UsageError` for a file that cannot be written."""
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"--json {path} cannot be written; choose a file in a folder that exists")
+
+
 def _user_class(name: str) -> Callable[..., Estimator]:
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
@@ -347,7 +359,7 @@ def _user_class(name: str) -> Callable[..., Estimator]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m estimators.check", description=(__doc__ or "").split("\n\n")[1])
+    parser = _Parser(prog="python -m estimators.check", description=(__doc__ or "").split("\n\n")[1])
     parser.add_argument("names", nargs="*", metavar="NAME", help="a method (RLOO, st_gumbel_softmax) or module:Class")
     parser.add_argument("--json", metavar="FILE", help="write all figures there; - is the standard output")
     parser.add_argument("--draws", type=int, help="gradients per problem (default 100000; 5000 with --quick)")
@@ -359,6 +371,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if draws < 500 or not 0 < options.false_alarm < 1:
             raise UsageError("--draws must be at least 500 and --false-alarm between 0 and 1")
         chosen = subjects(options.names)
+        if options.json and options.json != "-":  # before the minutes that it takes
+            _check_file(Path(options.json))
     except UsageError as error:
         print(f"estimators.check: {error}", file=sys.stderr)
         return 2
@@ -382,4 +396,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        code = main()
+        sys.stdout.flush()
+    except OSError as failure:  # of the standard output: closed, full, or a pipe that nobody reads (| head -1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if not isinstance(failure, BrokenPipeError):
+            print(f"estimators.check: cannot write the certificate ({failure.strerror})", file=sys.stderr)
+        code = 2
+    raise SystemExit(code)

@@ -52,7 +52,7 @@ def test_combinations_are_skipped_with_a_reason(arguments, refused, words):
     ("arguments", "words"),
     [
         ("estimator.temperature=1,0", "temperature must be positive"),
-        ("estimator=reinmax estimator.temperature=0.5", "ReinMax: temperature must be at least 1"),
+        ("estimator=reinmax estimator.temperature=0.5", "estimator.temperature must be at least 1 and finite"),
         ("estimator=rloo estimator.num_samples=1", "num_samples must be at least 2"),
         ("task.latents=4,0", "latents"),
         ("task.hidden=[0]", "task.hidden must be widths of at least 1"),
@@ -117,7 +117,7 @@ def test_blank_data_have_the_form_of_the_data(name):
 
 def test_a_rehearsal_is_a_pack(tmp_path):
     """What it finds is what a pack with the real data finds."""
-    (run,) = runs_of(f"estimator=gumbel_softmax estimator.temperature=0 {FEW}")
+    (run,) = runs_of(f"estimator=rebar estimator.scale=0 {FEW}")
     sentences = []
     for build in (sweep.rehearse, lambda config: Pack([config], torch.device("cpu"))):
         with pytest.raises(UserError) as error:

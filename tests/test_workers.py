@@ -201,11 +201,11 @@ def test_out_of_memory_halves_the_pack(tmp_path, monkeypatch):
 
 
 def test_a_run_whose_pack_cannot_be_built_is_in_the_analysis(tmp_path):
-    (plan,) = plans(tmp_path, "estimator=gumbel_softmax", "estimator.temperature=0")
+    (plan,) = plans(tmp_path, "estimator=rebar", "estimator.scale=0")
     run.train_runs([plan], lambda event: None)
     frame = records.load(tmp_path)
-    assert frame["status"].tolist() == ["failed"] and "temperature must be positive" in frame["error"].iloc[0]
-    assert frame["estimator.temperature"].tolist() == [0]
+    assert frame["status"].tolist() == ["failed"] and "scale must be finite and positive" in frame["error"].iloc[0]
+    assert frame["estimator.scale"].tolist() == [0]
 
 
 def test_one_run_that_does_not_fit_fails_with_what_to_do(tmp_path, monkeypatch):

@@ -8,7 +8,6 @@ contains the spread over minibatches; here only the noise of the estimator is le
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +17,17 @@ from pathlib import Path
 import torch
 import yaml
 
+from analysis.output import Parser
 from analysis.records import CHECKPOINT, CONFIG, RunRecord
 from training import checkpoints, moments, schema
 from training.devices import pick_device
-from training.errors import UserError
+from training.errors import UserError, composing
 from training.moments import Moments
 from training.pack import Config, Pack
 from training.point import Point, draw, reference_gradient, warmed_up
+
+LEAST_DRAWS = 4
+"""For a variance and its standard error."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,8 @@ def measure(
     Raises:
         UserError: for fewer than 4 draws, or an estimator that does not fit the task.
     """
-    if draws < 4:
-        raise UserError(f"a variance and its standard error need at least 4 draws, not {draws}")
+    if draws < LEAST_DRAWS:
+        raise UserError(f"a variance and its standard error need at least {LEAST_DRAWS} draws, not {draws}")
     for name, node in estimators.items():
         own = point.own(node)
         found, pack = draw(point, own, name, draws, warmed_up(point, own, name, warm_up))
@@ -186,18 +189,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
-    parser = argparse.ArgumentParser(prog="python -m training.basket", description=(__doc__ or "").split("\n\n")[0])
+    parser = Parser(prog="python -m training.basket", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("run", type=Path, help="the directory of a run, with its checkpoint")
     parser.add_argument("names", nargs="*", metavar="NAME", help="estimators (default: nvil muprop rebar)")
     parser.add_argument("--draws", type=int, default=1000, help="gradients per estimator (1000)")
     parser.add_argument("--warm-up", type=int, default=500, help="steps for what an estimator learns (500)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     options = parser.parse_args(arguments)
+    if options.draws < LEAST_DRAWS or options.warm_up < 0:
+        raise UserError(
+            f"--draws must be at least {LEAST_DRAWS} and --warm-up at least 0, not {options.draws} and {options.warm_up}"
+        )
     torch.set_num_threads(1)
     schema.register()
     pack = load_run(options.run, pick_device(options.device))
     nodes: dict[str, Config] = {}
-    with initialize_config_module("conf", version_base="1.3"):
+    with composing(), initialize_config_module("conf", version_base="1.3"):
         for name in options.names or ("nvil", "muprop", "rebar"):
             composed = compose("config", overrides=[f"estimator={name}"])
             nodes[name] = OmegaConf.to_container(composed.estimator, resolve=True)  # type: ignore[assignment]

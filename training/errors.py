@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from analysis import output
 from training.interrupt import Stopped
 
 
@@ -18,22 +19,27 @@ class UserError(Exception):
     """A mistake in what the user asked for; its text is the sentence that the user reads."""
 
 
-def explained(app: Callable[[], None]) -> None:
-    """Run ``app``; a user's mistake ends it with one sentence on stderr and exit code 1."""
-    try:
-        app()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except Stopped as stopped:
-        sys.exit(str(stopped))
-    except OSError as error:
-        if error.filename is None:
-            raise
-        sys.exit(
-            f"error: cannot write to {error.filename} ({error.strerror}); choose another folder with runs_dir=PATH"
-        )
-    except KeyboardInterrupt:
-        sys.exit("stopped; start the same command again to go on")
+def explained(app: Callable[[], None]) -> NoReturn:
+    """Run the command ``app`` and exit; a user's mistake ends it with one sentence on stderr and exit code 1."""
+
+    def main() -> str | None:
+        try:
+            app()
+        except UserError as error:
+            return f"error: {error}"
+        except Stopped as stopped:
+            return str(stopped)
+        except OSError as error:
+            if error.filename is None or error.errno in output.MANY_FILES:
+                raise
+            return (
+                f"error: cannot write to {error.filename} ({error.strerror}); choose another folder with runs_dir=PATH"
+            )
+        except KeyboardInterrupt:
+            return "stopped; start the same command again to go on"
+        return None
+
+    output.run(main)
 
 
 @contextlib.contextmanager

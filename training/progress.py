@@ -13,6 +13,7 @@ An event is a dict with the key ``event`` (plain values only: events travel betw
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -31,6 +32,12 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+def tell(text: str, end: str = "\n", stream: Any = None) -> None:
+    """Print for people, by default on stderr; a terminal that is gone or full must not end the training that it shows."""
+    with contextlib.suppress(OSError):
+        print(text, end=end, file=stream or sys.stderr, flush=True)
+
+
 class PackLine:
     """A report for one pack: a line that rewrites itself on a terminal, and one line every 30 s elsewhere."""
 
@@ -41,20 +48,17 @@ class PackLine:
     def __call__(self, event: Event) -> None:
         kind = event["event"]
         if kind == "skipped":
-            self._say(f"{event['reason']}: {event['run']}", sys.stdout)
+            tell(f"{event['reason']}: {event['run']}", stream=sys.stdout)
         elif kind == "message":
-            self._say(event["text"], sys.stderr)
+            tell(event["text"])
         elif kind == "run" and event["status"] == "diverged":
-            self._say(f"diverged: {event['run']}: {event['error']}", sys.stderr)
+            tell(f"diverged: {event['run']}: {event['error']}")
         elif kind == "pack":
             self.label, self.steps, self.replicas = event["label"], event["steps"], event["replicas"]
             self.start, self.began = event["step"], time.monotonic()
             self.printed = self.began
         elif kind == "step":
             self._line(event["step"], event["note"])
-
-    def _say(self, text: str, stream: Any) -> None:
-        print(text, file=stream, flush=True)
 
     def _line(self, step: int, note: str) -> None:
         now, last = time.monotonic(), step == self.steps
@@ -68,4 +72,4 @@ class PackLine:
             f"{clock(left)} left{', ' + note if note else ''}"
         )
         end = "\n" if last or not self.tty else ""
-        print(f"\r\033[K{line}" if self.tty else line, end=end, file=sys.stderr, flush=True)
+        tell(f"\r\033[K{line}" if self.tty else line, end=end)

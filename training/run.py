@@ -154,17 +154,26 @@ def _train_pack(group: list[Member], device: torch.device, report: Report, lost:
             report({"event": "message", "text": text})
             pack = Pack(configs, device)
     for member in group:
-        _begin(member, keep_until=pack.step)
+        _begin(member.plan, keep_until=pack.step)
         member.record.log(f"{'goes on' if pack.step else 'starts'} at step {pack.step} in a pack of {len(group)}")
     train(pack, records, report, lost)
 
 
-def _begin(member: Member, keep_until: int = 0) -> None:
-    config = yaml.dump(member.plan.config, sort_keys=False, Dumper=_DUMPER)
-    member.record.start(config, list(member.plan.overrides), keep_until=keep_until)
+def _begin(plan: RunPlan, keep_until: int = 0) -> None:
+    config = yaml.dump(plan.config, sort_keys=False, Dumper=_DUMPER)
+    plan.record.start(config, list(plan.overrides), keep_until=keep_until)
 
 
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+def record_failure(plan: RunPlan, sentence: str, details: str) -> None:
+    """Record a run, which this process has claimed, as ``failed``. Raises ``OSError`` where that cannot be written."""
+    record = plan.record
+    if not (record.path / CONFIG).exists():  # it never began: the analysis and retry=failed count it, too
+        _begin(plan)
+    record.log(details)
+    record.status("failed", error=sentence)
 
 
 def _record_failure(group: list[Member], error: Exception, report: Report) -> None:
@@ -177,10 +186,7 @@ def _record_failure(group: list[Member], error: Exception, report: Report) -> No
         if record.is_finished():
             continue
         with contextlib.suppress(OSError):  # a full disk, mostly: then the report is all there is
-            if not (record.path / CONFIG).exists():  # the pack could not be built: the analysis counts its runs, too
-                _begin(member)
-            record.log("failed\n" + "".join(traceback.format_exception(error)))
-            record.status("failed", error=sentence)
+            record_failure(member.plan, sentence, "failed\n" + "".join(traceback.format_exception(error)))
         report({"event": "run", "run": record.path.name, "status": "failed", "error": sentence})
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from training.plan import PackPlan
-from training.progress import Event, clock
+from training.progress import Event, clock, tell
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Screen:
     def say(self, text: str) -> None:
         """Print a line that stays."""
         self._clear()
-        print(text, file=sys.stderr, flush=True)
+        tell(text)
 
     def draw(self, last: bool = False) -> None:
         """Show the state: twice a second on a terminal, every 30 s elsewhere."""
@@ -92,9 +92,9 @@ class Screen:
             self._clear()
             width = shutil.get_terminal_size().columns - 1
             self.height = len(lines)
-            print("\n".join(line[:width] for line in lines), file=sys.stderr, flush=True)
+            tell("\n".join(line[:width] for line in lines))
         else:
-            print(lines[0] if last else " | ".join(lines), file=sys.stderr, flush=True)
+            tell(lines[0] if last else " | ".join(lines))
 
     def lines(self, seconds: float) -> list[str]:
         """The state in words: the sweep, then a line for each pack that is being trained."""
@@ -124,5 +124,5 @@ class Screen:
 
     def _clear(self) -> None:
         if self.height:
-            print(f"\033[{self.height}A\033[J", end="", file=sys.stderr, flush=True)
+            tell(f"\033[{self.height}A\033[J", end="")
             self.height = 0

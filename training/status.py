@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from analysis import output
 from analysis.records import METRICS, STATUS, DamagedRecord, RunRecord, find_runs
 
 WORDS = ("running", "queued", "interrupted", "finished", "diverged", "failed", "damaged")
@@ -76,14 +77,16 @@ def report(path: Path) -> str:
 
 
 def main() -> None:
-    """Print the report for the folder on the command line."""
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit("usage: python -m training.status runs/SWEEP")
+    """The command."""
+    parser = output.Parser(
+        prog="python -m training.status", description=(__doc__ or "").split(": ", 1)[1].split("\n")[0]
+    )
+    parser.add_argument("path", type=Path, help="a sweep (runs/NAME), one run, or a folder of sweeps")
     try:
-        print(report(Path(sys.argv[1])))
+        print(report(parser.parse_args().path))
     except FileNotFoundError as error:
         sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    output.run(main)

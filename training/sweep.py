@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from analysis.records import CHECKPOINT, RESULT, DamagedRecord
+from analysis.records import CHECKPOINT, METRICS, RESULT, DamagedRecord, read_metrics
 from training import interrupt, validity
 from training.devices import largest_pack, worker_count
 from training.errors import UserError
@@ -181,7 +181,11 @@ def run_sweep(runs: Sequence[RunPlan]) -> None:
 
 def _refuse_divergence(runs: Sequence[RunPlan]) -> None:
     """Raise ``UserError`` if every run diverged before its first evaluation: the sweep has no number to show."""
-    if runs and all(run.record.came_to_nothing() for run in runs):
+    try:
+        nothing = all(run.record.outcome() == "diverged" and not read_metrics(run.path / METRICS) for run in runs)
+    except DamagedRecord:
+        return
+    if nothing:
         raise UserError(
             f"{_count(runs)} diverged before the first evaluation, and there is no other ({runs[0].record.error()}); "
             "change what is too large or too small, mostly optimizer.lr"

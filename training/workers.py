@@ -22,6 +22,7 @@ from training import interrupt
 from training.devices import pick_device, worker_count
 from training.interrupt import Stopped
 from training.plan import PackPlan, RunPlan
+from training.run import record_failure
 from training.screen import Screen
 
 GRACE_SECONDS = 60.0
@@ -98,12 +99,14 @@ def own_gpu(options: dict[str, Any], number: int) -> dict[str, str]:
 
 def give_up(run: RunPlan, error: str, screen: Screen) -> None:
     """Record a run as ``failed`` whose process died too often."""
-    record = run.record
-    if record.claim.is_held():  # by somebody else
-        return
+    claim = run.record.claim
     try:
-        record.log(f"failed: {error}")
-        record.status("failed", error=error)
+        if not claim.take():  # somebody else has it
+            return
+        try:
+            record_failure(run, error, f"failed: {error}")
+        finally:
+            claim.release()
     except OSError as trouble:
         error += f"; its record cannot be written: {trouble}"
     screen.show({"event": "run", "run": run.name, "status": "failed", "error": error, "pack": None})

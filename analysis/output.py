@@ -1,0 +1,71 @@
+"""How a command ends: its exit code where its standard streams are closed, full, or a pipe that nobody reads."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+UNREAD = 128 + 13
+"""The exit code of a command whose output nobody reads: that of SIGPIPE, of which nothing is said (``| head -1``)."""
+MANY_FILES = (errno.EMFILE, errno.ENFILE)
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a mistake with one sentence and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, without the usage."""
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def run(main: Callable[[], int | str | None]) -> NoReturn:
+    """Run a command and exit with what ``main`` returns; an ``OSError`` that it leaves is one sentence, exit code 1."""
+    _open_streams()
+    code: int | str | None
+    try:
+        try:
+            code = main()
+        except SystemExit as stopped:
+            code = stopped.code
+        sys.stdout.flush()
+    except OSError as error:
+        if _is_broken(1):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains when it flushes
+            code = UNREAD if isinstance(error, BrokenPipeError) else f"error: the standard output: {error.strerror}"
+        elif _is_broken(2):
+            code = 1
+        else:
+            code = f"error: {in_words(error)}"
+    sys.exit(code)
+
+
+def in_words(error: OSError) -> str:
+    """What the system refuses, where, and what to do."""
+    reason, where = error.strerror or type(error).__name__, "" if error.filename is None else f" ({error.filename})"
+    if error.errno in MANY_FILES:
+        return f"{reason}{where}: raise their limit (ulimit -n), or use fewer workers"
+    return f"{reason}{where}"
+
+
+def _open_streams() -> None:
+    """Where a standard stream is closed, put the null device: a file that is opened later must not get its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+def _is_broken(number: int) -> bool:
+    """Whether a stream cannot be written to; where it can, it gets an empty line."""
+    try:
+        os.write(number, b"\n")
+    except OSError:
+        return True
+    return False
