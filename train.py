@@ -9,7 +9,6 @@ from omegaconf import OmegaConf
 
 from training import command, schema
 from training.errors import composing, explained
-from training.plan import RunPlan
 from training.sweep import run_sweep, train_job
 
 schema.register()
@@ -17,23 +16,25 @@ schema.register()
 
 def main() -> None:
     """Compose with Hydra, then train: before a run's own folder there is none, and its errors are none of Hydra's."""
-    composed: list[list[RunPlan] | tuple[Any, list[str]]] = []
+    jobs: list[Any] = []
+    sweeps: list[Any] = []
 
     @hydra.main(config_path="pkg://conf", config_name="config", version_base="1.3")
-    def compose(job: Any) -> None:
-        """``job``: the ``DictConfig`` of a run, or from :mod:`hydra_plugins.packs` the runs of a sweep."""
-        if not isinstance(job, list):
-            job = OmegaConf.to_container(job, resolve=True), list(HydraConfig.get().overrides.task)
-        composed.append(job)
+    def compose(composed: Any) -> None:
+        """With the ``DictConfig`` of a run, or from :mod:`hydra_plugins.packs` the runs of a sweep."""
+        if isinstance(composed, list):
+            sweeps.append(composed)
+        else:
+            jobs.append((composed, OmegaConf.to_container(HydraConfig.get().overrides.task)))
 
     sys.argv[1:] = command.checked(sys.argv[1:])
     with composing():
         compose()
-    for job in composed:
-        if isinstance(job, list):
-            run_sweep(job)
-        else:
-            train_job(*job)
+        configs: Any = [OmegaConf.to_container(config, resolve=True) for config, _ in jobs]
+    for runs in sweeps:
+        run_sweep(runs)
+    for config, (_, overrides) in zip(configs, jobs, strict=True):
+        train_job(config, overrides)
 
 
 if __name__ == "__main__":

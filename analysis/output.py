@@ -11,6 +11,7 @@ from typing import NoReturn
 
 UNREAD = 128 + 13
 """The exit code of a command whose output nobody reads: that of SIGPIPE, of which nothing is said (``| head -1``)."""
+OF_STREAMS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT)
 MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 
@@ -33,10 +34,11 @@ def run(main: Callable[[], int | str | None]) -> NoReturn:
             code = stopped.code
         sys.stdout.flush()
     except OSError as error:
-        if _is_broken(1):
+        of_a_stream = error.filename is None and error.errno in OF_STREAMS
+        if of_a_stream and _is_broken(1):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains when it flushes
             code = UNREAD if isinstance(error, BrokenPipeError) else f"error: the standard output: {error.strerror}"
-        elif _is_broken(2):
+        elif of_a_stream and _is_broken(2):
             code = 1
         else:
             code = f"error: {in_words(error)}"

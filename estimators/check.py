@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,12 +81,6 @@ class Plan:
 
 class UsageError(Exception):
     """A wrong call, in one sentence."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One sentence, without the usage."""
-        self.exit(2, f"estimators.check: {message}; see {self.prog} --help\n")
 
 
 class _PerCategories(Estimator):
@@ -337,12 +331,6 @@ def _without_categories(make: Callable[..., Estimator]) -> Callable[..., Estimat
     return lambda categories, **options: make(**options)
 
 
-def _check_file(path: Path) -> None:
-    """Raise :class:`UsageError` for a file that cannot be written."""
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UsageError(f"--json {path} cannot be written; choose a file in a folder that exists")
-
-
 def _user_class(name: str) -> Callable[..., Estimator]:
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
@@ -359,7 +347,8 @@ def _user_class(name: str) -> Callable[..., Estimator]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = _Parser(prog="python -m estimators.check", description=(__doc__ or "").split("\n\n")[1])
+    parser = argparse.ArgumentParser(prog="python -m estimators.check", description=(__doc__ or "").split("\n\n")[1])
+    parser.error = lambda message: parser.exit(2, f"estimators.check: {message}\n")  # type: ignore[method-assign]
     parser.add_argument("names", nargs="*", metavar="NAME", help="a method (RLOO, st_gumbel_softmax) or module:Class")
     parser.add_argument("--json", metavar="FILE", help="write all figures there; - is the standard output")
     parser.add_argument("--draws", type=int, help="gradients per problem (default 100000; 5000 with --quick)")
@@ -371,8 +360,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if draws < 500 or not 0 < options.false_alarm < 1:
             raise UsageError("--draws must be at least 500 and --false-alarm between 0 and 1")
         chosen = subjects(options.names)
-        if options.json and options.json != "-":  # before the minutes that it takes
-            _check_file(Path(options.json))
+        file = Path(options.json or "-")
+        if options.json != "-" and (
+            file.is_dir() or not os.access(file.parent, os.W_OK)
+        ):  # before the minutes it takes
+            raise UsageError(f"--json {file} cannot be written; choose a file in a folder that exists")
     except UsageError as error:
         print(f"estimators.check: {error}", file=sys.stderr)
         return 2

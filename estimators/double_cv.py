@@ -27,7 +27,8 @@ class DoubleCV(Estimator):
         replicas: if given, ``logits`` are ``[..., replicas, examples, latents, 2]`` and there is one ``alpha`` each.
 
     Raises:
-        ValueError: at construction, if ``num_samples < 2``; at the call, if there are more than two categories.
+        ValueError: at construction, if ``num_samples < 2`` or ``alpha`` is not finite; at the call, if there are more
+            than two categories.
 
     Example::
 
@@ -54,6 +55,8 @@ class DoubleCV(Estimator):
             raise ValueError(
                 f"DoubleCV: num_samples must be at least 2, not {num_samples}; use MuProp or REBAR for one"
             )
+        if not bool(torch.as_tensor(alpha).isfinite().all()):
+            raise ValueError(f"DoubleCV: alpha must be finite, not {torch.as_tensor(alpha).tolist()}")
         self.num_samples = self.evaluations = num_samples
         self.learn = learn
         if learn:

@@ -17,16 +17,18 @@ class Exact(Estimator):
     ``loss`` is called once with ``z`` of ``[K**L, *batch, L, K]`` and must broadcast over the leading dimension.
 
     Args:
-        max_states: refuse beyond this many joint states (memory grows with them).
+        max_states: >= 1, refuse beyond this many joint states (memory grows with them).
 
     Raises:
-        ValueError: at the call, if ``K**L > max_states``.
+        ValueError: at construction, if ``max_states < 1``; at the call, if ``K**L > max_states``.
     """
 
     unbiased = True
 
     def __init__(self, max_states: Annotated[int, ("range", "[1, inf)")] = 65536) -> None:
         super().__init__()
+        if max_states < 1:
+            raise ValueError(f"Exact: max_states must be at least 1, not {max_states}")
         self.max_states = max_states
 
     def evaluations_for(self, logits: Tensor) -> int:

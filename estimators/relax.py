@@ -11,6 +11,8 @@ from torch import Tensor
 from estimators._control_variates import Network, RelaxedControlVariate
 from estimators.categorical import Count, NotNegative, Positive
 
+MOST_LAYERS = 100
+
 
 class RELAX(RelaxedControlVariate):
     r"""The score function with a learned control variate, whose mean is put back by reparameterisation.
@@ -56,7 +58,7 @@ class RELAX(RelaxedControlVariate):
         *,
         use_loss: bool = True,
         hidden: Count = 200,
-        layers: Annotated[int, ("range", "[1, 100]")] = 4,
+        layers: Annotated[int, ("range", f"[1, {MOST_LAYERS}]")] = 4,
         temperature: Positive = 0.5,
         scale: NotNegative = 1.0,
         learn: bool = True,
@@ -68,6 +70,8 @@ class RELAX(RelaxedControlVariate):
             raise ValueError(
                 f"RELAX: hidden and layers must be at least 1, not {hidden}, {layers}; REBAR has no network"
             )
+        if layers > MOST_LAYERS:
+            raise ValueError(f"RELAX: layers must be at most {MOST_LAYERS}, not {layers}")
         self.shape = (latents, categories)
         self.context_features = context_features
         inputs = (latents if categories == 2 else latents * categories) + (context_features or 0)

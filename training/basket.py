@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.draws < LEAST_DRAWS or options.warm_up < 0:
         raise UserError(
-            f"--draws must be at least {LEAST_DRAWS} and --warm-up at least 0, not {options.draws} and {options.warm_up}"
+            f"--draws must be at least {LEAST_DRAWS} and --warm-up at least 0, not {options.draws}, {options.warm_up}"
         )
     torch.set_num_threads(1)
     schema.register()

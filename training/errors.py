@@ -77,7 +77,7 @@ def _explain(error: BaseException) -> str:
         elif isinstance(chain, MissingConfigException) and chain.options:
             parts += [lines[0], f"choose one of {', '.join(chain.options)}"]
         elif isinstance(chain, HydraException | OmegaConfBaseException):
-            parts += [line for line in lines if line and not line.startswith(_NOT_FOR_USERS)]
+            parts += [line.rstrip(".") for line in lines if line and not line.startswith(_NOT_FOR_USERS)]
         elif not parts:
             parts.append(f"the command line cannot be read ({type(chain).__name__}: {' '.join(lines)})")
         node = getattr(chain, "parent_node", None)

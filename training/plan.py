@@ -94,6 +94,12 @@ def replicated(config: Config, overrides: Sequence[str] = ()) -> Iterator[RunPla
                 f"{group}._target_ is another {group}: name it with {group}.name=NAME, or choose {group}=NAME"
             )
     ranges.check(config)
+    for group in ("estimator", "task"):
+        name, target = config[group]["name"], ranges.class_of(group, config[group])
+        if (known := schema.class_named(group, name)) not in (None, target.__name__):
+            raise UserError(
+                f"{group}.name={name} is the name of {known}, but this is {target.__name__}: see {group}={name}"
+            )
     check_folders(config)
     own = tuple(line for line in overrides if not line.startswith(("seed=", "replicas=")))
     for seed in range(config["seed"], config["seed"] + config["replicas"]):
@@ -245,6 +251,8 @@ def _choices(overrides: Iterable[Override]) -> list[list[tuple[Override, str]]]:
             by_key[key] = [(override, line or f"{key}={override.get_value_element_as_str()}")]
         elif override.is_discrete_sweep():
             values = _values(override)
+            if key.lstrip("+") == "experiment" and len(values) > 1:
+                raise UserError(f"{line}: an experiment is a sweep of its own; start a command for each")
             if not values:
                 raise UserError(f"{line}: there is nothing in it to sweep over; give it a value")
             texts = [f"{key}={value}" for value in values]

@@ -33,7 +33,7 @@ def clock(seconds: float) -> str:
 
 
 def tell(text: str, end: str = "\n", stream: Any = None) -> None:
-    """Print for people, by default on stderr; a terminal that is gone or full must not end the training that it shows."""
+    """Print for people, by default on stderr. A terminal that is gone must not end the training that it shows."""
     with contextlib.suppress(OSError):
         print(text, end=end, file=stream or sys.stderr, flush=True)
 

@@ -11,13 +11,14 @@ import ctypes
 import dataclasses
 import functools
 import math
+import pkgutil
 import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import hydra.utils
+from torch import nn
 
 from training import schema
 from training.errors import UserError
@@ -138,6 +139,8 @@ def _nodes(config: Config) -> Iterator[tuple[str, Config, type]]:
             yield f"{group}.", node, _schema(group, group, node)
     basket = config.get("basket", {"name": "none"})
     if basket["name"] != "none":
+        if basket.keys() == {"name"}:
+            raise UserError(f"basket.name={basket['name']}: choose a basket with its options, with basket=NAME")
         own = {f"basket.estimators.{name}": node for name, node in basket["estimators"].items()}
         for key, node in {**own, "basket.reference": basket["reference"]}.items():
             yield f"{key}.", node, _schema("estimator", key, node)
@@ -145,22 +148,26 @@ def _nodes(config: Config) -> Iterator[tuple[str, Config, type]]:
 
 def _schema(group: str, key: str, node: Any) -> type:
     """The schema of a group's options, which the config has under ``key``."""
-    if not isinstance(node, dict) or not isinstance(node.get("name"), str) or node["name"] == MISSING:
+    name = node.get("name") if isinstance(node, dict) else None
+    if not isinstance(name, str) or not name.strip() or name == MISSING:
         raise UserError(f"{key} is missing: choose one with {group}=NAME; python train.py --help lists the names")
     if group in ("estimator", "task"):
         filled_in = schema.FOR_ESTIMATORS if group == "estimator" else schema.FILLED_IN
         return schema.schema_of(class_of(key, node), filled_in)
     kinds = schema.GROUPS[group]
     by_name = {str(getattr(kind, "name", "")): kind for kind in kinds}
-    if node["name"] not in by_name and len(kinds) > 1 and group != "basket":  # whose names are free, like those of data
-        raise UserError(f"{key}.name must be one of {', '.join(by_name)}, not {node['name']!r}")
-    return by_name.get(node["name"], kinds[-1])
+    if name not in by_name and len(kinds) > 1 and group != "basket":  # whose names are free, like those of data
+        raise UserError(f"{key}.name must be one of {', '.join(by_name)}, not {name!r}")
+    return by_name.get(name, kinds[-1])
 
 
 def class_of(key: str, node: Config) -> type:
     """The class that ``node`` builds, an estimator or a task. Raises ``UserError`` if there is none."""
+    target = str(node.get("_target_", ""))
     try:
-        return hydra.utils.get_class(node["_target_"])
-    except (KeyError, ImportError, ValueError, TypeError, AttributeError) as error:
-        why = str(error).splitlines()[0]
-        raise UserError(f"{key}._target_={node.get('_target_', '')}: there is no such class ({why})") from None
+        found = pkgutil.resolve_name(target)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{key}._target_={target}: there is no such class ({error})") from None
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise UserError(f"{key}._target_={target} is no {key.split('.')[0]}: it must be a class, a torch.nn.Module")
+    return found

@@ -8,6 +8,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +56,11 @@ def train_runs(runs: Sequence[RunPlan], report: Report, solo: bool = False) -> N
         Stopped: if a signal asked for it; checkpoints are written.
         UserError: for a mistake of the user, or a folder that cannot be written (``solo`` only).
     """
+    with leaving_nothing_empty(runs[0].path.parent):
+        _train_runs(runs, report, solo)
+
+
+def _train_runs(runs: Sequence[RunPlan], report: Report, solo: bool) -> None:
     first = runs[0].config
     device = pick_device(first["device"])
     torch.set_num_threads(first["threads"])
@@ -80,6 +86,18 @@ def train_runs(runs: Sequence[RunPlan], report: Report, solo: bool = False) -> N
             member.record.claim.release()
             with contextlib.suppress(OSError):
                 member.record.path.rmdir()  # nothing was written: leave nothing behind
+
+
+@contextlib.contextmanager
+def leaving_nothing_empty(folder: Path) -> Iterator[None]:
+    """Remove ``folder`` and its parents afterwards, as far as they are new and nothing is in them."""
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        yield
+    finally:
+        for each in new:
+            with contextlib.suppress(OSError):
+                each.rmdir()
 
 
 def _take(run: RunPlan, report: Report) -> RunRecord | None:

@@ -9,14 +9,18 @@ from __future__ import annotations
 import collections.abc
 import functools
 import inspect
+import re
 import types
 import typing
 from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
+from torch import nn
 
+import conf
 import estimators
 import tasks
 
@@ -265,7 +269,8 @@ def schema_of(target: type, filled_in: tuple[str, ...] = FILLED_IN) -> type:
                 fields.append((name, kind, made))
             else:
                 fields.append((name, kind, field(default=default, metadata=metadata)))
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    open_ended = takes_any and constructor is not nn.Module.__init__  # which refuses what it gets
     return make_dataclass(target.__name__, fields, namespace={"open_ended": open_ended})
 
 
@@ -290,6 +295,17 @@ def _option_type(hint: Any) -> Any:
     if origin is typing.Literal:
         return str
     return list[int] if origin is collections.abc.Sequence else hint
+
+
+@functools.cache
+def class_named(group: str, name: str) -> str | None:
+    """The class that ``conf/<group>/<name>.yaml`` builds, an estimator or a task; ``None`` if there is no such file."""
+    try:
+        text = (Path(conf.__file__).parent / group / f"{name}.yaml").read_text()
+    except (OSError, ValueError):
+        return None
+    found = re.search(rf"/hydra/schema/{group}/(\w+)@_here_", text)
+    return found and (TASKS[found[1]].__name__ if group == "task" else found[1])
 
 
 def register() -> None:

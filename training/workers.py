@@ -22,7 +22,7 @@ from training import interrupt
 from training.devices import pick_device, worker_count
 from training.interrupt import Stopped
 from training.plan import PackPlan, RunPlan
-from training.run import record_failure
+from training.run import leaving_nothing_empty, record_failure
 from training.screen import Screen
 
 GRACE_SECONDS = 60.0
@@ -75,8 +75,8 @@ def run_packs(packs: Sequence[PackPlan]) -> dict[str, str]:
     Raises:
         Stopped: if a signal asked for it; the workers have written checkpoints.
     """
-    with interrupt.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        pool = _Pool(packs)
+    pool = _Pool(packs)
+    with leaving_nothing_empty(pool.folder), interrupt.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         pool.run()
     return pool.screen.failures
 
@@ -135,6 +135,8 @@ class _Pool:
             finally:
                 self._end()
                 self.screen.close()
+                if os.listdir(self.folder) == [LOG] and log.tell() == 0:  # no worker could be started
+                    (self.folder / LOG).unlink()
 
     def _start(self, number: int, log: IO[bytes]) -> None:
         command = [sys.executable, "-m", "training.worker"]
