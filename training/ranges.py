@@ -165,9 +165,12 @@ def class_of(key: str, node: Config) -> type:
     """The class that ``node`` builds, an estimator or a task. Raises ``UserError`` if there is none."""
     target = str(node.get("_target_", ""))
     try:
-        found = pkgutil.resolve_name(target)
+        found = _resolved(target)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{key}._target_={target}: there is no such class ({error})") from None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise UserError(f"{key}._target_={target} is no {key.split('.')[0]}: it must be a class, a torch.nn.Module")
     return found
+
+
+_resolved = functools.cache(pkgutil.resolve_name)
