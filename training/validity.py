@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import hydra.utils
-
 from analysis.published import sources
 from estimators import UnorderedSet
 from tasks.datasets import CLASSES, DATASETS
 from tasks.free_logits import FreeLogits
 from tasks.likelihoods import check_likelihood
-from training import loggers, optimisers, schedules
+from training import loggers, optimisers, schedules, targets
 from training.errors import UserError
 
 AT_LEAST_ONE = ("steps", "batch_size", "evaluate_every", "evaluate_samples", "valid_samples", "test_samples")
@@ -53,14 +51,14 @@ def against(config: dict[str, Any]) -> str | None:
     estimator, task = config["estimator"], config["task"]
     if not task.get("unlabelled", True) and estimator["name"] != "exact":
         return f"would never be asked by task={task['name']}, which learns from labels alone; use estimator=exact"
-    method = hydra.utils.get_class(estimator["_target_"])
-    return _of_latents(method, estimator, task) or _of_kl(method, estimator, task) or _of_data(task, config["data"])
+    method = targets.class_of(config, "estimator")
+    return _of_latents(method, estimator, task) or _of_kl(method, estimator, task) or _of_data(config)
 
 
 def caution(config: dict[str, Any]) -> str | None:
     """What one should know of a combination that is trained all the same, to be read after the estimator's name."""
     estimator, task = config["estimator"], config["task"]
-    rescales = getattr(hydra.utils.get_class(estimator["_target_"]), "rescales", False)
+    rescales = getattr(targets.class_of(config, "estimator"), "rescales", False)
     if task.get("kl") == "analytic" and rescales and estimator.get("variance_normalisation", True):
         return (
             "divides its gradient by a running scale, and the KL beside it, with task.kl=analytic, is not divided: it "
@@ -111,9 +109,10 @@ def _of_kl(method: type, estimator: dict[str, Any], task: dict[str, Any]) -> str
     return None
 
 
-def _of_data(task: dict[str, Any], data: dict[str, Any]) -> str | None:
+def _of_data(config: dict[str, Any]) -> str | None:
     """Read after the estimator's name, too."""
-    is_toy = issubclass(hydra.utils.get_class(task["_target_"]), FreeLogits)
+    task, data = config["task"], config["data"]
+    is_toy = issubclass(targets.class_of(config, "task"), FreeLogits)
     if is_toy != (data["name"] == "none"):
         wants = "has no images: use data=none with it" if is_toy else "needs images: use data=digits or data=mnist"
         return f"cannot train task={task['name']} on data={data['name']}: the task {wants}"
