@@ -10,6 +10,7 @@ A run is a directory ``runs/<sweep>/<run>/`` with
 ``images.npz``      reconstructions and decoded samples for the figures (optional)
 ``checkpoint.pt``   the training state, replaced atomically
 ``claim``           exists while a process trains the run (:mod:`analysis.claims`)
+``loggers.json``    the ids under which loggers beside this record know the run (optional)
 ``log.txt``         when it started, stopped, went on, failed (with the traceback), for people
 ``result.json``     written last and atomically: a run with a result is finished, one without is not
 ==================  ==================================================================================
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 CONFIG = Path(".hydra") / "config.yaml"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 METRICS, BASKET, STATUS, RESULT = "metrics.jsonl", "basket.jsonl", "status.json", "result.json"
-IMAGES, CHECKPOINT, LOG = "images.npz", "checkpoint.pt", "log.txt"
+IMAGES, CHECKPOINT, LOG, LOGGERS = "images.npz", "checkpoint.pt", "log.txt", "loggers.json"
 COSTS = ("wall_seconds", "loss_evaluations", "peak_memory_bytes", "pack_replicas", "device", "commit", "diverged_at")
 STATUSES = ("queued", "running", "finished", "diverged", "failed")
 
@@ -165,7 +166,7 @@ class RunRecord:
     def start(self, config_yaml: str, overrides: list[str], keep_until: int = 0) -> None:
         """Begin (or, with ``keep_until``, go on): write the config, drop rows of steps after ``keep_until``."""
         (self.path / CONFIG).parent.mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG, OVERRIDES, METRICS, BASKET, STATUS, CHECKPOINT, IMAGES, RESULT):
+        for name in (CONFIG, OVERRIDES, METRICS, BASKET, STATUS, CHECKPOINT, IMAGES, RESULT, LOGGERS):
             for left_behind in (self.path / name).parent.glob(f".{Path(name).name}.*.tmp"):  # by a killed process
                 left_behind.unlink(missing_ok=True)
         write_atomically(self.path / CONFIG, config_yaml.encode())
@@ -212,6 +213,17 @@ class RunRecord:
             return {str(CONFIG): config, **{name: (self.path / name).stat().st_size for name in files}}
         except OSError as error:
             return {str(Path(str(error.filename)).relative_to(self.path)): "missing"}
+
+    def known_as(self, logger: str, new: str) -> str:
+        """The id under which ``logger`` knows the run: the one that was kept first, which is ``new`` if there is none."""
+        try:
+            known = _read_json(self.path / LOGGERS)
+        except (FileNotFoundError, DamagedRecord):
+            known = {}
+        if not isinstance(known.get(logger), str):
+            known[logger] = new
+            write_atomically(self.path / LOGGERS, _to_json(known))
+        return str(known[logger])
 
     def log(self, text: str) -> None:
         """Add a line (or a traceback) to the run's log, with the time."""

@@ -22,7 +22,7 @@ from analysis.records import IMAGES, METRICS, RunRecord, read_metrics, write_ato
 from training import checkpoints, matmul
 from training.along import Basket
 from training.interrupt import Stopped, asked
-from training.loggers import make_logger
+from training.loggers import Logger, open_loggers
 from training.pack import Pack
 from training.processes import ROOT
 from training.progress import Report
@@ -40,10 +40,16 @@ def train(pack: Pack, records: list[RunRecord], report: Report, lost: Collection
     Raises:
         Stopped: if a signal asked for it; checkpoints are written and the runs are ``queued``.
     """
-    commit()
+    commit()  # before anybody changes the code
+    with open_loggers(pack.configs, records) as loggers:
+        _train(pack, records, report, lost, loggers)
+
+
+def _train(
+    pack: Pack, records: list[RunRecord], report: Report, lost: Collection[RunRecord], loggers: list[Logger]
+) -> None:
     config = pack.configs[0]
     steps, every = config["steps"], config["evaluate_every"]
-    loggers = [make_logger(run, record.path) for run, record in zip(pack.configs, records, strict=True)]
     label = f"{config['estimator']['name']} on {config['task']['name']}"
     report({"event": "pack", "label": label, "replicas": pack.replicas, "step": pack.step, "steps": steps})
     alive, note = list(range(pack.replicas)), ""
