@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as parquet
 
-from analysis import records
+from analysis import defaults, records
 from analysis.records import CONFIG, METRICS, RESULT, STATUS, DamagedRecord
 
 FILE = ".frame.parquet"
@@ -222,8 +222,8 @@ def _key(run: Path) -> Key:
 
 @cache
 def _reader() -> str:
-    """What tells files that other code wrote: a digest of the code that reads records."""
-    code = b"".join(Path(file).read_bytes() for file in (__file__, records.__file__))
+    """What tells files that other code wrote: a digest of the code that reads records and of the defaults it knows."""
+    code = b"".join(Path(file).read_bytes() for file in (__file__, records.__file__, defaults.FILE))
     return hashlib.sha256(code).hexdigest()
 
 

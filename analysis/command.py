@@ -119,7 +119,7 @@ def statuses(frame: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
     lines = [f"{len(runs)} runs: " + ", ".join(f"{counts[word]} {word}" for word in records.STATUSES if word in counts)]
     repeated = frame["path"].nunique() - len(runs)
     if repeated:
-        lines.append(f"{repeated} runs stand in more than one sweep and count once")
+        lines.append(f"{repeated} runs were recorded more than once and count once")
     for _, run in runs[runs["status"] != "finished"].iterrows():
         lines.append(f"{run['status']}: {run['run']} ({reason(run)})")
     return [*lines, ""]

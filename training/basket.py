@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from analysis.defaults import complete
 from analysis.records import CHECKPOINT, CONFIG, RunRecord
 from training import checkpoints, moments, schema, targets
 from training.devices import pick_device
@@ -167,6 +168,7 @@ def load_run(path: Path, device: torch.device, allowed: Sequence[str] = ()) -> P
     state, trouble = checkpoints.load(RunRecord(path), config["steps"])
     if state is None:
         raise UserError(trouble or f"{path}: there is no checkpoint ({CHECKPOINT})")
+    config = complete(config)
     try:
         if not Path(config["data"]["root"]).expanduser().is_dir():  # of another machine; a download would make it
             config["data"]["root"] = os.environ.get("DATA_DIR", "data")
