@@ -367,8 +367,8 @@ def load(path: str | Path) -> pd.DataFrame:
     ``error``, the config's fields (``estimator``, ``task``, ``data``, ``seed``, ``optimizer.lr``, ...; those younger
     than the record at their defaults), ``identity`` (the run's name with these), the protocol (``protocol.*``), costs,
     and the metrics (float64; a missing one is NaN). A run without rows (queued, or failed early) stands in one row with
-    ``step`` missing. Damaged records are warned of, left out, and listed in ``frame.attrs["damaged"]``. What was read is
-    kept in a file beside the runs (:mod:`analysis.collect`).
+    ``step`` missing. Damaged records are warned of, left out, and listed in ``frame.attrs["damaged"]``. What was read
+    is kept in a file beside the runs (:mod:`analysis.collect`).
 
     Raises ``FileNotFoundError`` if ``path`` holds no run at all.
     """
