@@ -322,7 +322,7 @@ def read_overrides(path: Path) -> list[str]:
     import yaml
 
     try:
-        return [str(line) for line in yaml.safe_load((path / OVERRIDES).read_text())]
+        return [str(line) for line in yaml.safe_load((path / OVERRIDES).read_bytes())]
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise DamagedRecord(f"{path / OVERRIDES}: not a run's overrides ({type(error).__name__}: {error})") from None
 

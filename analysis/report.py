@@ -16,8 +16,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.command import DIFFERENT, NOTHING, OK, read, refuse
+from analysis.command import DIFFERENT, NOTHING, OK, read, refuse, unwritable
 from analysis.page_data import page_data
+from analysis.printable import make_printable
 from analysis.statistics import ProtocolsDiffer
 
 PAGE = Path(__file__).with_name("page")
@@ -26,6 +27,7 @@ SCRIPTS = ("elements.js", "rows.js", "curves.js", "tables.js", "gumbel.js", "mai
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; exit code 0, 1 if protocols differ, or 2 if there is no run to show."""
+    make_printable()
     parser = argparse.ArgumentParser(
         prog="python -m analysis.report",
         description="An interactive page of a sweep, one HTML file; no run is changed.",
@@ -41,8 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.write_text(page(frame, output.parent), encoding="utf-8")
     except ProtocolsDiffer as error:
         return refuse(str(error), DIFFERENT)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         return refuse(str(error), NOTHING)
+    except OSError as error:
+        return refuse(unwritable(error), NOTHING)
     print(f"wrote {output}")
     return OK
 
@@ -53,14 +57,14 @@ def page(frame: pd.DataFrame, folder: Path) -> str:
 
     parts = {
         "title": html.escape(" and ".join(sorted(set(frame["sweep"])))),
-        "style": (PAGE / "page.css").read_text(),
+        "style": (PAGE / "page.css").read_text(encoding="utf-8"),
         "plotly": get_plotlyjs(),
-        "script": "\n".join((PAGE / name).read_text() for name in SCRIPTS),
+        "script": "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
         "data": _embedded(page_data(frame, folder)),
-        "noise": _embedded(json.loads((PAGE / "gumbel_noise.json").read_text())),
+        "noise": _embedded(json.loads((PAGE / "gumbel_noise.json").read_text(encoding="utf-8"))),
     }
     # In one pass: what a part says is never taken for a place of another part.
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], (PAGE / "page.html").read_text())
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], (PAGE / "page.html").read_text(encoding="utf-8"))
 
 
 def _embedded(content: Any) -> str:

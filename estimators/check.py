@@ -16,6 +16,7 @@ import argparse
 import copy
 import importlib
 import inspect
+import io
 import json
 import math
 import os
@@ -347,6 +348,9 @@ def _user_class(name: str) -> Callable[..., Estimator]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of a terminal that cannot write a class's name
     parser = argparse.ArgumentParser(prog="python -m estimators.check", description=(__doc__ or "").split("\n\n")[1])
     parser.add_argument("names", nargs="*", metavar="NAME", help="a method (RLOO, st_gumbel_softmax) or module:Class")
     parser.add_argument("--json", metavar="FILE", help="write all figures there; - is the standard output")

@@ -41,7 +41,13 @@ def test_arrows_point_one_way(folder):
         assert not roots & FORBIDDEN.get(folder, set()), path
     if folder == "training":
         used = {name for path in (ROOT / folder).rglob("*.py") for name in imports(path) if name.startswith("analysis")}
-        assert used == {"analysis.records", "analysis.defaults", "analysis.claims", "analysis.published"}
+        assert used == {
+            "analysis.printable",
+            "analysis.records",
+            "analysis.defaults",
+            "analysis.claims",
+            "analysis.published",
+        }
 
 
 def test_nothing_is_built_from_a_config_but_by_targets():

@@ -10,6 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from analysis.printable import make_printable
 from training.interrupt import Stopped
 
 
@@ -19,6 +20,7 @@ class UserError(Exception):
 
 def explained(app: Callable[[], None]) -> None:
     """Run the Hydra ``app``; a user's mistake ends it with one sentence on stderr and exit code 1."""
+    make_printable()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand us the exception instead of printing Hydra's own summary
     try:
         app()

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from analysis.printable import make_printable
 from analysis.records import METRICS, STATUS, DamagedRecord, RunRecord, find_runs
 
 WORDS = ("running", "queued", "interrupted", "finished", "diverged", "failed", "damaged")
@@ -77,6 +78,7 @@ def report(path: Path) -> str:
 
 def main() -> None:
     """Print the report for the folder on the command line."""
+    make_printable()
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: python -m training.status runs/SWEEP")
     try:
