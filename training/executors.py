@@ -92,7 +92,11 @@ def _closed(folder: Path) -> Path:
 def _python(variables: dict[str, str], unset: Sequence[str] = (), folder: Path | None = None) -> str:
     """The command that starts Python with a changed environment, working in ``folder``; unbuffered, for the logs."""
     variables = {"PYTHONUNBUFFERED": "1"} | variables
-    words = ["env", *(f"--unset={name}" for name in unset), *(f"{key}={value}" for key, value in variables.items())]
+    words = [
+        "env",
+        *(word for name in unset for word in ("-u", name)),
+        *(f"{key}={value}" for key, value in variables.items()),
+    ]
     return shlex.join([*words, *python(folder)])
 
 
