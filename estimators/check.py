@@ -335,7 +335,7 @@ def _without_categories(make: Callable[..., Estimator]) -> Callable[..., Estimat
 def _user_class(name: str) -> Callable[..., Estimator]:
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+        sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module), attribute)
         built = found()
