@@ -18,14 +18,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from analysis.figures import save
-from analysis.style import LOOKS, RC, Look, look
+from analysis.style import LOOKS, STYLE, Look, look
 
 DEGREE = 3
 LEAST_BIAS = 0.01
@@ -74,7 +74,7 @@ def path(result: Result, categories: int) -> list[tuple[float | None, float, flo
     return [(row["temperature"], row["relative_variance"], row["relative_bias"], row["resolution"]) for row in rows]
 
 
-@matplotlib.rc_context(RC)
+@matplotlib.style.context(STYLE)
 def bias_variance(report: Result) -> Figure:
     """The plane of relative bias (up) and relative variance (right), a column per number of categories.
 
@@ -137,7 +137,7 @@ def _draw_dot(axes: Axes, row: int, value: float | None, how: Look) -> None:
         axes.annotate("0", (0.015, row), xycoords=("axes fraction", "data"), va="center", fontsize=7, color=how.color)
 
 
-@matplotlib.rc_context(RC)
+@matplotlib.style.context(STYLE)
 def ranking(report: Result) -> Figure:
     """Relative variance times evaluations with default arguments, best at the top; the biased ones apart, with bias."""
     results = [r for r in compared(report) if r["name"] != "Exact"]
@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="folder for the figures")
     options = parser.parse_args(arguments)
     try:
-        report = json.loads(options.file.read_text())
+        report = json.loads(options.file.read_text(encoding="utf-8"))
         drawn = {"bias_variance": bias_variance(report), "ranking": ranking(report)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"{options.file}: not a certificate of estimators.check ({error!r})", file=sys.stderr)

@@ -9,7 +9,6 @@ machine took over) notices at its next heartbeat and must write no more.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import os
 import socket
@@ -83,6 +82,8 @@ class Claim:
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Keep other processes from judging and replacing a claim at the same time; the kernel frees it with its owner."""
+    import fcntl  # Windows has none: there records are read only
+
     handle = os.open(directory, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks: the exclusive link has to do

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.figures import save
 from analysis.published import all_published
-from analysis.style import RC, in_order, look
+from analysis.style import STYLE, in_order, look
 
 MARGINALISED = "exact"
 
@@ -32,7 +32,7 @@ def published_ratios() -> dict[int, float]:
     return found
 
 
-@matplotlib.rc_context(RC)
+@matplotlib.style.context(STYLE)
 def speed(rows: pd.DataFrame, published: dict[int, float]) -> Figure:
     """Steps per second against the number of classes, and how many times those of marginalisation they are.
 
@@ -90,12 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("file", type=Path, help="what python -m training.benchmark_classes wrote")
     parser.add_argument("output", type=Path, help="folder for figure and table")
     options = parser.parse_args(arguments)
-    report = json.loads(options.file.read_text())
+    report = json.loads(options.file.read_text(encoding="utf-8"))
     rows, published = pd.DataFrame(report["rows"]), published_ratios()
     options.output.mkdir(parents=True, exist_ok=True)
     rows.to_csv(options.output / "speed.csv", index=False)
     text = table(rows, published)
-    (options.output / "speed.md").write_text(text)
+    (options.output / "speed.md").write_text(text, encoding="utf-8")
     print(text)
     save(speed(rows, published), options.output / "speed")
     return 0

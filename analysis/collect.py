@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as parquet
 
-from analysis import records
+from analysis import defaults, records
 from analysis.records import CONFIG, METRICS, RESULT, STATUS, DamagedRecord
 
 FILE = ".frame.parquet"
@@ -164,8 +164,9 @@ def assemble(pieces: Sequence[Piece], paths: Sequence[Path]) -> pd.DataFrame:
         return pd.DataFrame(columns=["run", "step", "status", "error"])
     places = [{"sweep": path.parent.name, "path": str(path)} for path in paths]
     constants = pd.DataFrame([{**piece.constants, **place} for piece, place in zip(pieces, places, strict=True)])
-    if "error" not in constants:
-        constants["error"] = None
+    for name in ("error", *records.COSTS):  # none of the runs may have got that far
+        if name not in constants:
+            constants[name] = None
     of_run = np.repeat(np.arange(len(pieces)), [piece.rows.num_rows for piece in pieces])
     constants = constants.take(of_run).reset_index(drop=True)
     metrics = _metrics(pieces)
@@ -222,8 +223,8 @@ def _key(run: Path) -> Key:
 
 @cache
 def _reader() -> str:
-    """What tells files that other code wrote: a digest of the code that reads records."""
-    code = b"".join(Path(file).read_bytes() for file in (__file__, records.__file__))
+    """What tells files that other code wrote: a digest of the code that reads records and of the defaults it knows."""
+    code = b"".join(Path(file).read_bytes() for file in (__file__, records.__file__, defaults.FILE))
     return hashlib.sha256(code).hexdigest()
 
 

@@ -8,10 +8,12 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from analysis import records, reference, scrutiny, tables
 from analysis.layouts import layouts, of_sweeps
@@ -42,15 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for sentence in kept.attrs["damaged"]:
         print(f"damaged, left out: {sentence}")
     output = options.output or options.path / "report"
-    output.mkdir(parents=True, exist_ok=True)
-    _storable(kept).to_parquet(output / "frame.parquet")
     try:
+        output.mkdir(parents=True, exist_ok=True)
+        _storable(kept).to_parquet(output / "frame.parquet")
         entries = [entry for folder in options.reference for entry in reference.read(folder)]
         code = report(kept, output, entries, options.table)
         if options.write_reference and code == OK:
             print(f"wrote {reference.write(kept, options.write_reference)}")
     except ValueError as error:
         return refuse(str(error), NOTHING)
+    except OSError as error:
+        return refuse(unwritable(error), NOTHING)
     return code
 
 
@@ -104,13 +108,40 @@ def read(path: Path, conditions: Sequence[str]) -> pd.DataFrame:
 
 
 def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
-    """The rows of the runs for which every ``COLUMN=VALUE`` holds. Raises ``ValueError`` for an unknown column."""
+    """The rows of the runs for which every ``COLUMN=VALUE`` holds. Raises ``ValueError`` for an unknown column.
+
+    Values are compared and not their spelling: ``1e-3`` is ``0.001``, ``True`` is ``true``, ``[8,8]`` is ``[8, 8]``.
+    """
     for condition in conditions:
         column, separator, value = condition.partition("=")
         if not separator or column not in frame:
             raise ValueError(f"--where {condition}: expected COLUMN=VALUE with one of {', '.join(map(str, frame))}")
-        frame = frame[frame[column].map(as_text) == value]
+        texts = frame[column].map(as_text)
+        same = [text for text in texts.unique() if text == value or _value(text) == _value(value)]
+        frame = frame[texts.isin(same)]
     return frame
+
+
+def _value(text: str) -> Any:
+    """What a text of the command line or of :func:`~analysis.statistics.as_text` means."""
+    word = text.strip()
+    if word.lower() in ("true", "false", "none", "null"):
+        return word.lower().replace("null", "none")
+    if word[:1] in ("[", "{"):
+        with suppress(yaml.YAMLError):
+            return _values(yaml.safe_load(word))
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(word)
+    return word
+
+
+def _values(content: Any) -> Any:
+    if isinstance(content, list):
+        return [_values(each) for each in content]
+    if isinstance(content, dict):
+        return {key: _values(value) for key, value in content.items()}
+    return _value(as_text(content))
 
 
 def statuses(frame: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
@@ -119,7 +150,7 @@ def statuses(frame: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
     lines = [f"{len(runs)} runs: " + ", ".join(f"{counts[word]} {word}" for word in records.STATUSES if word in counts)]
     repeated = frame["path"].nunique() - len(runs)
     if repeated:
-        lines.append(f"{repeated} runs stand in more than one sweep and count once")
+        lines.append(f"{repeated} runs were recorded more than once and count once")
     for _, run in runs[runs["status"] != "finished"].iterrows():
         lines.append(f"{run['status']}: {run['run']} ({reason(run)})")
     return [*lines, ""]
@@ -133,6 +164,13 @@ def reason(run: pd.Series) -> str:
     if error != "none":
         return error.splitlines()[-1]
     return f"at step {as_text(run['step'])}" if as_text(run["step"]) != "none" else "no step yet"
+
+
+def unwritable(error: OSError) -> str:
+    """The sentence for a folder that cannot be written. Raises ``error`` if it is not of a file."""
+    if error.filename is None:
+        raise error
+    return f"cannot write to {error.filename} ({error.strerror}); choose another place with --output"
 
 
 def refuse(sentence: str, code: int) -> int:

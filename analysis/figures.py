@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from analysis.intervals import student_half_width
 from analysis.records import IMAGES
 from analysis.statistics import COMPARISON, curve, curve_metrics, final_rows, select
-from analysis.style import RC, in_order, look
+from analysis.style import STYLE, in_order, look
 
 COLUMNS = 3
 MANY = 8
@@ -49,7 +49,7 @@ def chosen(frame: pd.DataFrame) -> pd.DataFrame:
     return kept.assign(status=kept["path"].map(status))
 
 
-@matplotlib.rc_context(RC)
+@matplotlib.style.context(STYLE)
 def learning_curves(frame: pd.DataFrame, x: str = "step") -> Figure | None:
     """Negative validation bound (nats) against ``x``: mean over seeds with its pointwise 95 % interval (Student's t).
 
@@ -65,7 +65,7 @@ def learning_curves(frame: pd.DataFrame, x: str = "step") -> Figure | None:
     return _panels(frame, curve_metrics(frame), partial(_learning_curve, x=x), x)
 
 
-@matplotlib.rc_context(RC)
+@matplotlib.style.context(STYLE)
 def gradient_variance(frame: pd.DataFrame) -> Figure | None:
     """Mean per-parameter gradient variance (log scale) against steps: geometric mean over seeds with 95 % interval.
 
@@ -77,7 +77,7 @@ def gradient_variance(frame: pd.DataFrame) -> Figure | None:
     return _panels(frame, ("gradient_variance",), _variance_curve)
 
 
-@matplotlib.rc_context(RC)
+@matplotlib.style.context(STYLE)
 def temperatures(frame: pd.DataFrame) -> Figure | None:
     """The estimators' temperatures against steps (of several layers the first's): mean over seeds with 95 % interval.
 
@@ -262,7 +262,7 @@ def samples(images: dict[str, dict[str, NDArray[Any]]], title: str) -> Figure | 
     return _strips([(look(name).label, arrays["samples"]) for name, arrays in images.items()], f"Samples: {title}")
 
 
-@matplotlib.rc_context(RC)
+@matplotlib.style.context(STYLE)
 def _strips(rows: list[tuple[str, NDArray[Any]]], title: str) -> Figure | None:
     rows = [(label, images[:IMAGES_SHOWN]) for label, images in rows if len(images)]
     if not rows:
@@ -284,7 +284,7 @@ def _strips(rows: list[tuple[str, NDArray[Any]]], title: str) -> Figure | None:
     return figure
 
 
-@matplotlib.rc_context(RC)
+@matplotlib.style.context(STYLE)
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write ``stem.pdf`` (vector; the same bytes for the same figure) and ``stem.png``; returns both paths."""
     pdf, png = stem.with_name(f"{stem.name}.pdf"), stem.with_name(f"{stem.name}.png")

@@ -52,7 +52,7 @@ class Layout:
 def layouts() -> Mapping[str, Layout]:
     """All layouts by their names, which are those of the experiments that train them."""
     found = {}
-    for name, entry in json.loads(FILE.read_text()).items():
+    for name, entry in json.loads(FILE.read_text(encoding="utf-8")).items():
         if entry["compare"] not in ("row", "column"):
             raise ValueError(f"{FILE.name}: compare of {name} must be row or column, not {entry['compare']!r}")
         places = (_places(entry["rows"]), _places(entry["columns"]))

@@ -1,9 +1,12 @@
-"""How a command ends: its exit code where its standard streams are closed, full, or a pipe that nobody reads."""
+"""What a command prints, and how it ends: on terminals that lack letters, and where its standard streams are closed,
+full, or a pipe that nobody reads."""
 
 from __future__ import annotations
 
 import argparse
+import codecs
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +16,9 @@ UNREAD = 128 + 13
 """The exit code of a command whose output nobody reads: that of SIGPIPE, of which nothing is said (``| head -1``)."""
 OF_STREAMS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT)
 MANY_FILES = (errno.EMFILE, errno.ENFILE)
+
+
+IN_ASCII = {"±": "+-"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,6 +32,7 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[], int | str | None]) -> NoReturn:
     """Run a command and exit with what ``main`` returns; an ``OSError`` that it leaves is one sentence, exit code 1."""
     _open_streams()
+    make_printable()
     code: int | str | None
     try:
         try:
@@ -51,6 +58,20 @@ def in_words(error: OSError) -> str:
     if error.errno in MANY_FILES:
         return f"{reason}{where}: raise their limit (ulimit -n), or use fewer workers"
     return f"{reason}{where}"
+
+
+def make_printable() -> None:
+    """Let no character end a command that prints it: ``±`` becomes ``+-`` where it must, any other its escape."""
+    codecs.register_error("in_ascii", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="in_ascii")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    characters = error.object[error.start : error.end]
+    return "".join(IN_ASCII.get(each, ascii(each)[1:-1]) for each in characters), error.end
 
 
 def _open_streams() -> None:

@@ -74,7 +74,7 @@ class Published:
 @cache
 def all_published() -> tuple[Published, ...]:
     """Every published value of the file, in its order."""
-    content = json.loads(FILE.read_text())
+    content = json.loads(FILE.read_text(encoding="utf-8"))
     values = []
     for block in content["tables"]:
         source = dict(content["sources"][block["source"]])
@@ -90,7 +90,7 @@ def all_published() -> tuple[Published, ...]:
 @cache
 def sources() -> tuple[str, ...]:
     """The keys of the sources: what a config's ``source`` can be."""
-    return tuple(json.loads(FILE.read_text())["sources"])
+    return tuple(json.loads(FILE.read_text(encoding="utf-8"))["sources"])
 
 
 def published(

@@ -10,6 +10,7 @@ A run is a directory ``runs/<sweep>/<run>/`` with
 ``images.npz``      reconstructions and decoded samples for the figures (optional)
 ``checkpoint.pt``   the training state, replaced atomically
 ``claim``           exists while a process trains the run (:mod:`analysis.claims`)
+``loggers.json``    the ids under which loggers beside this record know the run (optional)
 ``log.txt``         when it started, stopped, went on, failed (with the traceback), for people
 ``result.json``     written last and atomically: a run with a result is finished, one without is not
 ==================  ==================================================================================
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.claims import Claim
+from analysis.defaults import complete
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,28 +39,14 @@ if TYPE_CHECKING:
 CONFIG = Path(".hydra") / "config.yaml"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 METRICS, BASKET, STATUS, RESULT = "metrics.jsonl", "basket.jsonl", "status.json", "result.json"
-IMAGES, CHECKPOINT, LOG = "images.npz", "checkpoint.pt", "log.txt"
+IMAGES, CHECKPOINT, LOG, LOGGERS = "images.npz", "checkpoint.pt", "log.txt", "loggers.json"
 COSTS = ("wall_seconds", "loss_evaluations", "peak_memory_bytes", "pack_replicas", "device", "commit", "diverged_at")
 STATUSES = ("queued", "running", "finished", "diverged", "failed")
 
 # Settings that change where, how fast or how visibly a run happens, but not its numbers.
 UNSCIENTIFIC = (
-    "runs_dir",
-    "sweep",
-    "budget",
-    "source",
-    "logger",
-    "device",
-    "threads",
-    "replicas",
-    "checkpoint_seconds",
-    "progress",
-    "workers",
-    "pack_size",
-    "retries",
-    "retry",
-    "dry_run",
-    "cluster",
+    *("runs_dir", "sweep", "budget", "source", "logger", "device", "threads", "replicas", "checkpoint_seconds"),
+    *("progress", "workers", "pack_size", "retries", "retry", "dry_run", "cluster"),
 )
 
 
@@ -165,7 +153,7 @@ class RunRecord:
     def start(self, config_yaml: str, overrides: list[str], keep_until: int = 0) -> None:
         """Begin (or, with ``keep_until``, go on): write the config, drop rows of steps after ``keep_until``."""
         (self.path / CONFIG).parent.mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG, OVERRIDES, METRICS, BASKET, STATUS, CHECKPOINT, IMAGES, RESULT):
+        for name in (CONFIG, OVERRIDES, METRICS, BASKET, STATUS, CHECKPOINT, IMAGES, RESULT, LOGGERS):
             for left_behind in (self.path / name).parent.glob(f".{Path(name).name}.*.tmp"):  # by a killed process
                 left_behind.unlink(missing_ok=True)
         write_atomically(self.path / CONFIG, config_yaml.encode())
@@ -212,6 +200,16 @@ class RunRecord:
             return {str(CONFIG): config, **{name: (self.path / name).stat().st_size for name in files}}
         except OSError as error:
             return {str(Path(str(error.filename)).relative_to(self.path)): "missing"}
+
+    def known_as(self, logger: str, new: str) -> str:
+        """The id under which ``logger`` knows the run: the first that was kept; ``new`` if there is none."""
+        try:
+            known = _read_json(self.path / LOGGERS)
+        except (FileNotFoundError, DamagedRecord):
+            known = {}
+        if logger not in known:
+            write_atomically(self.path / LOGGERS, _to_json(known | {logger: new}))
+        return str(known.get(logger, new))
 
     def log(self, text: str) -> None:
         """Add a line (or a traceback) to the run's log, with the time."""
@@ -293,7 +291,8 @@ def read_constants(path: Path) -> tuple[dict[str, Any], int | None]:
     except FileNotFoundError:
         result = None
     config, name = _read_config(path, result)
-    constants = {**_flat_config(config), "run": path.name}
+    full = complete(config)
+    constants = {**flat_config(full), "run": path.name, "identity": name if full == config else run_name(full)}
     if result is None:
         try:
             status = _read_json(path / STATUS)
@@ -323,7 +322,7 @@ def read_overrides(path: Path) -> list[str]:
     import yaml
 
     try:
-        return [str(line) for line in yaml.safe_load((path / OVERRIDES).read_text())]
+        return [str(line) for line in yaml.safe_load((path / OVERRIDES).read_bytes())]
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise DamagedRecord(f"{path / OVERRIDES}: not a run's overrides ({type(error).__name__}: {error})") from None
 
@@ -346,14 +345,14 @@ def _read_config(path: Path, result: dict[str, Any] | None) -> tuple[dict[str, A
         raise DamagedRecord(f"{path / CONFIG}: not a run's config ({type(error).__name__}: {error})") from None
 
 
-def _flat_config(config: dict[str, Any]) -> dict[str, Any]:
+def flat_config(config: dict[str, Any]) -> dict[str, Any]:
     """``{"optimizer": {"lr": .1}}`` -> ``{"optimizer.lr": .1}``; a group with a name stands for itself."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
             if "name" in value:
                 flat[key] = value["name"]
-            for inner, leaf in _flat_config(value).items():
+            for inner, leaf in flat_config(value).items():
                 if inner != "name":
                     flat[f"{key}.{inner}"] = leaf
         else:
@@ -365,10 +364,11 @@ def load(path: str | Path) -> pd.DataFrame:
     """Load a run, a sweep or a folder of sweeps as one long frame.
 
     Returns a row per run and evaluated step with the columns ``run``, ``sweep``, ``path``, ``step``, ``status``,
-    ``error``, the config's fields (``estimator``, ``task``, ``data``, ``seed``, ``optimizer.lr``, ...), the protocol
-    (``protocol.*``), costs, and the metrics (float64; a missing one is NaN). A run that has no rows yet (queued, or
-    failed early) stands in one row with ``step`` missing. Damaged records are warned of by name, left out, and listed
-    in ``frame.attrs["damaged"]``. What was read is kept in a file beside the runs (:mod:`analysis.collect`).
+    ``error``, the config's fields (``estimator``, ``task``, ``data``, ``seed``, ``optimizer.lr``, ...; those younger
+    than the record at their defaults), ``identity`` (the run's name with these), the protocol (``protocol.*``), costs,
+    and the metrics (float64; a missing one is NaN). A run without rows (queued, or failed early) stands in one row with
+    ``step`` missing. Damaged records are warned of, left out, and listed in ``frame.attrs["damaged"]``. What was read
+    is kept in a file beside the runs (:mod:`analysis.collect`).
 
     Raises ``FileNotFoundError`` if ``path`` holds no run at all.
     """

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.records import DamagedRecord, read_overrides, unscientific, write_atomically
+from analysis.defaults import complete
+from analysis.records import DamagedRecord, flat_config, read_overrides, unscientific, write_atomically
 from analysis.statistics import CELL, COMPARISON, as_text, final_rows, is_setting, select, summarise_runs
 
 FILE = "reference.json"
@@ -94,7 +95,10 @@ def _plain(value: Any) -> Any:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The entries of ``folder/reference.json``. Raises ``ValueError``, with one sentence, if it cannot be read."""
+    """The entries of ``folder/reference.json``, with options that are younger than it at their defaults.
+
+    Raises ``ValueError``, with one sentence, if it cannot be read.
+    """
     file = folder / FILE if folder.is_dir() else folder
     try:
         content = json.loads(file.read_bytes())
@@ -105,6 +109,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
             missing = {*CELL, "metric", "seeds", "protocol", "config", "settings"} - set(entry)
             if missing:
                 raise ValueError(f"{file}: an entry lacks {', '.join(sorted(missing))}")
+            entry["config"] = _complete({name: entry[name] for name in CELL} | entry["config"])
     except FileNotFoundError:
         raise ValueError(
             f"no reference at {file}: python -m analysis RUNS --write-reference {folder} writes one"
@@ -112,6 +117,19 @@ def read(folder: Path) -> list[dict[str, Any]]:
     except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file}: not a reference ({type(error).__name__}: {error})") from None
     return entries
+
+
+def _complete(fields: dict[str, Any]) -> dict[str, Any]:
+    """:func:`analysis.defaults.complete` of a config that is as flat as in the frame."""
+    groups = {name.partition(".")[0] for name in fields if "." in name}
+    config: dict[str, Any] = {group: {} for group in groups}
+    for name, value in fields.items():
+        group, _, option = name.partition(".")
+        if group in groups:
+            config[group][option or "name"] = value
+        else:
+            config[name] = value
+    return flat_config(complete(config))
 
 
 def beside(runs: pd.DataFrame, entries: Sequence[dict[str, Any]]) -> tuple[pd.DataFrame, list[str]]:

@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.figures import save
-from analysis.style import BLUE, ORANGE, RC
+from analysis.style import BLUE, ORANGE, STYLE
 
 TEMPERATURES = (0.1, 0.5, 1.0, 10.0)
 PROBABILITIES = (0.05, 0.1, 0.25, 0.3, 0.15, 0.1, 0.05)
@@ -32,7 +32,7 @@ def relaxed(probabilities: ArrayLike, gumbel: ArrayLike, temperature: float) -> 
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-@matplotlib.rc_context(RC)
+@matplotlib.style.context(STYLE)
 def expectations_and_samples(
     probabilities: ArrayLike, gumbel: ArrayLike, temperatures: Sequence[float] = TEMPERATURES
 ) -> Figure:
@@ -75,6 +75,6 @@ def expectations_and_samples(
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m analysis.relaxation STEM")
-    noise = np.array(json.loads(NOISE.read_text())["noise"])[:, : len(PROBABILITIES)]
+    noise = np.array(json.loads(NOISE.read_text(encoding="utf-8"))["noise"])[:, : len(PROBABILITIES)]
     for file in save(expectations_and_samples(PROBABILITIES, noise), Path(sys.argv[1])):
         print(f"wrote {file}")

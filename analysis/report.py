@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.command import DIFFERENT, NOTHING, OK, read, refuse
+from analysis.command import DIFFERENT, NOTHING, OK, read, refuse, unwritable
 from analysis.output import Parser, run
 from analysis.page_data import page_data
 from analysis.statistics import ProtocolsDiffer
@@ -40,8 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.write_text(page(frame, output.parent), encoding="utf-8")
     except ProtocolsDiffer as error:
         return refuse(str(error), DIFFERENT)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         return refuse(str(error), NOTHING)
+    except OSError as error:
+        return refuse(unwritable(error), NOTHING)
     print(f"wrote {output}")
     return OK
 
@@ -52,14 +54,14 @@ def page(frame: pd.DataFrame, folder: Path) -> str:
 
     parts = {
         "title": html.escape(" and ".join(sorted(set(frame["sweep"])))),
-        "style": (PAGE / "page.css").read_text(),
+        "style": (PAGE / "page.css").read_text(encoding="utf-8"),
         "plotly": get_plotlyjs(),
-        "script": "\n".join((PAGE / name).read_text() for name in SCRIPTS),
+        "script": "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
         "data": _embedded(page_data(frame, folder)),
-        "noise": _embedded(json.loads((PAGE / "gumbel_noise.json").read_text())),
+        "noise": _embedded(json.loads((PAGE / "gumbel_noise.json").read_text(encoding="utf-8"))),
     }
     # In one pass: what a part says is never taken for a place of another part.
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], (PAGE / "page.html").read_text())
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], (PAGE / "page.html").read_text(encoding="utf-8"))
 
 
 def _embedded(content: Any) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ from analysis.figures import save
 from analysis.intervals import interval, student_half_width
 from analysis.published import all_published
 from analysis.statistics import check_protocols, curve, final_rows, select
-from analysis.style import RC, Look, in_order, look
+from analysis.style import STYLE, Look, in_order, look
 
 TASK, BASELINE = "semi_supervised", "labelled_only"
 BASELINE_LOOK = Look("labelled images only", "0.45", (0, (1, 1)), "")
@@ -108,7 +108,7 @@ def to_markdown(table: pd.DataFrame) -> str:
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
 
 
-@matplotlib.rc_context(RC)
+@matplotlib.style.context(STYLE)
 def accuracy_curves(frame: pd.DataFrame) -> Figure:
     """Validation accuracy (%) against steps of the runs of ``frame``: mean over seeds, pointwise 95 % interval."""
     figure = Figure(figsize=(4.4, 3.0))
@@ -131,7 +131,7 @@ def accuracy_curves(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(RC)
+@matplotlib.style.context(STYLE)
 def analogies(originals: NDArray[Any], grid: NDArray[Any], title: str) -> Figure:
     """Originals ``[n, h, w]`` in the first column; then ``grid`` ``[n, classes, h, w]``, a class in each column."""
     n, classes, height, width = grid.shape
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = summary(runs)
     table.to_csv(output / "accuracy.csv", index=False)
     text = to_markdown(table)
-    (output / "accuracy.md").write_text(text)
+    (output / "accuracy.md").write_text(text, encoding="utf-8")
     print(text)
     save(accuracy_curves(frame[frame["path"].isin(runs["path"])]), output / "accuracy")
     first = runs[runs["task"] == TASK].sort_values(["estimator", "seed"]).drop_duplicates("estimator")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from analysis.intervals import interval
 from analysis.statistics import CELL, COMPARISON, check_protocols, final_rows, select
-from analysis.style import RC, in_order, look
+from analysis.style import STYLE, in_order, look
 
 COLUMNS = 3
 ABOVE = 1.0
@@ -50,7 +50,7 @@ def sensitivity(frame: pd.DataFrame, field: str = "optimizer.lr") -> pd.DataFram
     return pd.DataFrame(rows, columns=columns)
 
 
-@matplotlib.rc_context(RC)
+@matplotlib.style.context(STYLE)
 def figure(table: pd.DataFrame, field: str = "optimizer.lr") -> Figure | None:
     """The table of :func:`sensitivity` drawn: negative test bound against ``field``, a panel per task and data set.
 

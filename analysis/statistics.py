@@ -31,7 +31,7 @@ COMPARISON = ["task", "data"]
 BOUNDS = ("bound", "pseudo_bound", "value")
 
 _NOT_SETTINGS = {
-    *("run", "sweep", "path", "status", "error", "seed", *CELL),
+    *("run", "identity", "sweep", "path", "status", "error", "seed", *CELL),
     *("step", "seconds", "loss_evaluations", "gradient_variance"),
     *("wall_seconds", "peak_memory_bytes", "pack_replicas", "device", "commit", "diverged_at", "data.root"),
     *("valid", "test", "metric"),
@@ -76,7 +76,8 @@ def final_rows(frame: pd.DataFrame) -> pd.DataFrame:
     Adds ``valid`` and ``test`` (nats, higher is better; ``test`` only of finished runs) and ``metric`` (``bound``,
     ``pseudo_bound`` for grey targets, or ``value``, the negative expected loss of a toy problem). A finished run
     without a finite bound is counted as ``failed``, with the reason in ``error``. A run that stands in several sweeps
-    (same name, hence same config) counts once, a finished one first.
+    or was recorded by several versions of the code (same config, hence same ``identity``) counts once, a finished one
+    first.
     """
     runs = frame.sort_values(["path", "step"], na_position="first").groupby("path", sort=False).tail(1).copy()
     runs["valid"], runs["test"], runs["metric"] = np.nan, np.nan, None
@@ -91,7 +92,12 @@ def final_rows(frame: pd.DataFrame) -> pd.DataFrame:
     useless = finished & ~np.isfinite((runs["valid"] + runs["test"]).to_numpy(dtype=float))
     runs.loc[useless, ["status", "error"]] = ["failed", "finished without a finite validation and test bound"]
     order = (runs["status"] != "finished").astype(int)
-    runs = runs.assign(_order=order).sort_values(["_order", "path"]).drop_duplicates("run").drop(columns="_order")
+    runs = (
+        runs.assign(_order=order)
+        .sort_values(["_order", "path"])
+        .drop_duplicates("identity" if "identity" in runs else "run")
+        .drop(columns="_order")
+    )
     return runs.sort_values([*CELL, "seed", "run"]).reset_index(drop=True)
 
 

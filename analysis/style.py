@@ -34,6 +34,8 @@ RC: dict[Any, Any] = {
     "pdf.fonttype": 42,
     "savefig.dpi": 200,
 }
+STYLE: Any = ["default", RC]
+"""For ``matplotlib.style.context``: figures are the same whatever a ``matplotlibrc`` or a notebook has set."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis import variance
 from analysis.figures import save
-from analysis.style import RC, in_order, look
+from analysis.style import STYLE, in_order, look
 from analysis.variance import Panel
 
 NO_VARIANCE = 1e-9
@@ -42,7 +42,7 @@ def write(frame: pd.DataFrame, output: Path) -> Iterator[Path]:
         yield from save(ranking(panel), output / f"variance_ranking_{panel.name}")
 
 
-@matplotlib.rc_context(RC)
+@matplotlib.style.context(STYLE)
 def over_training(found: list[Panel]) -> Figure:
     """Variance per parameter against the step, both logarithmic, a panel for each task; bars: two standard errors."""
     columns = min(2, len(found))
@@ -74,7 +74,7 @@ def over_training(found: list[Panel]) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(RC)
+@matplotlib.style.context(STYLE)
 def bias_variance(panel: Panel) -> Figure:
     """At the last step, relative bias with its interval against the relative standard deviation of one gradient.
 
@@ -116,7 +116,7 @@ def bias_variance(panel: Panel) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(RC)
+@matplotlib.style.context(STYLE)
 def ranking(panel: Panel) -> Figure:
     """At the last step, what it takes until the noise of the mean gradient is as long as the gradient.
 

@@ -16,6 +16,7 @@ import argparse
 import copy
 import importlib
 import inspect
+import io
 import json
 import math
 import os
@@ -334,7 +335,7 @@ def _without_categories(make: Callable[..., Estimator]) -> Callable[..., Estimat
 def _user_class(name: str) -> Callable[..., Estimator]:
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+        sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module), attribute)
         built = found()
@@ -347,6 +348,9 @@ def _user_class(name: str) -> Callable[..., Estimator]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of a terminal that cannot write a class's name
     parser = argparse.ArgumentParser(prog="python -m estimators.check", description=(__doc__ or "").split("\n\n")[1])
     parser.error = lambda message: parser.exit(2, f"estimators.check: {message}\n")  # type: ignore[method-assign]
     parser.add_argument("names", nargs="*", metavar="NAME", help="a method (RLOO, st_gumbel_softmax) or module:Class")

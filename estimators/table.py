@@ -260,4 +260,7 @@ def rewritten(document: str, report: dict[str, Any] | None = None) -> str:
 
 if __name__ == "__main__":
     path, *rest = map(Path, sys.argv[1:])
-    path.write_text(rewritten(path.read_text(), *(json.loads(file.read_text()) for file in rest)))
+    path.write_text(
+        rewritten(path.read_text(encoding="utf-8"), *(json.loads(file.read_text(encoding="utf-8")) for file in rest)),
+        encoding="utf-8",
+    )

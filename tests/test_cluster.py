@@ -3,6 +3,7 @@
 SLURM itself is tried by ``tests/slurm/run.sh``.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -17,19 +18,20 @@ from test_cli import call
 
 import training
 from analysis import records
+from training.errors import UserError
 from training.plan import RunPlan
 from training.run import train_runs
 
 pytest.importorskip("submitit")
-
+executors = importlib.import_module("training.executors")
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["evaluate_every=50", "test_samples=1", "valid_samples=1", "task.latents=4", "pack_size=1", "workers=2"]
 
 
-def start(folder, *arguments):
+def start(folder, *arguments, **options):
     command = [sys.executable, "train.py", "-m", *SMALL, *arguments, f"runs_dir={folder}"]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
 
 
 def runs(folder):
@@ -63,7 +65,7 @@ def await_checkpoint(folder, process):
 def swept(tmp_path_factory):
     """Two packs as jobs, one of which is killed, and the same runs in this process: (killed run, folder, output)."""
     folder = tmp_path_factory.mktemp("runs")
-    process = start(folder / "jobs", "seed=0,1", "steps=600", "checkpoint_seconds=0.05", "cluster=local")
+    process = start(folder / "jobs", "seed=0,1", "steps=600", "checkpoint_seconds=0.05", "cluster=local", umask=0o002)
     killed, number = await_checkpoint(folder / "jobs", process)
     os.kill(number, signal.SIGKILL)
     text, _ = process.communicate(timeout=300)
@@ -97,6 +99,23 @@ def test_files_of_jobs_that_went_well_are_removed(swept):
     _, folder, _ = swept
     left = {file.name.partition("_")[0] for file in (folder / "jobs" / "main" / ".jobs").iterdir()}
     assert len(left) == 1, left  # the killed job's log
+
+
+def test_nobody_else_can_put_a_job_into_the_folder(swept, tmp_path):
+    """A job executes the pickle that it finds there."""
+    _, folder, _ = swept
+    assert (folder / "jobs" / "main").stat().st_mode & 0o777 == 0o775
+    assert (folder / "jobs" / "main" / ".jobs").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o755)
+    assert executors._closed(tmp_path / "open").stat().st_mode & 0o777 == 0o700
+    for mode in (0o775, 0o757):
+        (tmp_path / "open").chmod(mode)
+        with pytest.raises(UserError, match="others than you can write"):
+            executors._closed(tmp_path / "open")
+    (tmp_path / "link").symlink_to(folder / "jobs" / "main" / ".jobs")
+    with pytest.raises(UserError, match="others than you can write"):
+        executors._closed(tmp_path / "link")
 
 
 def test_a_run_whose_jobs_always_die_is_failed_with_the_reason(tmp_path):

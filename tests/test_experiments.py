@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from analysis.published import published
-from analysis.records import _flat_config
+from analysis.records import flat_config
 from training import validity
 from training.loop import evaluate, summary
 from training.pack import Pack
@@ -182,7 +182,7 @@ def test_the_published_numbers_beside_an_experiment(name):
     """In the order of its runs, where they are those of the paper; none where the paper was not read."""
     beside = {}
     for run in runs_of(name, "full"):
-        config = _flat_config(run.config)
+        config = flat_config(run.config)
         cell = config["task"], config["data"]
         value = published(*cell, config["estimator"], config, split="train" if name in TRAIN else "test")
         if value and not validity.against(run.config):

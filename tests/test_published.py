@@ -7,7 +7,7 @@ import pytest
 from test_plan import composer  # noqa: F401  a fixture
 
 from analysis.published import BOUNDS, FILE, all_published, differences, published, sources
-from analysis.records import _flat_config
+from analysis.records import flat_config
 
 VALUES = all_published()
 COLUMNS = ["nvil", "darn", "muprop", "straight_through", "annealed_straight_through", "gumbel_softmax"]
@@ -24,7 +24,7 @@ VAE = {"task.latents": 200, "task.categories": 2, "task.hidden": "[]", "task.kl"
 
 
 def flat(runs):
-    return [_flat_config(run.config) for run in runs]
+    return [flat_config(run.config) for run in runs]
 
 
 def chosen(**wanted):

@@ -1,6 +1,7 @@
 """The arrows between folders point one way, and the wheel holds the estimators only."""
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -40,16 +41,23 @@ def test_arrows_point_one_way(folder):
         assert not roots & FORBIDDEN.get(folder, set()), path
     if folder == "training":
         used = {name for path in (ROOT / folder).rglob("*.py") for name in imports(path) if name.startswith("analysis")}
-        assert used == {"analysis", "analysis.records", "analysis.claims", "analysis.published", "analysis.output"}
+        assert used == {
+            "analysis",
+            "analysis.records",
+            "analysis.defaults",
+            "analysis.claims",
+            "analysis.published",
+            "analysis.output",
+        }
 
 
-def test_instantiate_is_called_in_one_place():
-    callers = [
-        path.name
-        for path in ROOT.glob("t*/*.py")
-        if "utils.instantiate(" in path.read_text() and path.parent.name != "tests"
-    ]
-    assert callers == ["pack.py"]
+def test_nothing_is_built_from_a_config_but_by_targets():
+    """Hydra's own ``instantiate`` builds whatever is nested in a config."""
+    for folder in MAY_IMPORT:
+        for path in (ROOT / folder).rglob("*.py"):
+            text = path.read_text()
+            assert not re.search(r"hydra\.utils|instantiate\(|get_class\(|pickle\.load|weights_only=False", text), path
+            assert "import_module(" not in text or path.name in ("targets.py", "check.py", "peers.py"), path
 
 
 def test_the_wheel_holds_the_estimators_only(tmp_path):

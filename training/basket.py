@@ -9,6 +9,7 @@ contains the spread over minibatches; here only the noise of the estimator is le
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +18,10 @@ from pathlib import Path
 import torch
 import yaml
 
+from analysis.defaults import complete
 from analysis.output import Parser
 from analysis.records import CHECKPOINT, CONFIG, RunRecord
-from training import checkpoints, moments, schema
+from training import checkpoints, moments, schema, targets
 from training.devices import pick_device
 from training.errors import UserError, composing
 from training.moments import Moments
@@ -148,17 +150,35 @@ def measure(
         )
 
 
-def load_run(path: Path, device: torch.device) -> Pack:
-    """The run in a directory as a pack, at its last checkpoint. Raises ``UserError`` if there is none."""
+def load_run(path: Path, device: torch.device, allowed: Sequence[str] = ()) -> Pack:
+    """The run in a directory as a pack, at its last checkpoint.
+
+    It may be somebody else's: its config builds classes of this library and of the modules in ``allowed`` only
+    (:func:`training.targets.check_record`), and its checkpoint holds tensors and numbers.
+
+    Raises:
+        UserError: if there is none, or none that this code can build.
+    """
     try:
-        config = yaml.safe_load((path / CONFIG).read_text())
+        config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
     except OSError:
         raise UserError(f"{path}: not a run's directory (it has no {CONFIG})") from None
+    except (ValueError, yaml.YAMLError):
+        config = None
+    if not isinstance(config, dict) or not isinstance(config.get("steps"), int):
+        raise UserError(f"{path / CONFIG}: not a run's config")
+    targets.check_record(config, allowed, str(path / CONFIG))
     state, trouble = checkpoints.load(RunRecord(path), config["steps"])
     if state is None:
         raise UserError(trouble or f"{path}: there is no checkpoint ({CHECKPOINT})")
-    pack = Pack([config], device)
-    pack.restore([state])
+    config = complete(config)
+    try:
+        if not Path(config["data"]["root"]).expanduser().is_dir():  # of another machine; a download would make it
+            config["data"]["root"] = os.environ.get("DATA_DIR", "data")
+        pack = Pack([config], device)
+        pack.restore([state])
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: the run does not fit this version of the code ({error!r})") from None
     return pack
 
 
@@ -195,14 +215,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--draws", type=int, default=1000, help="gradients per estimator (1000)")
     parser.add_argument("--warm-up", type=int, default=500, help="steps for what an estimator learns (500)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    options = parser.parse_args(arguments)
+    allow = "a module of your own whose classes the run's config may name (repeatable); it is imported"
+    parser.add_argument("--allow", action="append", default=[], metavar="MODULE", help=allow)
+    options = parser.parse_intermixed_args(arguments)  # --allow MODULE may stand between names
     if options.draws < LEAST_DRAWS or options.warm_up < 0:
         raise UserError(
             f"--draws must be at least {LEAST_DRAWS} and --warm-up at least 0, not {options.draws}, {options.warm_up}"
         )
     torch.set_num_threads(1)
     schema.register()
-    pack = load_run(options.run, pick_device(options.device))
+    pack = load_run(options.run, pick_device(options.device), options.allow)
     nodes: dict[str, Config] = {}
     with composing(), initialize_config_module("conf", version_base="1.3"):
         for name in options.names or ("nvil", "muprop", "rebar"):

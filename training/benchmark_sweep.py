@@ -32,7 +32,7 @@ def timed(arguments: list[str], folder: Path) -> float:
 
 def busy_seconds(folder: Path) -> tuple[float, float, int]:
     """Seconds of steps and evaluations of all packs and of the longest, and the number of runs."""
-    results = [json.loads((run / RESULT).read_text()) for run in find_runs(folder)]
+    results = [json.loads((run / RESULT).read_text(encoding="utf-8")) for run in find_runs(folder)]
     seconds = [r["wall_seconds"] + r["evaluation_seconds"] for r in results]
     packs = sum(own / r["pack_replicas"] for own, r in zip(seconds, results, strict=True))
     return packs, max(seconds), len(results)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import pickle
 import signal
 import time
 from collections import Counter, deque
@@ -19,15 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from analysis.claims import HEARTBEAT_SECONDS
+from analysis.records import write_atomically
 from training import interrupt, memory
 from training.executors import make_executor
-from training.job import TrainPack, events_of
+from training.job import ENDED, TrainPack, events_of
 from training.plan import PackPlan
+from training.progress import Event
 from training.screen import Screen
 from training.workers import Job, give_up
 
 FOLDER = ".jobs"
-"""In the sweep's folder: submitit's files. Those of a job that went well are removed."""
+"""In the sweep's folder: submitit's files. Those of a job that went well are removed.
+
+A job executes the pickle that it finds there, so the folder is closed to others. This command reads no pickle: a job
+leaves its runs' names and what became of it as JSON.
+"""
 LOOK_SECONDS = 0.5
 
 
@@ -40,6 +45,7 @@ class Submitted:
     number: int
     begun: bool = False
     read: int = 0
+    outcome: Event | None = None
     gone: float | None = None
 
 
@@ -87,9 +93,8 @@ class _Watch:
         """The packs without runs that are in a living job of an earlier command."""
         theirs: dict[str, str] = {}
         for job_id in self.executor.states() or {}:
-            with contextlib.suppress(OSError, pickle.UnpicklingError, AttributeError, EOFError, ImportError):
-                task = pickle.loads((self.folder / f"{job_id}_submitted.pkl").read_bytes()).function
-                theirs |= {run.name: job_id for run in task.plans()}
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                theirs |= dict.fromkeys(json.loads(self._names(job_id).read_bytes()), job_id)
         found = [run.name for pack in packs for run in pack if run.name in theirs]
         if found:
             jobs = ", ".join(dict.fromkeys(theirs[name] for name in found))
@@ -97,15 +102,19 @@ class _Watch:
         left = (tuple(run for run in pack if run.name not in theirs) for pack in packs)
         return [pack for pack in left if pack]
 
+    def _names(self, job_id: str) -> Path:
+        """The file with the names of a job's runs."""
+        return self.folder / f"{job_id}_runs.json"
+
     def _submit(self) -> None:
         room = min(self.executor.room(len(self.submitted)), len(self.waiting))
         if room <= 0:
             return
         jobs = [self.waiting.popleft() for _ in range(room)]
-        self.folder.mkdir(parents=True, exist_ok=True)
         for job, handle in zip(jobs, self.executor.submit([TrainPack(job.pack) for job in jobs]), strict=True):
             self.given += 1
             self.submitted.append(Submitted(job, handle, self.given))
+            write_atomically(self._names(handle.job_id), json.dumps([run.name for run in job.pack]).encode())
 
     def _look(self) -> None:
         states = self.executor.states()
@@ -139,19 +148,22 @@ class _Watch:
         if lines and not submitted.begun:
             submitted.begun = True
             self.screen.begin(submitted.number, submitted.job.pack)
-        for line in lines:
-            self.screen.show(json.loads(line) | {"pack": submitted.number})
+        for event in map(json.loads, lines):
+            if event["event"] == ENDED:
+                submitted.outcome = event
+            else:
+                self.screen.show(event | {"pack": submitted.number})
 
     def _ended(self, submitted: Submitted) -> None:
         """A job has left a result: it went well, or an exception ended it."""
-        outcome, result = pickle.loads(submitted.handle.paths.result_pickle.read_bytes())
-        if outcome != "success":
-            return self._died(submitted, result.strip().splitlines()[-1])
+        outcome = submitted.outcome or {"error": "an exception, before it began"}
+        if outcome["error"]:
+            return self._died(submitted, outcome["error"])
         self._forget(submitted, lost=False)
-        if result:  # a mistake of the user
+        if outcome["mistake"]:
             for run in submitted.job.pack:
                 if not run.record.is_finished():
-                    give_up(run, result, self.screen)
+                    give_up(run, outcome["mistake"], self.screen)
             return
         for file in self.folder.glob(f"{submitted.handle.job_id}_*"):
             file.unlink(missing_ok=True)

@@ -6,12 +6,13 @@ is not (``verdict``), and what becomes of them when the command that waits for t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 from training.devices import worker_count
 from training.errors import UserError
 from training.interrupt import Stopped
+from training.processes import ROOT, python
 from training.workers import environment, own_gpu
 
 try:
@@ -64,10 +66,34 @@ def make_executor(options: Options, folder: Path) -> Executor:
     return Slurm(options, folder) if cluster["name"] == "slurm" else Local(options, folder)
 
 
-def _python(variables: dict[str, str], unset: Sequence[str] = ()) -> str:
-    """The command that starts Python with a changed environment."""
-    words = ["env", *(f"--unset={name}" for name in unset), *(f"{key}={value}" for key, value in variables.items())]
-    return shlex.join([*words, sys.executable])
+def _closed(folder: Path) -> Path:
+    """``folder``, made if it is missing, for its owner alone: jobs execute what they find there.
+
+    Raises:
+        UserError: if it is somebody else's, or somebody else could write there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise UserError(
+            f"{folder}: jobs execute what lies there, and others than you can write to it; remove it, or choose "
+            "another sweep=NAME"
+        )
+    os.chmod(folder, 0o700)
+    return folder
+
+
+def _python(variables: dict[str, str], unset: Sequence[str] = (), folder: Path | None = None) -> str:
+    """The command that starts Python with a changed environment, working in ``folder``; unbuffered, for the logs."""
+    variables = {"PYTHONUNBUFFERED": "1"} | variables
+    words = [
+        "env",
+        *(word for name in unset for word in ("-u", name)),
+        *(f"{key}={value}" for key, value in variables.items()),
+    ]
+    return shlex.join([*words, *python(folder)])
 
 
 class Slurm:
@@ -85,7 +111,7 @@ class Slurm:
             )
         self.parallelism = cluster["parallelism"]
         self.executor = submitit.SlurmExecutor(
-            folder, max_num_timeout=cluster["max_timeouts"], python=_python(environment(options))
+            _closed(folder), max_num_timeout=cluster["max_timeouts"], python=_python(environment(options))
         )
         chosen = {key: cluster[key] for key in ("partition", "account", "qos", "constraint", "setup") if cluster[key]}
         if cluster["mem_gb"]:
@@ -157,7 +183,7 @@ class Local:
     def __init__(self, options: Options, folder: Path) -> None:
         self.options = options
         self.parallelism = options["cluster"]["parallelism"] or worker_count(options)
-        self.executor = submitit.LocalExecutor(folder)
+        self.executor = submitit.LocalExecutor(_closed(folder))
         self.executor.update_parameters(timeout_min=60 * 24 * 365)
         self.slots: dict[int, Job] = {}
 
@@ -172,12 +198,16 @@ class Local:
         # submitit hides the GPUs of a job that asks for none.
         own = own_gpu(self.options, slot)
         given = own or {key: os.environ[key] for key in ("CUDA_VISIBLE_DEVICES",) if key in os.environ}
-        self.executor.python = _python(environment(self.options) | given, [] if given else ["CUDA_VISIBLE_DEVICES"])
+        here = Path.cwd()
+        unset = [] if given else ["CUDA_VISIBLE_DEVICES"]
+        self.executor.python = _python(environment(self.options) | given, unset, here)
         # Ctrl-C reaches the whole group; submitit's process would kill the job a second later.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
+            os.chdir(ROOT)  # submitit starts a process of its own by python -m: the current folder goes first in it
             self.slots[slot] = self.executor.submit(task)
         finally:
+            os.chdir(here)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return self.slots[slot]
 

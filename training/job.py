@@ -21,6 +21,7 @@ from training.plan import PackPlan, RunPlan
 from training.progress import Event, Report
 from training.run import train_runs
 
+ENDED = "ended"
 STEP_SECONDS = 5.0
 """Between two ``step`` events in the file of events, which the waiting command reads over the network."""
 
@@ -39,11 +40,28 @@ class TrainPack:
         """What submitit starts when the job comes back: the same."""
         return submitit.helpers.DelayedSubmission(self)
 
-    def __call__(self) -> str | None:
-        """Train. Returns a user's mistake as a sentence, where there is one: it would be the same in the next try.
+    def __call__(self) -> None:
+        """Train, and end the job's events with what became of it.
 
-        The signal before a time-out or a preemption (SIGUSR2), and SIGTERM, write checkpoints first. Then SIGUSR2 goes
-        to submitit, which requeues the job; SIGTERM ends it, because whoever sent it decides what comes next.
+        That is ``{"event": "ended", "mistake": ..., "error": ...}``: a user's mistake, which would be the same in the
+        next try, or an exception, as a sentence; both ``None`` if it went well.
+        """
+        report = events_to(events_of(submitit.JobEnvironment()))
+        ended: Event = {"event": ENDED, "mistake": None, "error": None}
+        try:
+            self._train(report)
+        except UserError as error:
+            ended["mistake"] = str(error)
+        except Exception as error:
+            report(ended | {"error": f"{type(error).__name__}: {error}"})
+            raise
+        report(ended)
+
+    def _train(self, report: Report) -> None:
+        """The signal before a time-out or a preemption (SIGUSR2), and SIGTERM, write checkpoints first.
+
+        Then SIGUSR2 goes to submitit, which requeues the job; SIGTERM ends it, because whoever sent it decides what
+        comes next.
         """
         schema.register()
         warning = getattr(signal, f"SIG{submitit.JobEnvironment.USR_SIG}")
@@ -56,20 +74,15 @@ class TrainPack:
 
         for number in (warning, signal.SIGTERM):
             signal.signal(number, ask)
-        runs, environment = self.plans(), submitit.JobEnvironment()
-        report = events_to(events_of(environment))
+        runs = self.plans()
         wait_for_dead_owners(runs)
         try:
-            train_runs(runs, report)
-            return None
-        except UserError as error:
-            return str(error)
+            return train_runs(runs, report)
         except interrupt.Stopped:
             pass
         names = " and ".join(signal.Signals(number).name for number in sorted(received))
-        report(
-            {"event": "message", "text": f"job {environment.job_id} was stopped by {names}; checkpoints are written"}
-        )
+        job = submitit.JobEnvironment().job_id
+        report({"event": "message", "text": f"job {job} was stopped by {names}; checkpoints are written"})
         if warning in received:
             requeue(warning, None)
         sys.exit(128 + signal.SIGTERM)

@@ -6,9 +6,12 @@ import contextlib
 import importlib.util
 import netrc
 import os
-from pathlib import Path
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from analysis.records import METRICS, RunRecord, read_metrics
 from training.errors import UserError
 
 INIT_TIMEOUT = 30.0
@@ -34,12 +37,19 @@ class NoLogger:
 
 
 class WandbLogger:
-    """One Weights & Biases run per run, grouped by sweep; its files lie in the run's directory."""
+    """One Weights & Biases run per run, grouped by sweep; its files lie in the run's directory.
 
-    def __init__(self, config: dict[str, Any], path: Path) -> None:
+    The record keeps its id. Where a run goes on, so does the one of that id; what Weights & Biases does not have of the
+    history it gets from the record's metrics. Offline that is all of it, since an offline run cannot be gone on with:
+    what an earlier process left is replaced.
+    """
+
+    def __init__(self, config: dict[str, Any], record: RunRecord) -> None:
         import wandb
 
-        options = config["logger"]
+        options, identity = config["logger"], record.known_as("wandb", secrets.token_hex(8))
+        for earlier in (record.path / "wandb").glob(f"offline-run-*-{identity}"):
+            shutil.rmtree(earlier)
         quiet: dict[str, Any] = {
             "silent": True,
             "console": "off",
@@ -53,23 +63,31 @@ class WandbLogger:
                 entity=options["entity"],
                 mode=options["mode"],
                 group=config["sweep"],
-                name=path.name,
-                dir=str(path),
+                name=record.path.name,
+                dir=str(record.path),
+                id=identity,
+                resume="allow" if options["mode"] == "online" else None,
                 config=config,
                 reinit="create_new",
                 settings=wandb.Settings(init_timeout=INIT_TIMEOUT, **quiet),
             )
         except wandb.errors.CommError as error:
             raise UserError(f"logger.mode=online: Weights & Biases cannot be reached ({error}); use offline") from None
+        self._open = True
+        for row in read_metrics(record.path / METRICS):
+            self.log(row)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Send a metrics row."""
-        self._run.log({key: value for key, value in row.items() if value is not None}, step=row["step"])
+        """Send a metrics row, unless it is there: a run goes on from its checkpoint, which may be older."""
+        if row["step"] >= self._run.step:
+            self._run.log({key: value for key, value in row.items() if value is not None}, step=row["step"])
 
     def finish(self, status: str) -> None:
-        """Close the run with its status."""
-        self._run.summary["status"] = status
-        self._run.finish(exit_code=0 if status == "finished" else 1)
+        """Close the run with its status; once it is closed, do nothing."""
+        if self._open:
+            self._open = False
+            self._run.summary["status"] = status
+            self._run.finish(exit_code=0 if status == "finished" else 1)
 
 
 def check(options: dict[str, Any]) -> None:
@@ -91,6 +109,14 @@ def _key_in_netrc() -> bool:
     return False
 
 
-def make_logger(config: dict[str, Any], path: Path) -> Logger:
-    """The logger that a run's config asks for."""
-    return WandbLogger(config, path) if config["logger"]["name"] == "wandb" else NoLogger()
+@contextlib.contextmanager
+def open_loggers(configs: Sequence[dict[str, Any]], records: Sequence[RunRecord]) -> Iterator[list[Logger]]:
+    """The loggers that the configs of runs ask for. Those that are open in the end are closed: their runs may go on."""
+    loggers: list[Logger] = []
+    try:
+        for config, record in zip(configs, records, strict=True):
+            loggers.append(WandbLogger(config, record) if config["logger"]["name"] == "wandb" else NoLogger())
+        yield loggers
+    finally:
+        for logger in loggers:
+            logger.finish("interrupted")

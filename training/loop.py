@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import platform
 import resource
 import subprocess
@@ -21,8 +22,9 @@ from analysis.records import IMAGES, METRICS, RunRecord, read_metrics, write_ato
 from training import checkpoints, matmul
 from training.along import Basket
 from training.interrupt import Stopped, asked
-from training.loggers import make_logger
+from training.loggers import Logger, open_loggers
 from training.pack import Pack
+from training.processes import ROOT
 from training.progress import Report
 
 LOOK_EVERY_ON_GPU = 50
@@ -38,9 +40,16 @@ def train(pack: Pack, records: list[RunRecord], report: Report, lost: Collection
     Raises:
         Stopped: if a signal asked for it; checkpoints are written and the runs are ``queued``.
     """
+    commit()  # before anybody changes the code
+    with open_loggers(pack.configs, records) as loggers:
+        _train(pack, records, report, lost, loggers)
+
+
+def _train(
+    pack: Pack, records: list[RunRecord], report: Report, lost: Collection[RunRecord], loggers: list[Logger]
+) -> None:
     config = pack.configs[0]
     steps, every = config["steps"], config["evaluate_every"]
-    loggers = [make_logger(run, record.path) for run, record in zip(pack.configs, records, strict=True)]
     label = f"{config['estimator']['name']} on {config['task']['name']}"
     report({"event": "pack", "label": label, "replicas": pack.replicas, "step": pack.step, "steps": steps})
     alive, note = list(range(pack.replicas)), ""
@@ -185,7 +194,7 @@ def summary(pack: Pack, replica: int, status: str, row: dict[str, Any]) -> dict[
         "threads": torch.get_num_threads(),
         "kernels": {"onednn": matmul.is_on(), "not_a_cuda_graph": pack.not_captured},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "commit": _commit(),
+        "commit": commit(),
         "ended": time.time(),
     }
 
@@ -208,15 +217,23 @@ def _peak_memory(device: torch.device) -> int:
 
 
 @cache
-def _commit() -> str | None:
-    """The repository's commit, with ``+`` if files differ from it; ``None`` outside of a checkout."""
-    here = Path(__file__).parent
+def commit() -> str | None:
+    """The commit of the code that runs, with ``+`` if files differ from it; ``None`` outside of a checkout.
+
+    It is that of the first call: what is committed while a process trains is not what trains.
+    """
+    own = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}  # a hook's are of its own
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, env=own, capture_output=True, encoding="utf-8", errors="replace", check=True
+        ).stdout.strip()
+
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
+        git("ls-files", "--error-unmatch", "--", str(Path(__file__).absolute()))  # a copy in another repository
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def _save_pictures(path: Path, pictures: dict[str, Tensor]) -> None:

@@ -111,10 +111,10 @@ def largest_pack(configs: list[dict[str, Any]], device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> float:
-    """Free memory of a GPU, or of this machine within the limit of its control group."""
+    """Free memory of a GPU, or of this machine within the limit of its control group (all of it where none is told)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = float("inf")
+    free = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])

@@ -1,20 +1,18 @@
-"""A pack: runs that are trained together as replicas, built from their configs. Objects are instantiated here only."""
+"""A pack: runs that are trained together as replicas, built from their configs."""
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-import hydra.utils
 import torch
 from torch import Tensor, nn
 
 from estimators import noise_source
 from tasks.datasets import DataError, Dataset, load_dataset
-from training import optimisers, schedules, validity
+from training import optimisers, schedules, targets, validity
 from training.batches import Batches
 from training.capture import capture
 from training.errors import UserError
@@ -58,7 +56,7 @@ class Pack:
         check(first, self.data)
         self.streams = streams or Streams([config["seed"] for config in configs])
         numbers = self._numbers("task")
-        self.task = _instantiate(first["task"], data=self.data, streams=self.streams, **numbers).to(device)
+        self.task = targets.build(first, "task", data=self.data, streams=self.streams, **numbers).to(device)
         layers = getattr(self.task, "layers_of_latents", None) or [self.task.latents]
         self.estimators = self._make_estimators(layers).to(device)
         # Nested, each evaluation of an outer layer's loss is a whole estimate of the inner one.
@@ -108,7 +106,7 @@ class Pack:
                 }
                 # Its numbers are tensors of its own, too: a buffer would share the memory of a tensor.
                 own = self._numbers("estimator")
-                made.append(_instantiate(self.configs[0]["estimator"], offered=offered, **own))
+                made.append(targets.build(self.configs[0], "estimator", offered=offered, **own))
         try:
             self.task.kl_for(made[0])
         except ValueError as error:
@@ -264,18 +262,6 @@ def _cloned(value: Any) -> Any:
     if isinstance(value, list):
         return [_cloned(inner) for inner in value]
     return value
-
-
-def _instantiate(config: Config, offered: dict[str, Any] | None = None, **arguments: Any) -> Any:
-    """Build ``config["_target_"]``; of the ``offered`` arguments it gets those that its constructor takes."""
-    node = {key: value for key, value in config.items() if key != "name"}
-    factory = hydra.utils.instantiate(node, _partial_=True)
-    taken = inspect.signature(factory.func).parameters
-    arguments |= {key: value for key, value in (offered or {}).items() if key in taken}
-    try:
-        return factory(**arguments)
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def check(config: Config, data: Dataset) -> None:

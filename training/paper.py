@@ -13,7 +13,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +24,9 @@ from analysis.records import DamagedRecord
 from training import validity
 from training.errors import UserError
 from training.plan import RunPlan, runs_of_command
+from training.processes import ROOT, python
 
-RESULTS = Path("docs/results")
+RESULTS = ROOT / "docs" / "results"
 
 
 def unfinished(runs: Sequence[RunPlan]) -> list[RunPlan]:
@@ -64,8 +64,8 @@ def regenerate(name: str, entry: dict[str, Any]) -> str:
     with tempfile.TemporaryDirectory() as out:
         for line in entry["draw"]:
             words = [word.format(runs=runs_directory, out=out) for word in shlex.split(line)]
-            words[0] = sys.executable if words[0] == "python" else words[0]
-            done = subprocess.run(words, capture_output=True, text=True)
+            whole = [*(python() if words[0] == "python" else words[:1]), *words[1:]]
+            done = subprocess.run(whole, cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace")
             if done.returncode:
                 raise UserError(f"{name}: {shlex.join(words)} failed: {(done.stderr or done.stdout).strip()[-500:]}")
         for file, kept in files(entry).items():
@@ -85,7 +85,7 @@ def files(entry: dict[str, Any]) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    content: dict[str, Any] = yaml.safe_load((RESULTS / "paper.yaml").read_text())
+    content: dict[str, Any] = yaml.safe_load((RESULTS / "paper.yaml").read_text(encoding="utf-8"))
     parser = argparse.ArgumentParser(prog="python -m training.paper", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(content)} (default: all)")
     names = parser.parse_args(arguments).names or list(content)

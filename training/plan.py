@@ -28,7 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from analysis.records import RunRecord, run_name, scientific
-from training import ranges, schema
+from training import ranges, schema, targets
 from training.errors import UserError
 
 Config = dict[str, Any]
@@ -95,7 +95,7 @@ def replicated(config: Config, overrides: Sequence[str] = ()) -> Iterator[RunPla
             )
     ranges.check(config)
     for group in ("estimator", "task"):
-        name, target = config[group]["name"], ranges.class_of(group, config[group])
+        name, target = config[group]["name"], targets.class_of(config[group], group)
         if (known := schema.class_named(group, name)) not in (None, target.__name__):
             raise UserError(
                 f"{group}.name={name} is the name of {known}, but this is {target.__name__}: see {group}={name}"

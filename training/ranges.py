@@ -11,16 +11,13 @@ import ctypes
 import dataclasses
 import functools
 import math
-import pkgutil
 import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
-from training import schema
+from training import schema, targets
 from training.errors import UserError
 
 Config = dict[str, Any]
@@ -153,24 +150,9 @@ def _schema(group: str, key: str, node: Any) -> type:
         raise UserError(f"{key} is missing: choose one with {group}=NAME; python train.py --help lists the names")
     if group in ("estimator", "task"):
         filled_in = schema.FOR_ESTIMATORS if group == "estimator" else schema.FILLED_IN
-        return schema.schema_of(class_of(key, node), filled_in)
+        return schema.schema_of(targets.class_of(node, key), filled_in)
     kinds = schema.GROUPS[group]
     by_name = {str(getattr(kind, "name", "")): kind for kind in kinds}
     if name not in by_name and len(kinds) > 1 and group != "basket":  # whose names are free, like those of data
         raise UserError(f"{key}.name must be one of {', '.join(by_name)}, not {name!r}")
     return by_name.get(name, kinds[-1])
-
-
-def class_of(key: str, node: Config) -> type:
-    """The class that ``node`` builds, an estimator or a task. Raises ``UserError`` if there is none."""
-    target = str(node.get("_target_", ""))
-    try:
-        found = _resolved(target)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{key}._target_={target}: there is no such class ({error})") from None
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise UserError(f"{key}._target_={target} is no {key.split('.')[0]}: it must be a class, a torch.nn.Module")
-    return found
-
-
-_resolved = functools.cache(pkgutil.resolve_name)

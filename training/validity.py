@@ -9,7 +9,7 @@ from estimators import UnorderedSet
 from tasks.datasets import CLASSES, DATASETS
 from tasks.free_logits import FreeLogits
 from tasks.likelihoods import check_likelihood
-from training import loggers, ranges, schedules
+from training import loggers, ranges, schedules, targets
 from training.errors import UserError
 
 
@@ -39,14 +39,14 @@ def against(config: dict[str, Any]) -> str | None:
     estimator, task = config["estimator"], config["task"]
     if not task.get("unlabelled", True) and estimator["name"] != "exact":
         return f"would never be asked by task={task['name']}, which learns from labels alone; use estimator=exact"
-    method = ranges.class_of("estimator", estimator)
-    return _of_latents(method, estimator, task) or _of_kl(method, estimator, task) or _of_data(task, config["data"])
+    method = targets.class_of(estimator, "estimator")
+    return _of_latents(method, estimator, task) or _of_kl(method, estimator, task) or _of_data(config)
 
 
 def caution(config: dict[str, Any]) -> str | None:
     """What one should know of a combination that is trained all the same, to be read after the estimator's name."""
     estimator, task = config["estimator"], config["task"]
-    rescales = getattr(ranges.class_of("estimator", estimator), "rescales", False)
+    rescales = getattr(targets.class_of(estimator, "estimator"), "rescales", False)
     if task.get("kl") == "analytic" and rescales and estimator.get("variance_normalisation", True):
         return (
             "divides its gradient by a running scale, and the KL beside it, with task.kl=analytic, is not divided: it "
@@ -97,9 +97,10 @@ def _of_kl(method: type, estimator: dict[str, Any], task: dict[str, Any]) -> str
     return None
 
 
-def _of_data(task: dict[str, Any], data: dict[str, Any]) -> str | None:
+def _of_data(config: dict[str, Any]) -> str | None:
     """Read after the estimator's name, too."""
-    is_toy = issubclass(ranges.class_of("task", task), FreeLogits)
+    task, data = config["task"], config["data"]
+    is_toy = issubclass(targets.class_of(task, "task"), FreeLogits)
     if is_toy != (data["name"] == "none"):
         wants = "has no images: use data=none with it" if is_toy else "needs images: use data=digits or data=mnist"
         return f"cannot train task={task['name']} on data={data['name']}: the task {wants}"

@@ -8,7 +8,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from training import interrupt
 from training.devices import pick_device, worker_count
 from training.interrupt import Stopped
 from training.plan import PackPlan, RunPlan
+from training.processes import python
 from training.run import leaving_nothing_empty, record_failure
 from training.screen import Screen
 
@@ -82,9 +82,8 @@ def run_packs(packs: Sequence[PackPlan]) -> dict[str, str]:
 
 
 def environment(options: dict[str, Any]) -> dict[str, str]:
-    """What a process that trains needs in its environment: where the code is, and its threads."""
-    path = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": str(options["threads"])}
+    """What a process that trains needs in its environment."""
+    return {"OMP_NUM_THREADS": str(options["threads"])}
 
 
 def own_gpu(options: dict[str, Any], number: int) -> dict[str, str]:
@@ -139,7 +138,7 @@ class _Pool:
                     (self.folder / LOG).unlink()
 
     def _start(self, number: int, log: IO[bytes]) -> None:
-        command = [sys.executable, "-m", "training.worker"]
+        command = [*python(), "-m", "training.worker"]
         own = os.environ | environment(self.options) | own_gpu(self.options, number)
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=own)
         worker = Worker(process, number)
