@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.figures import save
+from analysis.printable import make_printable
 from analysis.published import all_published
 from analysis.style import STYLE, in_order, look
 
@@ -86,6 +87,7 @@ def table(rows: pd.DataFrame, published: dict[int, float]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; write ``speed.png``, ``speed.pdf``, ``speed.csv`` and ``speed.md``."""
+    make_printable()
     parser = argparse.ArgumentParser(prog="python -m analysis.class_speed", description=__doc__)
     parser.add_argument("file", type=Path, help="what python -m training.benchmark_classes wrote")
     parser.add_argument("output", type=Path, help="folder for figure and table")

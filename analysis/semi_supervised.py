@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from analysis import records
 from analysis.figures import save
 from analysis.intervals import interval, student_half_width
+from analysis.printable import make_printable
 from analysis.published import all_published
 from analysis.statistics import check_protocols, curve, final_rows, select
 from analysis.style import STYLE, Look, in_order, look
@@ -156,6 +157,7 @@ def analogies(originals: NDArray[Any], grid: NDArray[Any], title: str) -> Figure
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; write it and the figures."""
+    make_printable()
     parser = argparse.ArgumentParser(prog="python -m analysis.semi_supervised", description=__doc__)
     parser.add_argument("path", type=Path, help="a sweep (runs/NAME)")
     parser.add_argument("--output", type=Path, help="where they are written (default: PATH/report)")
