@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.figures import save
-from analysis.printable import make_printable
+from analysis.output import make_printable
 from analysis.published import all_published
 from analysis.style import STYLE, in_order, look
 

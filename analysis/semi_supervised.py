@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from analysis import records
 from analysis.figures import save
 from analysis.intervals import interval, student_half_width
-from analysis.printable import make_printable
+from analysis.output import make_printable
 from analysis.published import all_published
 from analysis.statistics import check_protocols, curve, final_rows, select
 from analysis.style import STYLE, Look, in_order, look
