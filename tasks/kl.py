@@ -42,8 +42,10 @@ def check_prior_temperature(temperature: float | Tensor | None, kl: str) -> None
 def for_log_q(outputs: Tensor, estimator: Callable[..., Tensor]) -> Tensor:
     """The ``outputs`` from which a sampled KL takes ``log q``, without their gradient where it is noise alone.
 
-    At one exact sample the gradient of ``log q`` itself is the score, of mean zero. An estimator that differentiates
-    the loss in the sample, or one of log weights, needs it.
+    At one exact sample ``d log q(z) / d outputs`` with z held fixed is the score, whose mean is zero, whatever the
+    estimator does with the loss. One that differentiates the loss in z needs ``d log q / d z``, which the detached
+    outputs keep: ``log q`` is linear in z. Relaxed samples are not of q, and in a multi-sample bound the score is
+    weighted: these two need it. An estimator that does not say whether it is ``relaxed`` keeps it: never wrong.
     """
-    is_noise = getattr(estimator, "objective", "mean") == "mean" and not getattr(estimator, "needs_gradient", True)
-    return outputs.detach() if is_noise else outputs
+    of_weights = getattr(estimator, "objective", "mean") == "multi_sample_bound"
+    return outputs if of_weights or getattr(estimator, "relaxed", True) else outputs.detach()

@@ -13,6 +13,7 @@ from tasks import bounds
 from tasks.bounds import RandomStreams
 from tasks.chunks import intensities
 from tasks.datasets import Dataset
+from tasks.kl import for_log_q
 from tasks.latents import RESOLUTION, latents_of
 from tasks.layers import StackedMLP
 from tasks.likelihoods import bernoulli_nats
@@ -211,8 +212,7 @@ class SemiSupervised(nn.Module):
         noise = torch.special.ndtri(uniform((*x.shape[:2], self.style_size), x.dtype, x.device, 1))
         outputs, from_x = self.classifier(x), self.style_of_x(x)
         sampled = self.kl_for(estimator) == "sampled"
-        # At one exact sample the gradient of log q itself is the score: of mean zero, and noise.
-        log_q_from = outputs if _of_weights(estimator) else outputs.detach()
+        log_q_from = for_log_q(outputs, estimator)
 
         def loss(z: Tensor) -> Tensor:
             y = self.latents.features(z)
