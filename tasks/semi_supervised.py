@@ -49,7 +49,7 @@ class SemiSupervised(nn.Module):
         categories: number K of classes, >= 2: those of the data.
         style: dimensions of z, >= 1.
         hidden: widths of the hidden layers of each network; the decoder has them reversed. Empty: linear.
-        nonlinearity: ``tanh | relu | leaky_relu``.
+        nonlinearity: ``tanh | relu | leaky_relu`` (slope 0.3) ``| leaky_relu_0.1``.
         alpha: >= 0, weight of the classification loss; a tensor ``[replicas, 1, 1, 1]`` has one for each replica.
         labelled_weight: w >= 0, of the labelled images' bound, like alpha.
         unlabelled: False leaves U(x) out. Then ``q(y|x)``, which shares no parameter with the other networks, is an

@@ -34,7 +34,9 @@ class VAE(nn.Module):
         categories: number K of categories, >= 2; with 2 the encoder has one log-odds output per latent and the decoder
             sees one bit per latent.
         hidden: widths of the encoder's hidden layers; the decoder has them reversed. Empty: linear.
-        nonlinearity: ``tanh | relu | leaky_relu``.
+        nonlinearity: ``tanh | relu | leaky_relu`` (slope 0.3) ``| leaky_relu_0.1``.
+        initialisation: of the weights, ``glorot`` (uniform, biases 0), ``linear`` (that of ``torch.nn.Linear``, as in
+            ReinMax's nets) or ``variance_scaling`` (TensorFlow's, as in REBAR's): :func:`tasks.layers.initial_layer`.
         prior: ``uniform`` (1/K each) or ``learned`` (free logits, trained along).
         kl: ``analytic`` (closed form, outside of the estimated expectation), ``sampled`` (``log q(z) - log p(z)`` at
             the sample, as a part of the loss that the estimator sees; for soft samples it is the linear relaxation), or
@@ -69,6 +71,7 @@ class VAE(nn.Module):
         categories: int = 2,
         hidden: Sequence[int] = (),
         nonlinearity: str = "tanh",
+        initialisation: str = "glorot",
         prior: str = "uniform",
         kl: str = "auto",
         prior_temperature: float | Tensor | None = None,
@@ -96,8 +99,8 @@ class VAE(nn.Module):
         self.likelihood = likelihood_of(likelihood, data, replicas, concentration)
         uniform = streams.fresh("parameters")
         widths = [pixels, *hidden, self.latents.width]
-        self.encoder = StackedMLP(widths, nonlinearity, replicas, uniform)
-        self.decoder = StackedMLP(widths[::-1], nonlinearity, replicas, uniform)
+        self.encoder = StackedMLP(widths, nonlinearity, replicas, uniform, initialisation)
+        self.decoder = StackedMLP(widths[::-1], nonlinearity, replicas, uniform, initialisation)
         if output_bias == "data_mean":
             with torch.no_grad():
                 self.decoder.biases[-1].copy_(self.likelihood.outputs_for(data.mean))

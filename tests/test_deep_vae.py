@@ -166,6 +166,14 @@ def test_the_kl_goes_where_the_estimator_can_scale_it():
     assert tiny(kl="analytic").kl_for(NVIL()) == "analytic"
 
 
+def test_hidden_layers_as_wide_as_what_enters():
+    task = tiny(layers=2, square_hidden=2, latents=3)
+    shapes = [[tuple(weight.shape[1:]) for weight in net.weights] for net in (*task.encoders, *task.decoders)]
+    assert shapes[0] == [(PIXELS, PIXELS), (PIXELS, PIXELS), (PIXELS, 3)]
+    assert shapes[1] == shapes[3] == [(3, 3), (3, 3), (3, 3)] and shapes[2] == [(3, 3), (3, 3), (3, PIXELS)]
+    assert task.loss(images(task, 5), Exact(), Exact()).isfinite().all()
+
+
 def test_a_loss_wants_an_estimator_for_each_layer():
     task = tiny(layers=3)
     with pytest.raises(ValueError, match="3 layers need as many estimators, not 2"):
@@ -316,6 +324,9 @@ def test_pictures():
         ({"kl": "exact"}, "task.kl must be one of auto, analytic, sampled, relaxed"),
         ({"output_bias": "mean"}, "task.output_bias must be one of zero, data_mean"),
         ({"hidden": (0,)}, "task.hidden must be widths of at least 1"),
+        ({"square_hidden": -1}, "task.square_hidden must be at least 0"),
+        ({"square_hidden": 1, "hidden": (3,)}, "give one of the two"),
+        ({"initialisation": "he"}, "task.initialisation must be one of"),
         ({"nonlinearity": "swish"}, "task.nonlinearity must be one of"),
     ],
 )
