@@ -54,9 +54,9 @@ class DeepVAE(nn.Module):
             ``log q(z_n|z_{n-1})`` (the negative entropy), and for the top layer the ``KL(q(z_N|z_{N-1}) || p(z_N))``,
             outside of that layer's estimated expectation; ``-log p(z_n|z_{n+1})`` depends on the sample above as well
             and is always taken at the samples. ``sampled``: all of it at the samples, as a part of the loss that a
-            layer's estimator sees. ``auto``: as for :class:`tasks.VAE`, analytic, but sampled for VIMCO (which trains
-            one layer only) and for NVIL's variance normalisation. ``relaxed``, for soft Gumbel-Softmax only: Concrete
-            densities of every layer at the relaxed samples, those of q at the estimators' temperatures.
+            layer's estimator sees. ``auto``: as for :class:`tasks.VAE`, sampled for an unbiased estimator and for
+            NVIL's variance normalisation, else analytic. ``relaxed``, for soft Gumbel-Softmax only: Concrete densities
+            of every layer at the relaxed samples, those of q at the estimators' temperatures.
         prior_temperature: > 0, with ``kl=relaxed``, of the Concrete densities p(z_N) and p(z_n|z_{n+1}); a tensor
             ``[replicas, 1, 1, 1]`` has one for each replica. ``None``: that of the layer's estimator, annealed with it.
         output_bias: initial bias of the pixels: ``zero``, or ``data_mean`` for the logit of the training mean, clipped

@@ -13,7 +13,7 @@ from tasks import bounds
 from tasks.bounds import RandomStreams
 from tasks.chunks import intensities
 from tasks.datasets import Dataset
-from tasks.kl import for_log_q
+from tasks.kl import for_log_q, kl_beside
 from tasks.latents import RESOLUTION, latents_of
 from tasks.layers import StackedMLP
 from tasks.likelihoods import bernoulli_nats
@@ -151,11 +151,10 @@ class SemiSupervised(nn.Module):
     def kl_for(self, estimator: Callable[..., Tensor]) -> str:
         """``analytic``, or ``sampled``: how :meth:`loss` treats KL(q(y|x) || p(y)) with this estimator.
 
-        Sampled, as a part of the loss that the estimator sees, for one of a multi-sample bound (VIMCO), whose loss is a
-        log weight (then the KL of z is sampled, too), and for one that rescales its gradient (NVIL), beside which an
-        analytic KL would be out of proportion.
+        As ``task.kl=auto`` of the other tasks (:func:`tasks.kl.kl_beside`); for a multi-sample bound (VIMCO), whose
+        loss is a log weight, the KL of z is sampled, too.
         """
-        return "sampled" if _of_weights(estimator) or getattr(estimator, "rescales", False) else "analytic"
+        return kl_beside(estimator, "auto")
 
     def _style(self, from_x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of q(z|x, y), ``[..., R, E, style]``; ``from_x`` is ``style_of_x(x)``."""

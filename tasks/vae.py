@@ -39,10 +39,11 @@ class VAE(nn.Module):
             ReinMax's nets) or ``variance_scaling`` (TensorFlow's, as in REBAR's): :func:`tasks.layers.initial_layer`.
         prior: ``uniform`` (1/K each) or ``learned`` (free logits, trained along).
         kl: ``analytic`` (closed form, outside of the estimated expectation), ``sampled`` (``log q(z) - log p(z)`` at
-            the sample, as a part of the loss that the estimator sees; for soft samples it is the linear relaxation), or
-            ``auto``: analytic, but sampled for an estimator of a multi-sample bound (VIMCO), whose loss is the log
-            weight, and for one that rescales its gradient (NVIL's variance normalisation), beside which an analytic KL
-            would weigh as many times too much as the gradient was divided by, and collapse the posterior. ``relaxed``,
+            the sample, as a part of the loss that the estimator sees; hard samples leave out the gradient of ``log q``
+            itself, which is noise; for soft samples it is the linear relaxation), or ``auto``: sampled for an unbiased
+            estimator, which has less variance with it, and for one that rescales its gradient (NVIL's variance
+            normalisation), beside which an analytic KL would weigh as many times too much as the gradient was divided
+            by, and collapse the posterior; analytic for a biased one (:func:`tasks.kl.kl_beside`). ``relaxed``,
             for soft Gumbel-Softmax only: ``log q(z) - log p(z)`` of the Concrete densities at the relaxed sample, with
             which the objective bounds the model whose latents are the relaxed ones, not the one that is evaluated
             (Maddison, Mnih, Teh, arXiv 1611.00712, appendix C.2: ``relaxed``, ``sampled`` with soft samples and

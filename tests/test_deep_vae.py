@@ -162,7 +162,8 @@ def test_pathwise_gradients_go_through_both_layers_and_both_conditionals(categor
 
 def test_the_kl_goes_where_the_estimator_can_scale_it():
     task = tiny()
-    assert task.kl_for(NVIL()) == task.kl_for(VIMCO()) == "sampled" and task.kl_for(REINFORCE()) == "analytic"
+    assert task.kl_for(NVIL()) == task.kl_for(VIMCO()) == task.kl_for(REINFORCE()) == "sampled"
+    assert task.kl_for(GumbelSoftmax()) == task.kl_for(GumbelSoftmax(hard=True)) == "analytic"
     assert tiny(kl="analytic").kl_for(NVIL()) == "analytic"
 
 
