@@ -57,19 +57,15 @@ def test_training_alone_and_in_a_pack(name, task):
 
 
 def test_the_experiment_has_every_estimator():
-    """But ``exact``, which would enumerate 2^20 states, and a second name, on both tasks with both KLs; of the analytic
-    one without the two that it does not suit. A new estimator is in by itself."""
+    """But ``exact``, which would enumerate 2^20 states, and a second name; a new estimator is in by itself."""
     schema.register()
-    found = {}
     with initialize_config_module("conf", version_base="1.3"):
         composed = compose("config", overrides=["+experiment=every_estimator"], return_hydra_config=True)
+        params = composed.hydra.sweeper.params
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        for case in composed.hydra.sweeper.cases.model.values():
-            (override,) = parser.parse_overrides([f"estimator={case.estimator}"])
-            found[case.task, case["task.kl"]] = set(override.sweep_string_iterator())
-    every = set(NAMES) - {"exact", "annealed_straight_through"}
-    left_out = {"analytic": {"nvil", "vimco"}, "sampled": set()}
-    assert found == {(task, kl): every - left_out[kl] for task in TASKS for kl in left_out}
+        (override,) = parser.parse_overrides([f"estimator={params.estimator}"])
+        assert set(override.sweep_string_iterator()) == set(NAMES) - {"exact", "annealed_straight_through"}
+    assert params.task == ",".join(TASKS)
 
 
 class ConstantBaseline(estimators.ScoreFunction):
