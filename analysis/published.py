@@ -17,7 +17,13 @@ from typing import Any
 FILE = Path(__file__).with_name("published.json")
 BOUNDS = ("nll", "negative_bound", "elbo")
 """Metrics on the scale of ``-log p``, up to the sign."""
-ABSENT = {"task.layers": 1, "task.hidden": "[]", "task.likelihood": "bernoulli", "source": "jang2017"}
+ABSENT = {
+    "task.layers": 1,
+    "task.hidden": "[]",
+    "task.square_hidden": 0,
+    "task.likelihood": "bernoulli",
+    "source": "jang2017",
+}
 """What a run has whose config lacks the field: its task has no such option, or had none when it was recorded."""
 
 

@@ -18,7 +18,7 @@ from tasks.kl import KLS, check_prior_temperature, for_log_q, kl_beside
 from tasks.latents import Bernoulli, Categorical, latents_of, once
 from tasks.layers import StackedMLP
 from tasks.likelihoods import bernoulli_log_prob_, bernoulli_nats
-from tasks.options import MOST_LAYERS, Categories, Count, Layers, Positive, Widths
+from tasks.options import MOST_LAYERS, Categories, Count, HiddenLayers, Layers, Positive, Widths
 from tasks.vae import OUTPUT_BIASES, PRIORS
 
 
@@ -43,15 +43,19 @@ class DeepVAE(nn.Module):
             per latent on.
         layers: stochastic layers N, 1 to 4.
         hidden: widths of the hidden layers of each q(z_n|z_{n-1}); the p have them reversed. Empty: linear.
-        nonlinearity: ``tanh | relu | leaky_relu``.
+        square_hidden: in place of ``hidden``, so many hidden layers in each conditional of q and p, as wide as what
+            enters it (Concrete's recipe: 784 in q(z_1|x), L in p(x|z_1)).
+        nonlinearity: ``tanh | relu | leaky_relu`` (slope 0.3) ``| leaky_relu_0.1``.
+        initialisation: of the weights, ``glorot`` (uniform, biases 0), ``linear`` (that of ``torch.nn.Linear``, as in
+            ReinMax's nets) or ``variance_scaling`` (TensorFlow's, as in REBAR's): :func:`tasks.layers.initial_layer`.
         prior: of z_N, ``uniform`` (1/K each) or ``learned`` (free logits, trained along).
         kl: what is in closed form. ``analytic``: for each layer, given the sample of the one below, the mean of
             ``log q(z_n|z_{n-1})`` (the negative entropy), and for the top layer the ``KL(q(z_N|z_{N-1}) || p(z_N))``,
             outside of that layer's estimated expectation; ``-log p(z_n|z_{n+1})`` depends on the sample above as well
             and is always taken at the samples. ``sampled``: all of it at the samples, as a part of the loss that a
-            layer's estimator sees. ``auto``: as for :class:`tasks.VAE`, analytic, but sampled for VIMCO (which trains
-            one layer only) and for NVIL's variance normalisation. ``relaxed``, for soft Gumbel-Softmax only: Concrete
-            densities of every layer at the relaxed samples, those of q at the estimators' temperatures.
+            layer's estimator sees. ``auto``: as for :class:`tasks.VAE`, sampled for an unbiased estimator and for
+            NVIL's variance normalisation, else analytic. ``relaxed``, for soft Gumbel-Softmax only: Concrete densities
+            of every layer at the relaxed samples, those of q at the estimators' temperatures.
         prior_temperature: > 0, with ``kl=relaxed``, of the Concrete densities p(z_N) and p(z_n|z_{n+1}); a tensor
             ``[replicas, 1, 1, 1]`` has one for each replica. ``None``: that of the layer's estimator, annealed with it.
         output_bias: initial bias of the pixels: ``zero``, or ``data_mean`` for the logit of the training mean, clipped
@@ -77,7 +81,9 @@ class DeepVAE(nn.Module):
         categories: Categories = 2,
         layers: Layers = 2,
         hidden: Widths = (),
+        square_hidden: HiddenLayers = 0,
         nonlinearity: str = "tanh",
+        initialisation: str = "glorot",
         prior: str = "uniform",
         kl: str = "auto",
         prior_temperature: Positive | None = None,
@@ -97,6 +103,11 @@ class DeepVAE(nn.Module):
         check_prior_temperature(prior_temperature, kl)
         if any(width < 1 for width in hidden):
             raise ValueError(f"task.hidden must be widths of at least 1, not {list(hidden)}")
+        if square_hidden < 0 or (square_hidden and hidden):
+            raise ValueError(
+                f"task.square_hidden must be at least 0, and 0 beside task.hidden, not {square_hidden} beside "
+                f"{list(hidden)}: give one of the two"
+            )
         pixels, replicas = math.prod(data.image_shape), streams.replicas
         if not pixels:
             raise ValueError(f"the VAE tasks need images: data={data.name} has none; use data=digits or data=mnist")
@@ -106,12 +117,13 @@ class DeepVAE(nn.Module):
         uniform = streams.fresh("parameters")
         ends = list(pairwise([pixels, *(self.latents.width,) * layers]))
 
-        def network(*widths: int) -> StackedMLP:
-            return StackedMLP(widths, nonlinearity, replicas, uniform)
+        def network(entering: int, inner: Sequence[int], leaving: int) -> StackedMLP:
+            widths = [entering, *(inner or [entering] * square_hidden), leaving]
+            return StackedMLP(widths, nonlinearity, replicas, uniform, initialisation)
 
         # encoders[n] gives q(z_{n+1}|z_n), decoders[n] gives p(z_n|z_{n+1}), where z_0 is x
-        self.encoders: Any = nn.ModuleList(network(below, *hidden, above) for below, above in ends)
-        decoders = [network(above, *hidden[::-1], below) for below, above in ends]
+        self.encoders: Any = nn.ModuleList(network(below, hidden, above) for below, above in ends)
+        decoders = [network(above, hidden[::-1], below) for below, above in ends]
         self.decoders: Any = nn.ModuleList(decoders)
         if output_bias == "data_mean":
             with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -15,8 +16,31 @@ NONLINEARITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "relu": torch.relu,
     "leaky_relu": lambda x: nn.functional.leaky_relu(x, 0.3),
+    "leaky_relu_0.1": lambda x: nn.functional.leaky_relu(x, 0.1),
 }
-"""By name; the slope of ``leaky_relu`` is the 0.3 of the DisARM family's code."""
+"""By name; the slope of ``leaky_relu`` is the 0.3 of the DisARM family's code, the other one that of Kool et al."""
+INITIALISATIONS = ("glorot", "linear", "variance_scaling")
+
+
+def initial_layer(inputs: int, outputs: int, replicas: int, rule: str, uniform: Uniform) -> tuple[Tensor, Tensor]:
+    """Initial weight ``[replicas, inputs, outputs]`` and bias ``[replicas, 1, outputs]`` of a linear layer.
+
+    ``rule``: ``glorot``: weights uniform within ``sqrt(6 / (inputs + outputs))``, biases 0; ``linear``: that of
+    ``torch.nn.Linear``, weights and biases uniform within ``1 / sqrt(inputs)``; ``variance_scaling``: that of
+    TensorFlow's ``variance_scaling_initializer``, weights normal with variance ``2.6 / inputs``, cut at two standard
+    deviations (so that ``2 / inputs`` are left), biases 0.
+    """
+
+    def drawn(rows: int) -> Tensor:
+        return uniform((replicas, 1, rows, outputs), torch.float32, torch.device("cpu"), 2).squeeze(1)
+
+    u, bias = drawn(inputs), torch.zeros(replicas, 1, outputs)
+    if rule == "glorot":
+        return (2 * u - 1) * (6 / (inputs + outputs)) ** 0.5, bias
+    if rule == "linear":
+        return (2 * u - 1) * inputs**-0.5, (2 * drawn(1) - 1) * inputs**-0.5
+    within = math.erf(2**0.5)  # the mass of a normal variable between -2 and 2
+    return torch.special.ndtri(0.5 + within * (u.double() - 0.5)).float() * (2.6 / inputs) ** 0.5, bias
 
 
 def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -41,19 +65,28 @@ class StackedMLP(nn.Module):
         widths: ``[inputs, hidden..., outputs]``.
         nonlinearity: a key of ``NONLINEARITIES``.
         replicas: number of networks.
-        uniform: noise source for the weights (Glorot uniform); biases start at zero.
+        uniform: noise source for the weights.
+        initialisation: ``glorot | linear | variance_scaling`` (:func:`initial_layer`).
     """
 
-    def __init__(self, widths: Sequence[int], nonlinearity: str, replicas: int, uniform: Uniform) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        nonlinearity: str,
+        replicas: int,
+        uniform: Uniform,
+        initialisation: str = "glorot",
+    ) -> None:
         super().__init__()
+        if initialisation not in INITIALISATIONS:
+            raise ValueError(f"task.initialisation must be one of {', '.join(INITIALISATIONS)}, not {initialisation!r}")
         if nonlinearity not in NONLINEARITIES:
             raise ValueError(f"task.nonlinearity must be one of {', '.join(NONLINEARITIES)}, not {nonlinearity!r}")
         self.nonlinearity = NONLINEARITIES[nonlinearity]
         for layer, (inputs, outputs) in enumerate(pairwise(widths)):
-            u = uniform((replicas, 1, inputs, outputs), torch.float32, torch.device("cpu"), 2).squeeze(1)
-            weight = (2 * u - 1) * (6 / (inputs + outputs)) ** 0.5
+            weight, bias = initial_layer(inputs, outputs, replicas, initialisation, uniform)
             self.register_parameter(f"weight{layer}", nn.Parameter(weight))
-            self.register_parameter(f"bias{layer}", nn.Parameter(torch.zeros(replicas, 1, outputs)))
+            self.register_parameter(f"bias{layer}", nn.Parameter(bias))
 
     @property
     def weights(self) -> list[nn.Parameter]:

@@ -13,6 +13,7 @@ MOST_LAYERS = 4
 Count = Annotated[int, ("range", "[1, inf)")]
 Categories = Annotated[int, ("range", "[2, inf)")]
 Layers = Annotated[int, ("range", f"[1, {MOST_LAYERS}]")]
+HiddenLayers = Annotated[int, ("range", "[0, 100]")]
 Widths = Annotated[Sequence[int], ("range", "[1, inf)")]
 Positive = Annotated[float | Tensor, ("range", "(0, inf)")]
 NotNegative = Annotated[float | Tensor, ("range", "[0, inf)")]

@@ -13,6 +13,7 @@ from tasks import bounds
 from tasks.bounds import RandomStreams
 from tasks.chunks import intensities
 from tasks.datasets import Dataset
+from tasks.kl import for_log_q, kl_beside
 from tasks.latents import RESOLUTION, latents_of
 from tasks.layers import StackedMLP
 from tasks.likelihoods import bernoulli_nats
@@ -49,7 +50,7 @@ class SemiSupervised(nn.Module):
         categories: number K of classes, >= 2: those of the data.
         style: dimensions of z, >= 1.
         hidden: widths of the hidden layers of each network; the decoder has them reversed. Empty: linear.
-        nonlinearity: ``tanh | relu | leaky_relu``.
+        nonlinearity: ``tanh | relu | leaky_relu`` (slope 0.3) ``| leaky_relu_0.1``.
         alpha: >= 0, weight of the classification loss; a tensor ``[replicas, 1, 1, 1]`` has one for each replica.
         labelled_weight: w >= 0, of the labelled images' bound, like alpha.
         unlabelled: False leaves U(x) out. Then ``q(y|x)``, which shares no parameter with the other networks, is an
@@ -151,11 +152,10 @@ class SemiSupervised(nn.Module):
     def kl_for(self, estimator: Callable[..., Tensor]) -> str:
         """``analytic``, or ``sampled``: how :meth:`loss` treats KL(q(y|x) || p(y)) with this estimator.
 
-        Sampled, as a part of the loss that the estimator sees, for one of a multi-sample bound (VIMCO), whose loss is a
-        log weight (then the KL of z is sampled, too), and for one that rescales its gradient (NVIL), beside which an
-        analytic KL would be out of proportion.
+        As ``task.kl=auto`` of the other tasks (:func:`tasks.kl.kl_beside`); for a multi-sample bound (VIMCO), whose
+        loss is a log weight, the KL of z is sampled, too.
         """
-        return "sampled" if _of_weights(estimator) or getattr(estimator, "rescales", False) else "analytic"
+        return kl_beside(estimator, "auto")
 
     def _style(self, from_x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of q(z|x, y), ``[..., R, E, style]``; ``from_x`` is ``style_of_x(x)``."""
@@ -212,8 +212,7 @@ class SemiSupervised(nn.Module):
         noise = torch.special.ndtri(uniform((*x.shape[:2], self.style_size), x.dtype, x.device, 1))
         outputs, from_x = self.classifier(x), self.style_of_x(x)
         sampled = self.kl_for(estimator) == "sampled"
-        # At one exact sample the gradient of log q itself is the score: of mean zero, and noise.
-        log_q_from = outputs if _of_weights(estimator) else outputs.detach()
+        log_q_from = for_log_q(outputs, estimator)
 
         def loss(z: Tensor) -> Tensor:
             y = self.latents.features(z)

@@ -36,6 +36,8 @@ class StructuredPrediction(nn.Module):
         latents: L >= 1, of each layer.
         categories: K >= 2; with 2 a layer has one log-odds output per latent and passes one bit per latent on.
         layers: stochastic layers, 1 to 4.
+        initialisation: of the weights, ``glorot`` (uniform, biases 0), ``linear`` (that of
+            ``torch.nn.Linear``) or ``variance_scaling`` (TensorFlow's); see :func:`tasks.layers.initial_layer`.
         output_bias: initial bias of y's pixels: ``zero``, or ``data_mean`` for the logit of the training mean, clipped
             to [0.001, 0.999].
 
@@ -55,6 +57,7 @@ class StructuredPrediction(nn.Module):
         latents: Count = 200,
         categories: Categories = 2,
         layers: Layers = 2,
+        initialisation: str = "glorot",
         output_bias: str = "zero",
     ) -> None:
         super().__init__()
@@ -74,7 +77,7 @@ class StructuredPrediction(nn.Module):
         self.latents = latents_of(latents, categories)
         uniform = streams.fresh("parameters")
         widths = [self.upper, *(self.latents.width,) * layers, height * width - self.upper]
-        networks = [StackedMLP(ends, "tanh", streams.replicas, uniform) for ends in pairwise(widths)]
+        networks = [StackedMLP(ends, "tanh", streams.replicas, uniform, initialisation) for ends in pairwise(widths)]
         if output_bias == "data_mean":
             with torch.no_grad():
                 networks[-1].biases[-1].copy_(data.mean[self.upper :].clamp(0.001, 0.999).logit())

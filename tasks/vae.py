@@ -35,13 +35,16 @@ class VAE(nn.Module):
         categories: number K of categories, >= 2; with 2 the encoder has one log-odds output per latent and the decoder
             sees one bit per latent.
         hidden: widths of the encoder's hidden layers; the decoder has them reversed. Empty: linear.
-        nonlinearity: ``tanh | relu | leaky_relu``.
+        nonlinearity: ``tanh | relu | leaky_relu`` (slope 0.3) ``| leaky_relu_0.1``.
+        initialisation: of the weights, ``glorot`` (uniform, biases 0), ``linear`` (that of ``torch.nn.Linear``, as in
+            ReinMax's nets) or ``variance_scaling`` (TensorFlow's, as in REBAR's): :func:`tasks.layers.initial_layer`.
         prior: ``uniform`` (1/K each) or ``learned`` (free logits, trained along).
         kl: ``analytic`` (closed form, outside of the estimated expectation), ``sampled`` (``log q(z) - log p(z)`` at
-            the sample, as a part of the loss that the estimator sees; for soft samples it is the linear relaxation), or
-            ``auto``: analytic, but sampled for an estimator of a multi-sample bound (VIMCO), whose loss is the log
-            weight, and for one that rescales its gradient (NVIL's variance normalisation), beside which an analytic KL
-            would weigh as many times too much as the gradient was divided by, and collapse the posterior. ``relaxed``,
+            the sample, as a part of the loss that the estimator sees; hard samples leave out the gradient of ``log q``
+            itself, which is noise; for soft samples it is the linear relaxation), or ``auto``: sampled for an unbiased
+            estimator, which has less variance with it, and for one that rescales its gradient (NVIL's variance
+            normalisation), beside which an analytic KL would weigh as many times too much as the gradient was divided
+            by, and collapse the posterior; analytic for a biased one (:func:`tasks.kl.kl_beside`). ``relaxed``,
             for soft Gumbel-Softmax only: ``log q(z) - log p(z)`` of the Concrete densities at the relaxed sample, with
             which the objective bounds the model whose latents are the relaxed ones, not the one that is evaluated
             (Maddison, Mnih, Teh, arXiv 1611.00712, appendix C.2: ``relaxed``, ``sampled`` with soft samples and
@@ -70,6 +73,7 @@ class VAE(nn.Module):
         categories: Categories = 2,
         hidden: Widths = (),
         nonlinearity: str = "tanh",
+        initialisation: str = "glorot",
         prior: str = "uniform",
         kl: str = "auto",
         prior_temperature: Positive | None = None,
@@ -97,8 +101,8 @@ class VAE(nn.Module):
         self.likelihood = likelihood_of(likelihood, data, replicas, concentration)
         uniform = streams.fresh("parameters")
         widths = [pixels, *hidden, self.latents.width]
-        self.encoder = StackedMLP(widths, nonlinearity, replicas, uniform)
-        self.decoder = StackedMLP(widths[::-1], nonlinearity, replicas, uniform)
+        self.encoder = StackedMLP(widths, nonlinearity, replicas, uniform, initialisation)
+        self.decoder = StackedMLP(widths[::-1], nonlinearity, replicas, uniform, initialisation)
         if output_bias == "data_mean":
             with torch.no_grad():
                 self.decoder.biases[-1].copy_(self.likelihood.outputs_for(data.mean))

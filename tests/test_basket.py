@@ -117,6 +117,8 @@ def test_mistakes_are_explained(small, tmp_path):
         measure(small, nodes("reinforce"), draws=3)
     with pytest.raises(UserError, match="not a run's directory"):
         basket.load_run(tmp_path, CPU)
+    with pytest.raises(UserError, match="task=toy has no option kl"):
+        Point(Pack([config("task=toy", "data=none")], CPU), kl="sampled")
 
 
 def test_the_command_measures_at_a_checkpoint(tmp_path, capsys):
@@ -126,6 +128,13 @@ def test_the_command_measures_at_a_checkpoint(tmp_path, capsys):
     basket.main([str(run), "reinforce", "vimco", "--draws", "20", "--warm-up", "2"])
     shown = capsys.readouterr().out
     assert "step 30" in shown and "vimco *" in shown and "not comparable" in shown
+    measured = []
+    for kl in ("analytic", "sampled"):
+        basket.main([str(run), "reinforce", "--kl", kl, "--draws", "20"])
+        shown = capsys.readouterr().out
+        assert f"task.kl={kl}" in shown
+        measured.append(shown.splitlines()[2])
+    assert measured[0] != measured[1]
     (run / "checkpoint.pt").unlink()
     with pytest.raises(UserError, match="there is no checkpoint"):
         basket.load_run(run, CPU)

@@ -134,7 +134,7 @@ def test_unbiased_estimators_are_so_in_every_layer(name, categories, layers, kl)
 @pytest.mark.parametrize("kl", ["analytic", "sampled"])
 @pytest.mark.parametrize("categories", [2, 3])
 def test_pathwise_gradients_go_through_both_layers_and_both_conditionals(categories, kl, hard):
-    """Against the formula, written down for two layers at the same samples."""
+    """Against the formula, written down for two layers at the same samples; hard ones without log q's own gradient."""
     task, estimator = tiny(categories=categories, prior="learned", kl=kl), GumbelSoftmax(0.7, hard=hard)
     x = images(task)
     torch.manual_seed(0)
@@ -152,6 +152,8 @@ def test_pathwise_gradients_go_through_both_layers_and_both_conditionals(categor
     generated = task.decoders[0](task.latents.features(z1))
     expected = F.binary_cross_entropy_with_logits(generated, x, reduction="none").sum(-1)
     expected = expected - (z1 * log_probs(task.decoders[1](task.latents.features(z2)))).sum((-2, -1))
+    if hard and kl == "sampled":
+        log_q1, log_q2 = log_q1.detach(), log_q2.detach()
     expected = expected + (q1 * log_q1).sum((-2, -1)) + (q2 * (log_q2 - log_probs(task.prior_outputs))).sum((-2, -1))
     assert torch.allclose(losses, expected, rtol=1e-10)
     for got, want in zip(gradients(losses, task), gradients(expected, task), strict=True):
@@ -160,8 +162,17 @@ def test_pathwise_gradients_go_through_both_layers_and_both_conditionals(categor
 
 def test_the_kl_goes_where_the_estimator_can_scale_it():
     task = tiny()
-    assert task.kl_for(NVIL()) == task.kl_for(VIMCO()) == "sampled" and task.kl_for(REINFORCE()) == "analytic"
+    assert task.kl_for(NVIL()) == task.kl_for(VIMCO()) == task.kl_for(REINFORCE()) == "sampled"
+    assert task.kl_for(GumbelSoftmax()) == task.kl_for(GumbelSoftmax(hard=True)) == "analytic"
     assert tiny(kl="analytic").kl_for(NVIL()) == "analytic"
+
+
+def test_hidden_layers_as_wide_as_what_enters():
+    task = tiny(layers=2, square_hidden=2, latents=3)
+    shapes = [[tuple(weight.shape[1:]) for weight in net.weights] for net in (*task.encoders, *task.decoders)]
+    assert shapes[0] == [(PIXELS, PIXELS), (PIXELS, PIXELS), (PIXELS, 3)]
+    assert shapes[1] == shapes[3] == [(3, 3), (3, 3), (3, 3)] and shapes[2] == [(3, 3), (3, 3), (3, PIXELS)]
+    assert task.loss(images(task, 5), Exact(), Exact()).isfinite().all()
 
 
 def test_a_loss_wants_an_estimator_for_each_layer():
@@ -314,6 +325,9 @@ def test_pictures():
         ({"kl": "exact"}, "task.kl must be one of auto, analytic, sampled, relaxed"),
         ({"output_bias": "mean"}, "task.output_bias must be one of zero, data_mean"),
         ({"hidden": (0,)}, "task.hidden must be widths of at least 1"),
+        ({"square_hidden": -1}, "task.square_hidden must be at least 0"),
+        ({"square_hidden": 1, "hidden": (3,)}, "give one of the two"),
+        ({"initialisation": "he"}, "task.initialisation must be one of"),
         ({"nonlinearity": "swish"}, "task.nonlinearity must be one of"),
     ],
 )
@@ -355,7 +369,7 @@ def test_every_estimator_trains_alone_and_in_a_pack(name, task):
     assert row["loss_evaluations"] == 3 * alone.evaluations and None not in row.values()
     result = summary(alone, 0, "finished", row)
     assert json.loads(json.dumps(result))["protocol"]["layers"] == 2
-    assert result["objective"]["kl"] == ("sampled" if name == "nvil" else "analytic")
+    assert result["objective"]["kl"] == ("sampled" if alone.estimator.unbiased or name == "nvil" else "analytic")
 
 
 def test_what_does_not_nest_is_refused_unless_there_is_one_layer():

@@ -214,6 +214,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="estimators (default: nvil muprop rebar)")
     parser.add_argument("--draws", type=int, default=1000, help="gradients per estimator (1000)")
     parser.add_argument("--warm-up", type=int, default=500, help="steps for what an estimator learns (500)")
+    parser.add_argument(
+        "--kl", choices=("analytic", "sampled"), help="the place of the KL (default: the run's task.kl)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     allow = "a module of your own whose classes the run's config may name (repeatable); it is imported"
     parser.add_argument("--allow", action="append", default=[], metavar="MODULE", help=allow)
@@ -232,9 +235,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             nodes[name] = OmegaConf.to_container(composed.estimator, resolve=True)  # type: ignore[assignment]
         composed = compose("config", overrides=["estimator=indecater"])
         unbiased: Config = OmegaConf.to_container(composed.estimator, resolve=True)  # type: ignore[assignment]
-    print(f"{options.run.name}, step {pack.step}; natural logarithm of the mean variance per encoder parameter")
+    with_kl = f", task.kl={options.kl}" if options.kl else ""
+    print(
+        f"{options.run.name}, step {pack.step}{with_kl}; natural logarithm of the mean variance per encoder parameter"
+    )
     try:
-        point = Point(pack)
+        point = Point(pack, kl=options.kl)
         name, reference = reference_gradient(point, unbiased, draws=options.draws, warm_up=0, max_states=4096)
         results = list(measure(point, nodes, draws=options.draws, warm_up=options.warm_up, reference=reference))
     except ValueError as error:  # what an estimator says it cannot do

@@ -36,14 +36,19 @@ class Point:
         pack: it is read only.
         replica: which one.
         examples: size of the minibatch; by default the run's ``batch_size``.
+        kl: with this ``task.kl`` in place of the run's: the mean gradient of an unbiased estimator is the same.
 
     Raises:
-        UserError: for more examples than the data have.
+        UserError: for more examples than the data have, or a ``kl`` for a task that has no such option.
     """
 
-    def __init__(self, pack: Pack, replica: int = 0, examples: int | None = None) -> None:
+    def __init__(self, pack: Pack, replica: int = 0, examples: int | None = None, kl: str | None = None) -> None:
         self.step, self.device = pack.step, pack.device
         self.config = {**pack.configs[replica], "schedule": {"name": "constant"}}
+        if kl is not None:
+            if "kl" not in self.config["task"]:
+                raise UserError(f"task={self.config['task']['name']} has no option kl, so leave --kl={kl} out")
+            self.config["task"] = {**self.config["task"], "kl": kl}
         self.model = {name: value[replica].clone() for name, value in pack.task.state_dict().items()}
         examples = examples or self.config["batch_size"]
         if examples > len(pack.data.train):
