@@ -211,7 +211,7 @@ def test_the_setting_of_rebars_code():
 def test_the_curves_of_kool_stand_beside_validation():
     beside = {}
     for run in runs_of("kool_vae", "full"):
-        config = _flat_config(run.config)
+        config = flat_config(run.config)
         value = published(config["task"], config["data"], config["estimator"], config, split="valid")
         beside[config["estimator"], config.get("estimator.num_samples")] = value and value.value
     assert {key: beside[key] for key in beside if key[1] == key[1] and key[1]} == {
