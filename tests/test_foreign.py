@@ -134,8 +134,8 @@ def theirs(tmp_path_factory):
         ("task", {"_target_": "tasks.vae.nn.Linear", "in_features": 1}, "cannot be found"),
         ("estimator", {"_target_": "estimatorsevil.Class"}, "--allow estimatorsevil"),
         ("estimator", {"_target_": None}, "--allow MODULE"),
-        ("estimator", {"_args_": [1]}, "unexpected keyword argument '_args_'"),
-        ("task", {"_partial_": True}, "unexpected keyword argument '_partial_'"),
+        ("estimator", {"_args_": [1]}, "estimator._args_: there is no such option"),
+        ("task", {"_partial_": True}, "task._partial_: there is no such option"),
     ],
 )
 def test_opening_somebodys_run_executes_nothing_of_it(theirs, group, changed, words, tmp_path, monkeypatch):

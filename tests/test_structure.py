@@ -79,9 +79,3 @@ def test_the_wheel_holds_the_estimators_only(tmp_path):
     assert {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist() if ".dist-info" not in name} == {
         "estimators"
     }
-
-
-def test_no_file_is_too_long():
-    for path in ROOT.rglob("*.py"):
-        if ".venv" not in path.parts:
-            assert len(path.read_text().splitlines()) <= 400, path
