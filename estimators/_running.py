@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -14,14 +16,18 @@ class MovingAverage(nn.Module):
 
     A buffer, written in training mode as those of batch normalisation are (``eval()`` freezes it), never within a
     ``torch.func`` transform. It is corrected for its zero start, as Adam's moments are, and 0 before the first call.
+    Values that are not finite are left out, and a call without any that is, or without examples, does not count. The
+    buffers stay in single precision at least: in half precision a mean of squares would be infinite.
 
     Args:
+        owner: the estimator's name, for errors.
         replicas: if given, values are ``[..., replicas, examples]`` and each replica has its own average
             ``[replicas, 1]``; otherwise there is one for all examples.
     """
 
-    def __init__(self, replicas: int | None) -> None:
+    def __init__(self, owner: str, replicas: int | None) -> None:
         super().__init__()
+        self.owner = owner
         self.replicas = replicas
         per_replica = () if replicas is None else (replicas, 1)
         self.total = nn.Buffer(torch.zeros(per_replica))
@@ -32,14 +38,45 @@ class MovingAverage(nn.Module):
         return self.total / self.weight.clamp_min(torch.finfo(self.weight.dtype).tiny)
 
     @torch.no_grad()
-    def update(self, values: Tensor, decay: Number) -> None:
-        """Take ``values`` in with weight ``1 - decay``."""
+    def update(self, values: Tensor, decay: Number, usable: Tensor | None = None) -> None:
+        """Take ``values`` in with weight ``1 - decay``, where they are ``usable`` (by default: finite).
+
+        Raises:
+            RuntimeError: while gradient checkpointing computes this call a second time.
+        """
         if not self.training or in_functorch():
             return
-        if self.replicas is None:
-            mean = values.mean()
-        else:  # replicas stand before examples, whatever sample dimensions are in front
-            mean = values.reshape(-1, *values.shape[-2:]).mean((0, 2)).unsqueeze(-1)
-        step = 1 - per_example(decay)
-        self.total.lerp_(mean.to(self.total.dtype), step)
-        self.weight.lerp_(torch.ones_like(self.weight), step)
+        if _recomputing():
+            raise RuntimeError(
+                f"{self.owner}: gradient checkpointing computes this call again when its running average already holds "
+                "the call's own losses, which would bias the gradient and count them twice; checkpoint the networks "
+                "before and inside of the loss and leave the estimator out, or freeze it by eval(), or use RLOO, which "
+                "keeps no average"
+            )
+        values = values.to(self.total.dtype)
+        if usable is None:
+            usable = values.abs() <= torch.finfo(values.dtype).max
+        # Replicas stand before examples, whatever sample dimensions are in front.
+        over = tuple(d for d in range(values.dim()) if self.replicas is None or d != values.dim() - 2)
+        keep = self.replicas is not None
+        count = usable.sum(dim=over, keepdim=keep)
+        mean = torch.where(usable, values, 0.0).sum(dim=over, keepdim=keep) / count.clamp_min(1)
+        if keep:  # without the sample dimensions
+            count, mean = count.reshape(self.total.shape), mean.reshape(self.total.shape)
+        step = (1 - per_example(decay)) * count.clamp_max(1)
+        self.total.lerp_(mean, step.to(mean.dtype))
+        self.weight.lerp_(torch.ones_like(self.weight), step.to(mean.dtype))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MovingAverage:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype.itemsize < 4:
+                self._buffers[name] = old.to(new.device)
+        return self
+
+
+def _recomputing() -> bool:
+    """Whether this runs within a backward pass, as what gradient checkpointing computes again does."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() >= 0

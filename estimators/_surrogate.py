@@ -20,7 +20,7 @@ def with_gradient(losses: Tensor, gradient: Tensor, at: Tensor) -> Tensor:
     ``gradient`` and ``at`` are ``[*batch, *event]``; parameters that ``losses`` depend on keep their own gradient.
     """
     surrogate = gradient.detach().to(losses.dtype) * finite(at)
-    return losses.mean(dim=0) + gradient_only(surrogate.sum(dim=tuple(range(losses.dim() - 1, at.dim()))))
+    return losses.mean(dim=0) + gradient_only(surrogate.sum(dim=tuple(range(losses.dim() - 1, at.dim()))), losses)
 
 
 def softmax_jacobian(mean: Tensor, logits: Tensor) -> Tensor:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from estimators.base import Pathwise
+from estimators.base import Pathwise, numbers
 from estimators.categorical import Number, gradient_only, harden, perturbed_scores, probabilities
 
 
@@ -43,7 +42,7 @@ class DecoupledStraightThrough(Pathwise):
     def exact_for(self) -> int | None:  # type: ignore[override]
         """1 with both temperatures 1 (linear losses), else ``None``."""
         both = (self.forward_temperature, self.backward_temperature)
-        return 1 if all(bool(torch.as_tensor(t).eq(1).all()) for t in both) else None
+        return 1 if all(bool(numbers(t).eq(1).all()) for t in both) else None
 
     def sample(self, logits: Tensor) -> Tensor:
         tempered = (logits.detach() / self.forward_temperature).to(logits.dtype)

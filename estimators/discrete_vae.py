@@ -10,7 +10,7 @@ from torch import Tensor
 
 from estimators import noise
 from estimators._surrogate import finite, per_latent
-from estimators.base import Pathwise
+from estimators.base import Pathwise, numbers
 from estimators.categorical import Number, from_bits, gradient_only, scores
 
 LARGEST_BETA = 80.0
@@ -28,10 +28,10 @@ class _Smoothing(Pathwise):
     def __init__(self, beta: Number) -> None:
         super().__init__()
         self.beta = self._positive("beta", beta)
-        if not bool((torch.as_tensor(beta) <= LARGEST_BETA).all()):
+        if not bool((numbers(beta) <= LARGEST_BETA).all()):
             raise ValueError(
                 f"{type(self).__name__}: beta must be at most {LARGEST_BETA:.0f}, not "
-                f"{torch.as_tensor(beta).tolist()}; for hard bits use StraightThrough or DisARM"
+                f"{numbers(beta).tolist()}; for hard bits use StraightThrough or DisARM"
             )
 
     @abstractmethod

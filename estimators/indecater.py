@@ -52,4 +52,4 @@ class IndeCateR(Estimator):
         )
         losses = loss(replaced)
         value = (weights.detach() * losses).sum(dim=0) / latents
-        return value + gradient_only(weights * losses.detach()).sum(dim=0)
+        return value + gradient_only((weights * losses.detach()).sum(dim=0), losses)

@@ -35,10 +35,13 @@ class NVIL(ScoreFunction):
 
     The moving averages are buffers, written in training mode as those of batch normalisation are (``eval()`` freezes
     them), and a call uses only those of earlier calls: the paper's algorithm updates them first, which lets an
-    example's own loss into its baseline. They are corrected for their zero start, as Adam's moments are.
+    example's own loss into its baseline. They are corrected for their zero start, as Adam's moments are. An example
+    whose loss is not finite, or whose square overflows, enters neither the averages nor the baseline's training.
 
     Raises:
         ValueError: if the baseline was built and ``context`` is missing or of another size.
+        RuntimeError: in the backward pass, if gradient checkpointing computes the call again: the averages hold its own
+            losses by then; and on second derivatives with variance normalisation.
 
     Reference: Mnih, Gregor, "Neural variational inference and learning in belief networks", arXiv 1402.0030 (the
     baseline's 100 tanh units as in MuProp's and REBAR's re-implementations).
@@ -62,8 +65,8 @@ class NVIL(ScoreFunction):
         self.variance_normalisation = variance_normalisation
         self.decay = self._decay(decay)
         # Moments of loss - B.
-        self.mean = MovingAverage(replicas)
-        self.square = MovingAverage(replicas)
+        self.mean = MovingAverage("NVIL", replicas)
+        self.square = MovingAverage("NVIL", replicas)
         self.baseline = None
         if input_dependent and context_features is not None:
             self.baseline = _Baseline(context_features, hidden, replicas)
@@ -83,10 +86,16 @@ class NVIL(ScoreFunction):
         residual = losses if prediction is None else losses - prediction.detach()
         mean = self.mean.value()
         variance = self.square.value() - mean**2
-        self.mean.update(residual, self.decay)
-        self.square.update(residual.square(), self.decay)
+        wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
+        square = wide.square()
+        usable = square <= torch.finfo(square.dtype).max / 8  # so that that of residual - centre is finite, too
+        if self.centring or self.variance_normalisation:
+            self.mean.update(wide, self.decay, usable)
+            self.square.update(square, self.decay, usable)
         centre = mean if self.centring else torch.zeros_like(mean)
-        learned = None if prediction is None else 0.5 * (losses - centre - prediction) ** 2
+        learned = None
+        if prediction is not None:
+            learned = 0.5 * torch.where(usable, losses - centre - prediction, 0.0) ** 2
         signal = residual - centre
         if self.variance_normalisation:
             signal = signal / variance.clamp_min(1).sqrt()
@@ -114,7 +123,8 @@ class _Baseline(nn.Module):
         shape = (*stack, features, hidden)
         # Through the library's noise, with a dummy dimension of examples: a replica's weights come from its own stream.
         u = uniform((*stack, 1, *shape[-2:]), dtype=torch.get_default_dtype(), device=torch.device("cpu"))
-        self.hidden_weight = nn.Parameter((2 * u - 1).reshape(shape) * bound)
+        weight = (2 * u - 1).reshape(shape) * bound
+        self.hidden_weight = nn.Parameter(weight.to(torch.get_default_device()))
         self.hidden_bias = nn.Parameter(torch.zeros(*stack, 1, hidden))
         self.output_weight = nn.Parameter(torch.zeros(*stack, hidden, 1))
         self.output_bias = nn.Parameter(torch.zeros(*stack, 1, 1))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from estimators._surrogate import finite, softmax_jacobian
-from estimators.base import Pathwise
+from estimators.base import Pathwise, numbers
 from estimators.categorical import Number, gradient_only, harden, perturbed_scores, probabilities, relax, scores
 from estimators.gumbel_rao import perturbed_given
 from estimators.reinmax_rao import midpoint_shift
@@ -50,8 +50,8 @@ class ReinMaxCV(Pathwise):
         if num_inner < 1:
             raise ValueError(f"ReinMaxCV: num_inner must be at least 1, not {num_inner}")
         self.temperature = self._positive("temperature", temperature)
-        if not bool(torch.as_tensor(scale).isfinite().all()):
-            raise ValueError(f"ReinMaxCV: scale must be finite, not {torch.as_tensor(scale).tolist()}")
+        if not bool(numbers(scale).isfinite().all()):
+            raise ValueError(f"ReinMaxCV: scale must be finite, not {numbers(scale).tolist()}")
         self.scale = self._number("scale", scale)
         self.num_inner = num_inner
 

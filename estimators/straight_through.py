@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from estimators.base import Pathwise
+from estimators.base import Pathwise, numbers
 from estimators.categorical import Number, gradient_only, harden, perturbed_scores, probabilities
 
 
@@ -37,7 +36,7 @@ class StraightThrough(Pathwise):
     @property
     def exact_for(self) -> int | None:  # type: ignore[override]
         """1 at temperature 1 (linear losses), else ``None``."""
-        return 1 if bool(torch.as_tensor(self.temperature).eq(1).all()) else None
+        return 1 if bool(numbers(self.temperature).eq(1).all()) else None
 
     def sample(self, logits: Tensor) -> Tensor:
         hard = harden(perturbed_scores(logits.detach()), logits)

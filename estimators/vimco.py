@@ -57,7 +57,7 @@ class VIMCO(Estimator):
         log_weight = -loss(z)
         bound = log_weight.logsumexp(dim=0) - math.log(self.num_samples)
         signal = bound.detach() - self._left_out(log_weight.detach())
-        return -(bound + gradient_only(signal * log_prob).sum(dim=0))
+        return -(bound + gradient_only((signal * log_prob).sum(dim=0), bound))
 
     def _left_out(self, log_weight: Tensor) -> Tensor:
         """``Lhat_{-s}`` ``[num_samples, *batch]``: one weight is replaced by the geometric mean of the others."""

@@ -1,0 +1,159 @@
+"""Terms with value 0 and a prescribed gradient, and what becomes of their second derivatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FIRST_ORDER_ONLY = (
+    "first order only: this estimator's gradient is an estimate, whose derivative would leave terms out; for second "
+    "derivatives use REINFORCE, RLOO, NVIL(variance_normalisation=False), MuProp, UnorderedSet or Exact"
+)
+# Open blocks of :func:`constant_gradients` in all threads; a plain number, because torch.compile traces nothing else.
+_constant = 0
+
+
+def in_functorch() -> bool:
+    """Whether a ``torch.func`` transform is active: then running statistics must not be written."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def in_vmap() -> bool:
+    """Whether one of the active ``torch.func`` transforms is ``vmap``."""
+    if not in_functorch() or torch.compiler.is_compiling():
+        return False
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
+
+
+class constant_gradients:  # noqa: N801
+    """Within the block estimators take their gradients for constants, so that what calls them can be differentiated."""
+
+    def __enter__(self) -> None:
+        global _constant
+        _constant += 1
+
+    def __exit__(self, *_: object) -> None:
+        global _constant
+        _constant -= 1
+
+
+def _by_operators() -> bool:
+    """Whether torch wants the formula in its own operators: in transforms, forward mode and compiled graphs."""
+    return in_functorch() or torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0
+
+
+def gradient_only(x: Tensor, *others: Tensor) -> Tensor:
+    """``x - x.detach()``: a term with value exactly 0 and the gradient of ``x`` (for finite ``x``).
+
+    Meant for surrogates, whose gradient is an estimate and not a function of what it depends on: a second derivative
+    is a ``RuntimeError``, in ``x`` as well as in ``others``, the tensors that a detached factor of ``x`` came from.
+    """
+    if _constant or torch.compiler.is_compiling():  # a compiled graph has no second derivatives, which torch says
+        return x - x.detach()
+    return (_FirstOrder if _by_operators() else _PlainFirstOrder).apply(x, *others)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def score_term(losses: Tensor, signal: Tensor, log_prob: Tensor) -> Tensor:
+    """``losses`` with the gradient ``signal * d log_prob`` on top of their own, right in its mean to every order.
+
+    total = losses + (exp(log_prob - |log_prob|) - 1) (signal + losses - |losses|),  |x|: x as a constant.
+
+    ``signal``, a number, is ``losses`` minus a baseline that the sample does not determine or whose mean stands
+    elsewhere as a function of the parameters. All are ``[*batch]``, of one sample each, whose log-probability is
+    ``log_prob``. The mean of every derivative is that of E_q[losses] (the "magic box" of Foerster et al., arXiv
+    1802.05098, with a baseline).
+    """
+    signal = signal.detach()
+    if _constant:
+        return losses + gradient_only(signal * log_prob)
+    if not _by_operators():
+        return _Score.apply(losses, signal, log_prob)  # type: ignore[no-untyped-call,no-any-return]
+    return losses + torch.expm1(log_prob - log_prob.detach()) * (signal + losses - losses.detach())
+
+
+class _Score(torch.autograd.Function):
+    """The formula of :func:`score_term`, for a fraction of the time: its factors are 1 in a first derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor, signal: Tensor, log_prob: Tensor) -> Tensor:
+        ctx.save_for_backward(losses, signal, log_prob)
+        return losses.to(torch.promote_types(losses.dtype, log_prob.dtype), copy=True)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, Tensor]:
+        losses, signal, log_prob = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return g, None, g * signal
+        g = g * (log_prob - log_prob.detach()).exp()
+        return g, None, g * (signal + losses - losses.detach())
+
+
+class _PlainFirstOrder(torch.autograd.Function):
+    """:func:`gradient_only`; torch spends twice the time on the form that its transforms can use."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*inputs)
+        return inputs[0] - inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return _refused(ctx, g)
+
+
+class _FirstOrder(torch.autograd.Function):
+    """:func:`gradient_only` under ``torch.func`` and in forward mode."""
+
+    @staticmethod
+    def forward(*inputs: Tensor) -> Tensor:
+        return inputs[0] - inputs[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return _refused(ctx, g)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *others: Tensor | None) -> Tensor:
+        return _Refuse.apply(tangent, *ctx.saved_tensors)  # type: ignore[no-untyped-call,no-any-return]
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int | None]:
+        return _FirstOrder.apply(*inputs), dims[0]  # type: ignore[no-untyped-call]
+
+
+def _refused(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradient ``g`` of the first of the saved inputs; while a graph of it is recorded, one that refuses."""
+    others = (None,) * (len(ctx.saved_tensors) - 1)
+    return (_Refuse.apply(g, *ctx.saved_tensors) if torch.is_grad_enabled() else g, *others)  # type: ignore[no-untyped-call]
+
+
+class _Refuse(torch.autograd.Function):
+    """The first of the inputs; its derivative, in any of them, is an error."""
+
+    @staticmethod
+    def forward(*inputs: Tensor) -> Tensor:
+        return inputs[0].clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> None:
+        raise RuntimeError(FIRST_ORDER_ONLY)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> None:
+        raise RuntimeError(FIRST_ORDER_ONLY)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int | None]:
+        return _Refuse.apply(*inputs), dims[0]  # type: ignore[no-untyped-call]
