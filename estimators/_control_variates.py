@@ -202,8 +202,10 @@ class RelaxedControlVariate(Estimator):
                 with constant_gradients():  # those of estimators within the loss
                     result: Any = torch.func.vjp(gradient, temperature.detach(), scale.detach())
                     estimated, pull_back = result
-                    # An example whose loss or whose square is not finite must not spoil what all learn.
-                    slopes = [torch.where(s.isfinite(), s, 0.0) for s in pull_back(2 * estimated)]
+                    # 0 times what is not finite is not 0.
+                    slopes = [
+                        torch.where(s.isfinite(), s, 0.0) for s in pull_back(slope_of_variance(estimated, logits))
+                    ]
             else:
                 estimated = gradient(temperature, scale)
         estimated = estimated.detach()

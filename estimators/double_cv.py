@@ -69,9 +69,10 @@ class DoubleCV(Estimator):
         alpha = self.alpha.squeeze(-1) if isinstance(self.alpha, Tensor) and self.alpha.dim() else self.alpha
         h = frozen + (alpha * linear).sum(dim=-1)
         estimated = ((h - self._others(h)).unsqueeze(-1) * score - alpha * (slope * (p * (1 - p)))).mean(dim=0)
-        total = losses.mean(dim=0) + attach(estimated.masked_fill(~usable[..., None], torch.nan), logits, losses)
+        honest = estimated.masked_fill(~usable[..., None], torch.nan)
+        total = losses.mean(dim=0) + attach(honest, logits, losses)
         if self.learn and not in_functorch():
-            total = total + descend_variance(slope_of_variance(estimated, logits), estimated, logits, losses)
+            total = total + descend_variance(slope_of_variance(honest, logits), estimated, logits, losses)
         return total
 
     def _others(self, x: Tensor) -> Tensor:

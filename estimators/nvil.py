@@ -109,7 +109,7 @@ class NVIL(ScoreFunction):
                 f"NVIL: the input-dependent baseline needs context [*batch, {self.baseline.features}], not "
                 f"{None if context is None else list(context.shape)}; pass it, or use NVIL(input_dependent=False)"
             )
-        return self.baseline(context)
+        return self.baseline(context) if context.dim() > 1 else self.baseline(context[None])[0]
 
 
 class _Baseline(nn.Module):

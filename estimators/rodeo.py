@@ -85,9 +85,10 @@ class RODEO(Estimator):
         stein = score * step[..., 1:] + flip * turn * flipped[..., 1]  # A H: the score moves with the flipped bit
         signal = frozen - self._others(centred)
         estimated = (signal.unsqueeze(-1) * score + self.beta.unsqueeze(-1) * stein).mean(dim=0)
-        total = losses.mean(dim=0) + attach(estimated.masked_fill(~usable[..., None], torch.nan), logits, losses)
+        honest = estimated.masked_fill(~usable[..., None], torch.nan)
+        total = losses.mean(dim=0) + attach(honest, logits, losses)
         if not in_functorch():
-            total = total + descend_variance(slope_of_variance(estimated, logits), estimated, logits, losses)
+            total = total + descend_variance(slope_of_variance(honest, logits), estimated, logits, losses)
         return total
 
     def _functions(self, losses: Tensor, slope: Tensor, bits: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
