@@ -131,7 +131,7 @@ class _FirstOrder(torch.autograd.Function):
 
 def _refused(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     """The gradient ``g`` of the first of the saved inputs; while a graph of it is recorded, one that refuses."""
-    others = (None,) * (len(ctx.saved_tensors) - 1)
+    others = (None,) * (len(ctx.needs_input_grad) - 1)
     return (_Refuse.apply(g, *ctx.saved_tensors) if torch.is_grad_enabled() else g, *others)  # type: ignore[no-untyped-call]
 
 

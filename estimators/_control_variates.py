@@ -53,7 +53,7 @@ def descend_variance(slope: Tensor, gradient: Tensor, logits: Tensor, losses: Te
 def slope_of_variance(gradient: Tensor, logits: Tensor) -> Tensor:
     """The derivative of ``|gradient|^2``, 0 for examples where that overflows: one of them must not spoil what all
     learn."""
-    slope = 2 * gradient.detach()
+    slope = 2 * gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))  # squares overflow in half
     usable = sum_event(slope * gradient.detach(), logits).isfinite()
     return torch.where(per_score(usable, logits), slope, 0.0)
 
@@ -204,7 +204,8 @@ class RelaxedControlVariate(Estimator):
                     estimated, pull_back = result
                     # 0 times what is not finite is not 0.
                     slopes = [
-                        torch.where(s.isfinite(), s, 0.0) for s in pull_back(slope_of_variance(estimated, logits))
+                        torch.where(s.isfinite(), s, 0.0)
+                        for s in pull_back(slope_of_variance(estimated, logits).to(estimated.dtype))
                     ]
             else:
                 estimated = gradient(temperature, scale)

@@ -15,6 +15,9 @@ An estimator never indexes, reduces or counts a dimension that it did not create
 are all just leading dimensions. Hyperparameters that are numbers may be tensors that broadcast against ``logits`` (with
 a last dimension of 1). Learned parts are parameters of the estimator and get their gradient from the same
 ``backward()`` through a term whose value is zero, so a caller must minimise.
+
+A second derivative has the exact mean, or it is a ``RuntimeError``: :func:`estimators.gradient_only` refuses it. A loss
+that is an integer or a truth value is converted, unless the method differentiates it.
 """
 
 from __future__ import annotations

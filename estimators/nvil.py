@@ -83,19 +83,19 @@ class NVIL(ScoreFunction):
 
     def signal(self, losses: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         prediction = self._predict(context)
-        residual = losses if prediction is None else losses - prediction.detach()
+        wide = losses.to(torch.promote_types(losses.dtype, torch.float32))  # squares overflow in half precision
+        residual = wide if prediction is None else wide - prediction.detach()
         mean = self.mean.value()
         variance = self.square.value() - mean**2
-        wide = residual.to(torch.promote_types(residual.dtype, torch.float32))
-        square = wide.square()
+        square = residual.square()
         usable = square <= torch.finfo(square.dtype).max / 8  # so that that of residual - centre is finite, too
         if self.centring or self.variance_normalisation:
-            self.mean.update(wide, self.decay, usable)
+            self.mean.update(residual, self.decay, usable)
             self.square.update(square, self.decay, usable)
         centre = mean if self.centring else torch.zeros_like(mean)
         learned = None
         if prediction is not None:
-            learned = 0.5 * torch.where(usable, losses - centre - prediction, 0.0) ** 2
+            learned = 0.5 * torch.where(usable, wide - centre - prediction, 0.0) ** 2
         signal = residual - centre
         if self.variance_normalisation:
             signal = signal / variance.clamp_min(1).sqrt()

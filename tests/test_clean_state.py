@@ -75,10 +75,21 @@ def test_a_call_without_a_usable_example_does_not_count(make, values):
     assert all(torch.equal(before[key], value) for key, value in estimator.state_dict().items())
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_an_empty_batch(method):
+    estimator = RELAX(3, hidden=4) if method is RELAX else NVIL(5) if method is NVIL else method()
+    logits = torch.zeros(0, 3, 2, requires_grad=True)
+    losses = estimator(logits, lambda z: z[..., 1].sum(-1), torch.zeros(0, 5))
+    losses.sum().backward()
+    assert losses.shape == (0,) and logits.grad.shape == logits.shape
+    assert all(value.isfinite().all() for value in estimator.state_dict().values())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in estimator.parameters())
+
+
 @pytest.mark.parametrize("lead", [(), (4,)])
 @pytest.mark.parametrize("bad", BAD)
 def test_a_bad_replica_leaves_its_neighbours_alone(bad, lead):
-    """And one bad example its own replica: against replicas alone on the finite examples, sample dimensions in front."""
+    """And one bad example its own replica: against replicas alone on the finite ones; also with samples in front."""
     values = torch.arange(12.0).reshape(3, 4).expand(*lead, 3, 4).clone()
     values[..., 1, :] = bad
     values[..., 2, 0] = bad
@@ -103,6 +114,20 @@ def test_half_precision_does_not_overflow(convert, dtype):
         signal, _ = estimator.signal(torch.full((2, 5), 306.0, dtype=dtype), None)
         assert signal.dtype == dtype and (signal == 2).all()
     assert NVIL().double().mean.total.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["NVIL", "DoubleCV", "RODEO", "REBAR", "RELAX"])
+def test_squares_in_half_precision(name):
+    """Losses of 400, whose squares are infinite there: values and what is learned stay finite, and something is."""
+    torch.manual_seed(0)
+    estimator = LEARNERS[name]().half()
+    logits = torch.zeros(8, 2, 2, dtype=torch.float16, requires_grad=True)
+    context = torch.ones(8, 3, dtype=torch.float16)
+    losses = estimator(logits, lambda z: 400 + 40 * z[..., 1].sum(-1), context)
+    losses.mean().backward()
+    learned = [p.grad for p in estimator.parameters() if p.grad is not None]
+    assert losses.isfinite().all() and losses.dtype == torch.float16 and (losses >= 400).all()
+    assert all(g.isfinite().all() for g in learned) and any(g.abs().max() > 0 for g in learned)
 
 
 def test_a_large_loss_keeps_its_value_and_gradient():

@@ -218,7 +218,7 @@ def test_rewards_are_numbers_or_refused(name, categories, kind):
 
 
 def test_black_boxes_for_relax():
-    """Without the loss in its control variate it needs no derivative; a complex loss is no order of better and worse."""
+    """Without the loss in its control variate it needs no derivative; complex losses have no order."""
     logits = torch.randn(5, 3, 2, requires_grad=True)
     RELAX(3, 2, hidden=4, use_loss=False)(logits, REWARDS["bool"]).sum().backward()
     with pytest.raises(ValueError, match=r"one of torch\.complex64"):
