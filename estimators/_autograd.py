@@ -45,15 +45,25 @@ def _by_operators() -> bool:
     return in_functorch() or torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0
 
 
-def gradient_only(x: Tensor, *others: Tensor) -> Tensor:
+def carried(x: Tensor) -> Tensor:
+    """``x - x.detach()``, within what is differentiated as it stands or as a whole refuses a second derivative."""
+    return x - x.detach()
+
+
+def gradient_only(x: Tensor) -> Tensor:
     """``x - x.detach()``: a term with value exactly 0 and the gradient of ``x`` (for finite ``x``).
 
-    Meant for surrogates, whose gradient is an estimate and not a function of what it depends on: a second derivative
-    is a ``RuntimeError``, in ``x`` as well as in ``others``, the tensors that a detached factor of ``x`` came from.
+    Meant for surrogates, whose gradient is an estimate and not a function of what it depends on: its derivative, that
+    is a second derivative through the term, is a ``RuntimeError``.
     """
+    return with_term(torch.zeros_like(x, requires_grad=False), x)
+
+
+def with_term(value: Tensor, term: Tensor) -> Tensor:
+    """``value + gradient_only(term)`` in the dtype of ``value``, for half the time."""
     if _constant or torch.compiler.is_compiling():  # a compiled graph has no second derivatives, which torch says
-        return x - x.detach()
-    return (_FirstOrder if _by_operators() else _PlainFirstOrder).apply(x, *others)  # type: ignore[no-untyped-call,no-any-return]
+        return value + carried(term).to(value.dtype)
+    return (_WithTermByTransforms if _by_operators() else _WithTerm).apply(value, term)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def score_term(losses: Tensor, signal: Tensor, log_prob: Tensor) -> Tensor:
@@ -68,10 +78,10 @@ def score_term(losses: Tensor, signal: Tensor, log_prob: Tensor) -> Tensor:
     """
     signal = signal.detach()
     if _constant:
-        return losses + gradient_only(signal * log_prob)
+        return losses + carried(signal * log_prob)
     if not _by_operators():
         return _Score.apply(losses, signal, log_prob)  # type: ignore[no-untyped-call,no-any-return]
-    return losses + torch.expm1(log_prob - log_prob.detach()) * (signal + losses - losses.detach())
+    return losses + torch.expm1(carried(log_prob)) * (signal + carried(losses))
 
 
 class _Score(torch.autograd.Function):
@@ -80,59 +90,58 @@ class _Score(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, losses: Tensor, signal: Tensor, log_prob: Tensor) -> Tensor:
         ctx.save_for_backward(losses, signal, log_prob)
-        return losses.to(torch.promote_types(losses.dtype, log_prob.dtype), copy=True)
+        return losses + (log_prob - log_prob)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, Tensor]:
         losses, signal, log_prob = ctx.saved_tensors
-        if not torch.is_grad_enabled():
-            return g, None, g * signal
-        g = g * (log_prob - log_prob.detach()).exp()
-        return g, None, g * (signal + losses - losses.detach())
+        if torch.is_grad_enabled():
+            g, signal = g * carried(log_prob).exp(), signal + carried(losses)
+        return g, None, g * signal
 
 
-class _PlainFirstOrder(torch.autograd.Function):
-    """:func:`gradient_only`; torch spends twice the time on the form that its transforms can use."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
-        ctx.save_for_backward(*inputs)
-        return inputs[0] - inputs[0]
+class _WithTerm(torch.autograd.Function):
+    """:func:`with_term`; torch spends twice the time on the form that its transforms can use."""
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        return _refused(ctx, g)
-
-
-class _FirstOrder(torch.autograd.Function):
-    """:func:`gradient_only` under ``torch.func`` and in forward mode."""
+    def forward(ctx: Any, value: Tensor, term: Tensor) -> Tensor:
+        ctx.save_for_backward(value if ctx.needs_input_grad[0] else None, term)
+        return value + (term - term).to(value.dtype)
 
     @staticmethod
-    def forward(*inputs: Tensor) -> Tensor:
-        return inputs[0] - inputs[0]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        return g, _first_order(g, *ctx.saved_tensors) if torch.is_grad_enabled() else g
+
+
+class _WithTermByTransforms(torch.autograd.Function):
+    """:func:`with_term` under ``torch.func`` and in forward mode."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def forward(value: Tensor, term: Tensor) -> Tensor:
+        return value + (term - term).to(value.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        return _refused(ctx, g)
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        return g, _first_order(g, *ctx.saved_tensors)
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *others: Tensor | None) -> Tensor:
-        return _Refuse.apply(tangent, *ctx.saved_tensors)  # type: ignore[no-untyped-call,no-any-return]
+    def jvp(ctx: Any, value: Tensor, term: Tensor) -> Tensor:
+        return value + _first_order(term, *ctx.saved_tensors).to(value.dtype)
 
     @staticmethod
-    def vmap(info: Any, dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int | None]:
-        return _FirstOrder.apply(*inputs), dims[0]  # type: ignore[no-untyped-call]
+    def vmap(info: Any, dims: tuple[int | None, ...], value: Tensor, term: Tensor) -> tuple[Tensor, int]:
+        value, term = (x if d is None else x.movedim(d, 0) for x, d in zip((value, term), dims, strict=True))
+        return _WithTermByTransforms.apply(value, term), 0  # type: ignore[no-untyped-call]
 
 
-def _refused(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradient ``g`` of the first of the saved inputs; while a graph of it is recorded, one that refuses."""
-    others = (None,) * (len(ctx.needs_input_grad) - 1)
-    return (_Refuse.apply(g, *ctx.saved_tensors) if torch.is_grad_enabled() else g, *others)  # type: ignore[no-untyped-call]
+def _first_order(g: Tensor, value: Tensor | None, term: Tensor) -> Tensor:
+    """``g``, which refuses to be differentiated, in what ``value`` and ``term`` depend on as well."""
+    return _Refuse.apply(g, term) if value is None else _Refuse.apply(g, term, value)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class _Refuse(torch.autograd.Function):

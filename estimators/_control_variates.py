@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from estimators import noise
-from estimators._autograd import constant_gradients
+from estimators._autograd import constant_gradients, with_term
 from estimators.base import Estimator, Loss, in_functorch, numbers, per_example
-from estimators.categorical import Number, gradient_only, harden, is_binary, log_softmax, relax, scores
+from estimators.categorical import Number, harden, is_binary, log_softmax, relax, scores
 
 IMPOSSIBLE = -1e4
 """Log-odds and log-probabilities are cut here: the probability is exactly 0 in every dtype and all terms are finite."""
@@ -36,18 +36,16 @@ def per_score(x: Tensor, logits: Tensor) -> Tensor:
 
 
 def attach(gradient: Tensor, logits: Tensor, losses: Tensor) -> Tensor:
-    """``[*batch]`` terms of value 0 whose gradient in the scores of ``logits`` is ``gradient``, made of ``losses``."""
+    """``[*batch]`` ``losses`` with ``gradient`` in the scores of ``logits`` on top of their own."""
     clean = scores(logits)
     clean = clean.masked_fill(clean.isinf(), 0.0)  # 0 * inf would be NaN, and the gradient there is 0
-    return gradient_only(sum_event(gradient.detach().to(clean.dtype) * clean, logits), losses)
+    return with_term(losses, sum_event(gradient.detach().to(clean.dtype) * clean, logits))
 
 
-def descend_variance(slope: Tensor, gradient: Tensor, logits: Tensor, losses: Tensor) -> Tensor:
-    """``[*batch]`` terms of value 0 with the gradient of ``slope * gradient`` in what the graph of ``gradient`` holds.
-
-    ``slope``: as from :func:`slope_of_variance`; ``logits`` and ``losses``: what both of them depend on.
-    """
-    return gradient_only(sum_event(slope * gradient, logits), losses, logits).to(logits.dtype)
+def descend_variance(losses: Tensor, slope: Tensor, gradient: Tensor, logits: Tensor) -> Tensor:
+    """``losses`` with the derivative of ``slope * gradient``, ``slope`` as from :func:`slope_of_variance`, in what the
+    graph of ``gradient`` holds."""
+    return with_term(losses, sum_event(slope * gradient, logits))
 
 
 def slope_of_variance(gradient: Tensor, logits: Tensor) -> Tensor:
@@ -63,7 +61,7 @@ def only_finite(losses: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     The third says which examples are: ``[*batch]``.
     """
-    usable = losses.detach().isfinite().all(dim=0) & slope.isfinite().all(dim=-1).all(dim=0)
+    usable = (losses.detach() + slope.sum(dim=-1)).isfinite().all(dim=0)  # a sum of what is not finite is not
     return torch.where(usable, losses.detach(), 0.0), torch.where(usable[..., None], slope, 0.0), usable
 
 
@@ -210,11 +208,11 @@ class RelaxedControlVariate(Estimator):
             else:
                 estimated = gradient(temperature, scale)
         estimated = estimated.detach()
-        total = losses + attach(estimated, logits, losses)
+        total = attach(estimated, logits, losses)
         if slopes is not None:
             # As the graph would reach what loss closes over, the slopes are numbers and the graph is made here.
             descent = temperature * slopes[0].detach() + scale * slopes[1].detach()
-            total = total + gradient_only(descent.squeeze((-2, -1)), losses, logits).to(losses.dtype)
+            total = with_term(total, descent.squeeze((-2, -1)))
             if self.has_network:
                 # The network's part of the estimate, with a graph to the network's parameters alone.
                 part = sample.gradient(
@@ -222,7 +220,7 @@ class RelaxedControlVariate(Estimator):
                     lambda points: self.network(relax(points, frozen, temperature.detach()), context),
                 )
                 slope = slope_of_variance(estimated, logits)
-                total = total + descend_variance(slope, part, logits, losses).to(losses.dtype)
+                total = descend_variance(total, slope, part, logits)
         return total
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -37,35 +37,11 @@ class MovingAverage(nn.Module):
         """The average so far; it broadcasts against ``[*batch]``."""
         return self.total / self.weight.clamp_min(torch.finfo(self.weight.dtype).tiny)
 
-    @torch.no_grad()
     def update(self, values: Tensor, decay: Number, usable: Tensor | None = None) -> None:
-        """Take ``values`` in with weight ``1 - decay``, where they are ``usable`` (by default: finite).
-
-        Raises:
-            RuntimeError: while gradient checkpointing computes this call a second time.
-        """
-        if not self.training or in_functorch():
-            return
-        if _recomputing():
-            raise RuntimeError(
-                f"{self.owner}: gradient checkpointing computes this call again when its running average already holds "
-                "the call's own losses, which would bias the gradient and count them twice; checkpoint the networks "
-                "before and inside of the loss and leave the estimator out, or freeze it by eval(), or use RLOO, which "
-                "keeps no average"
-            )
-        values = values.to(self.total.dtype)
+        """Take ``values`` in with weight ``1 - decay``, where they are ``usable`` (by default: finite)."""
         if usable is None:
             usable = values.abs() <= torch.finfo(values.dtype).max
-        # Replicas stand before examples, whatever sample dimensions are in front.
-        over = tuple(d for d in range(values.dim()) if self.replicas is None or d != values.dim() - 2)
-        keep = self.replicas is not None
-        count = usable.sum(dim=over, keepdim=keep)
-        mean = torch.where(usable, values, 0.0).sum(dim=over, keepdim=keep) / count.clamp_min(1)
-        if keep:  # without the sample dimensions
-            count, mean = count.reshape(self.total.shape), mean.reshape(self.total.shape)
-        step = (1 - per_example(decay)) * count.clamp_max(1)
-        self.total.lerp_(mean, step.to(mean.dtype))
-        self.weight.lerp_(torch.ones_like(self.weight), step.to(mean.dtype))
+        update([self], [torch.where(usable, values, 0.0)], usable, decay)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MovingAverage:
         before = dict(self._buffers)
@@ -75,6 +51,38 @@ class MovingAverage(nn.Module):
             if old is not None and new is not None and new.dtype.itemsize < 4:
                 self._buffers[name] = old.to(new.device)
         return self
+
+
+@torch.no_grad()
+def update(averages: Sequence[MovingAverage], values: Sequence[Tensor], usable: Tensor, decay: Number) -> None:
+    """Several averages of the same owner at once, of ``values`` that are 0 where they are not ``usable``.
+
+    Raises:
+        RuntimeError: while gradient checkpointing computes this call a second time.
+    """
+    first = averages[0]
+    if not first.training or in_functorch():
+        return
+    if _recomputing():
+        raise RuntimeError(
+            f"{first.owner}: gradient checkpointing computes this call again when its running average already holds "
+            "the call's own losses, which would bias the gradient and count them twice; checkpoint the networks "
+            "before and inside of the loss and leave the estimator out, or freeze it by eval(), or use RLOO, which "
+            "keeps no average"
+        )
+    # Replicas stand before examples, whatever sample dimensions are in front.
+    over = None if first.replicas is None else tuple(d for d in range(usable.dim()) if d != usable.dim() - 2)
+
+    def total(each: Tensor) -> Tensor:
+        each = each.to(first.total.dtype)
+        return each.sum() if over is None else each.sum(over).unsqueeze(-1)
+
+    count = total(usable)
+    step = count.clamp_max(1) * (1 - per_example(decay))  # 0, if nothing is usable
+    step, count, one = step.to(count.dtype), count.clamp_min(1), torch.ones_like(count)
+    for average, each in zip(averages, values, strict=True):
+        average.total.lerp_(total(each) / count, step)
+        average.weight.lerp_(one, step)
 
 
 def _recomputing() -> bool:

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from estimators._autograd import in_functorch as in_functorch
-from estimators._autograd import score_term
-from estimators.categorical import Number, gradient_only, sample_with_log_prob
+from estimators._autograd import score_term, with_term
+from estimators.categorical import Number, sample_with_log_prob
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -207,8 +207,9 @@ class ScoreFunction(Estimator):
         if self.unbiased and not self.rescales:
             total = score_term(losses, signal, log_prob)
         else:
-            total = losses + gradient_only(signal.detach() * log_prob, losses)
-        return total if learned is None else total + gradient_only(learned).to(total.dtype)
+            dtype = torch.promote_types(losses.dtype, log_prob.dtype)
+            total = with_term(losses.to(dtype), signal.detach() * log_prob)
+        return total if learned is None else with_term(total, learned)
 
 
 def numbers(value: Number) -> Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from estimators._autograd import with_term
 from estimators._control_variates import value_and_slope
 from estimators.base import Estimator, Loss, numbers
-from estimators.categorical import Number, gradient_only, log_probabilities, sample_with_log_prob
+from estimators.categorical import Number, log_probabilities, sample_with_log_prob
 
 
 class DARN(Estimator):
@@ -53,4 +54,4 @@ class DARN(Estimator):
             signal = (g * (z - centre)).sum(dim=-1)
         # where, not a product: 0 * -inf of an impossible category would be NaN
         log_prob = torch.where(z > 0, log_probabilities(logits), 0.0).sum(dim=-1)
-        return losses + gradient_only((signal.detach() * log_prob).sum(dim=-1), losses)
+        return with_term(losses, (signal.detach() * log_prob).sum(dim=-1))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from estimators._autograd import with_term
 from estimators.base import Pathwise, numbers
-from estimators.categorical import Number, gradient_only, harden, perturbed_scores, probabilities
+from estimators.categorical import Number, harden, perturbed_scores, probabilities
 
 
 class DecoupledStraightThrough(Pathwise):
@@ -47,4 +48,4 @@ class DecoupledStraightThrough(Pathwise):
     def sample(self, logits: Tensor) -> Tensor:
         tempered = (logits.detach() / self.forward_temperature).to(logits.dtype)
         hard = harden(perturbed_scores(tempered), logits)
-        return hard + gradient_only(probabilities(logits, self.backward_temperature))
+        return with_term(hard, probabilities(logits, self.backward_temperature))

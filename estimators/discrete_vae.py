@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from estimators import noise
+from estimators._autograd import with_term
 from estimators._surrogate import finite, per_latent
 from estimators.base import Pathwise, numbers
-from estimators.categorical import Number, from_bits, gradient_only, scores
+from estimators.categorical import Number, from_bits, scores
 
 LARGEST_BETA = 80.0
 
@@ -45,7 +46,7 @@ class _Smoothing(Pathwise):
         v = noise.uniform(clean.shape, dtype=clean.dtype, device=clean.device, event_dims=1)
         smooth, slope = self._invert(clean, v, per_latent(self.beta))
         smooth = smooth.clamp(0, 1).to(odds.dtype)
-        return from_bits(smooth + gradient_only(slope.to(odds.dtype) * finite(odds)))
+        return from_bits(with_term(smooth, slope.to(odds.dtype) * finite(odds)))
 
 
 class SpikeAndExponential(_Smoothing):

@@ -70,9 +70,9 @@ class DoubleCV(Estimator):
         h = frozen + (alpha * linear).sum(dim=-1)
         estimated = ((h - self._others(h)).unsqueeze(-1) * score - alpha * (slope * (p * (1 - p)))).mean(dim=0)
         honest = estimated.masked_fill(~usable[..., None], torch.nan)
-        total = losses.mean(dim=0) + attach(honest, logits, losses)
+        total = attach(honest, logits, losses.mean(dim=0))
         if self.learn and not in_functorch():
-            total = total + descend_variance(slope_of_variance(honest, logits), estimated, logits, losses)
+            total = descend_variance(total, slope_of_variance(honest, logits), estimated, logits)
         return total
 
     def _others(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from estimators._autograd import score_term
+from estimators._autograd import carried, score_term
 from estimators._control_variates import value_and_slope
 from estimators._running import MovingAverage
 from estimators.base import Estimator, Loss
@@ -70,4 +70,4 @@ class MuProp(Estimator):
             signal = signal - centre.to(signal.dtype)
         linear = (g.detach() * p).sum(dim=(-2, -1))  # no_grad reaches the innermost of nested transforms only
         # At constant g, linear is the mean of what signal subtracts: its own graph is right to every order.
-        return score_term(losses, signal, log_prob) + (linear - linear.detach())
+        return score_term(losses, signal, log_prob) + carried(linear)

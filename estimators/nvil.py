@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from estimators._running import MovingAverage
+from estimators._running import MovingAverage, update
 from estimators.base import ScoreFunction
 from estimators.categorical import Number
 from estimators.noise import uniform
@@ -87,11 +87,11 @@ class NVIL(ScoreFunction):
         residual = wide if prediction is None else wide - prediction.detach()
         mean = self.mean.value()
         variance = self.square.value() - mean**2
-        square = residual.square()
-        usable = square <= torch.finfo(square.dtype).max / 8  # so that that of residual - centre is finite, too
+        # Whose squares are finite, and those of what is left after centring.
+        usable = residual.abs() <= (torch.finfo(residual.dtype).max / 8) ** 0.5
         if self.centring or self.variance_normalisation:
-            self.mean.update(residual, self.decay, usable)
-            self.square.update(square, self.decay, usable)
+            clean = torch.where(usable, residual, 0.0)
+            update([self.mean, self.square], [clean, clean.square()], usable, self.decay)
         centre = mean if self.centring else torch.zeros_like(mean)
         learned = None
         if prediction is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from estimators._autograd import with_term
 from estimators._surrogate import softmax_jacobian
 from estimators.base import Pathwise, numbers
 from estimators.categorical import Number, harden, perturbed_scores, probabilities
@@ -51,4 +52,5 @@ class ReinMax(Pathwise):
         clean = logits.detach()
         hard = harden(perturbed_scores(clean), logits)
         middle = (probabilities(clean, self.temperature) + hard) / 2
-        return hard + 2 * softmax_jacobian(middle, logits) - 0.5 * softmax_jacobian(probabilities(clean), logits)
+        jacobian = 2 * softmax_jacobian(middle, logits) - 0.5 * softmax_jacobian(probabilities(clean), logits)
+        return with_term(hard, jacobian)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from estimators._autograd import carried, with_term
 from estimators._surrogate import finite, softmax_jacobian
 from estimators.base import Pathwise, numbers
-from estimators.categorical import Number, gradient_only, harden, perturbed_scores, probabilities, relax, scores
+from estimators.categorical import Number, harden, perturbed_scores, probabilities, relax, scores
 from estimators.gumbel_rao import perturbed_given
 from estimators.reinmax_rao import midpoint_shift
 
@@ -62,6 +63,6 @@ class ReinMaxCV(Pathwise):
         p = probabilities(clean)
         reinmax = 2 * softmax_jacobian((p + hard) / 2, logits) - 0.5 * softmax_jacobian(p, logits)
         noisy = torch.cat((own.unsqueeze(0), perturbed_given(hard, clean, self.num_inner)))
-        at_middle = noisy + scores(midpoint_shift(hard, clean)) + gradient_only(finite(scores(logits)))
+        at_middle = noisy + scores(midpoint_shift(hard, clean)) + carried(finite(scores(logits)))
         relaxed = relax(at_middle, logits, self.temperature)
-        return hard + reinmax + self.scale * gradient_only(relaxed[1:].mean(dim=0) - relaxed[0])
+        return with_term(hard, reinmax + self.scale * (relaxed[1:].mean(dim=0) - relaxed[0]))

@@ -86,9 +86,9 @@ class RODEO(Estimator):
         signal = frozen - self._others(centred)
         estimated = (signal.unsqueeze(-1) * score + self.beta.unsqueeze(-1) * stein).mean(dim=0)
         honest = estimated.masked_fill(~usable[..., None], torch.nan)
-        total = losses.mean(dim=0) + attach(honest, logits, losses)
+        total = attach(honest, logits, losses.mean(dim=0))
         if not in_functorch():
-            total = total + descend_variance(slope_of_variance(honest, logits), estimated, logits, losses)
+            total = descend_variance(total, slope_of_variance(honest, logits), estimated, logits)
         return total
 
     def _functions(self, losses: Tensor, slope: Tensor, bits: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from estimators._autograd import with_term
 from estimators.base import Pathwise, numbers
-from estimators.categorical import Number, gradient_only, harden, perturbed_scores, probabilities
+from estimators.categorical import Number, harden, perturbed_scores, probabilities
 
 
 class StraightThrough(Pathwise):
@@ -40,4 +41,4 @@ class StraightThrough(Pathwise):
 
     def sample(self, logits: Tensor) -> Tensor:
         hard = harden(perturbed_scores(logits.detach()), logits)
-        return hard + gradient_only(probabilities(logits, self.temperature))
+        return with_term(hard, probabilities(logits, self.temperature))
