@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,7 +64,9 @@ def with_term(value: Tensor, term: Tensor) -> Tensor:
     """``value + gradient_only(term)`` in the dtype of ``value``, for half the time."""
     if _constant or torch.compiler.is_compiling():  # a compiled graph has no second derivatives, which torch says
         return value + carried(term).to(value.dtype)
-    return (_WithTermByTransforms if _by_operators() else _WithTerm).apply(value, term)  # type: ignore[no-untyped-call,no-any-return]
+    if _by_operators():
+        return _WithTermByTransforms.apply(value, term)  # type: ignore[no-untyped-call,no-any-return]
+    return _plain(_WithTerm)(value, term)
 
 
 def score_term(losses: Tensor, signal: Tensor, log_prob: Tensor) -> Tensor:
@@ -80,8 +83,14 @@ def score_term(losses: Tensor, signal: Tensor, log_prob: Tensor) -> Tensor:
     if _constant:
         return losses + carried(signal * log_prob)
     if not _by_operators():
-        return _Score.apply(losses, signal, log_prob)  # type: ignore[no-untyped-call,no-any-return]
+        return _plain(_Score)(losses, signal, log_prob)
     return losses + torch.expm1(carried(log_prob)) * (signal + carried(losses))
+
+
+def _plain(function: type[torch.autograd.Function]) -> Callable[..., Tensor]:
+    """``function.apply`` where no transform is active: without torch's search for one, which takes as long again."""
+    apply: Callable[..., Tensor] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    return apply
 
 
 class _Score(torch.autograd.Function):

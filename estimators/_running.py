@@ -74,8 +74,8 @@ def update(averages: Sequence[MovingAverage], values: Sequence[Tensor], usable: 
     over = None if first.replicas is None else tuple(d for d in range(usable.dim()) if d != usable.dim() - 2)
 
     def total(each: Tensor) -> Tensor:
-        each = each.to(first.total.dtype)
-        return each.sum() if over is None else each.sum(over).unsqueeze(-1)
+        dtype = first.total.dtype
+        return each.sum(dtype=dtype) if over is None else each.sum(over, dtype=dtype).unsqueeze(-1)
 
     count = total(usable)
     step = count.clamp_max(1) * (1 - per_example(decay))  # 0, if nothing is usable
