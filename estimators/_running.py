@@ -37,10 +37,14 @@ class MovingAverage(nn.Module):
         """The average so far; it broadcasts against ``[*batch]``."""
         return self.total / self.weight.clamp_min(torch.finfo(self.weight.dtype).tiny)
 
-    def update(self, values: Tensor, decay: Number, usable: Tensor | None = None) -> None:
-        """Take ``values`` in with weight ``1 - decay``, where they are ``usable`` (by default: finite)."""
-        if usable is None:
-            usable = values.abs() <= torch.finfo(values.dtype).max
+    def largest(self, dtype: torch.dtype) -> float:
+        """Of values in ``dtype`` the largest whose sum over a batch is finite for certain, here and in the buffers."""
+        return min(torch.finfo(dtype).max, torch.finfo(self.total.dtype).max) * 2.0**-40
+
+    def update(self, values: Tensor, decay: Number) -> None:
+        """Take ``values`` in with weight ``1 - decay``."""
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        usable = values.abs() <= self.largest(values.dtype)
         update([self], [torch.where(usable, values, 0.0)], usable, decay)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MovingAverage:

@@ -44,7 +44,7 @@ UNDER_FUNCTORCH = {
         "it out, or use an estimator without such derivatives (RLOO, NVIL)"
     ),
     "saved tensor hooks": (
-        "gradient checkpointing does not work inside of the loss, and around the estimator with use_reentrant=True; "
+        "gradient checkpointing does not work inside of the loss, and needs use_reentrant=True around the estimator; "
         "leave it out, or use an estimator without such derivatives (RLOO, NVIL)"
     ),
 }
@@ -134,7 +134,9 @@ class Estimator(nn.Module, ABC):
                 )
             if losses.is_floating_point():
                 return losses
-            if self.needs_gradient or losses.is_complex():
+            if losses.is_complex():
+                raise ValueError(f"{type(self).__name__}: loss must return real numbers, not {losses.dtype}")
+            if self.needs_gradient:
                 raise ValueError(
                     f"{type(self).__name__} differentiates the loss, and one of {losses.dtype} has no derivative; "
                     "return floating point numbers, or use REINFORCE, NVIL or RLOO, which need none"

@@ -87,8 +87,7 @@ class NVIL(ScoreFunction):
         residual = wide if prediction is None else wide - prediction.detach()
         mean = self.mean.value()
         variance = self.square.value() - mean**2
-        # Whose squares are finite, and those of what is left after centring.
-        usable = residual.abs() <= (torch.finfo(residual.dtype).max / 8) ** 0.5
+        usable = residual.abs() <= self.square.largest(residual.dtype) ** 0.5
         if self.centring or self.variance_normalisation:
             clean = torch.where(usable, residual, 0.0)
             update([self.mean, self.square], [clean, clean.square()], usable, self.decay)

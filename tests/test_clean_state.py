@@ -140,6 +140,17 @@ def test_a_large_loss_keeps_its_value_and_gradient():
     assert torch.allclose(gradient.abs(), torch.tensor([5e29, 1.0])[:, None, None].expand(2, 1, 2))
 
 
+@pytest.mark.parametrize("large", [1e13, 1e18, 1e25, 1e38])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_do_not_overflow_either(large, dtype):
+    """Whatever the size of the losses and of the batch, in single precision buffers: averages stay finite."""
+    large = large if dtype == torch.float32 else large**8
+    for estimator in (NVIL(), NVIL(replicas=2), MuProp()):
+        call(estimator, torch.full((2, 3000), large, dtype=dtype))
+        call(estimator, torch.full((2, 3000), 2.0, dtype=dtype))
+        assert all(x.isfinite().all() for x in estimator.state_dict().values())
+
+
 # --- learned parts -------------------------------------------------------------------------------------------------
 
 LEARNERS = {
