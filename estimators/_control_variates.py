@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from estimators import noise
-from estimators.base import Estimator, Loss, in_functorch, per_example
-from estimators.categorical import Number, gradient_only, harden, is_binary, log_softmax, relax, scores
+from estimators._autograd import constant_gradients, with_term
+from estimators.base import Estimator, Loss, in_functorch, numbers, per_example
+from estimators.categorical import Number, harden, is_binary, log_softmax, relax, scores
 
 IMPOSSIBLE = -1e4
 """Log-odds and log-probabilities are cut here: the probability is exactly 0 in every dtype and all terms are finite."""
@@ -34,16 +35,34 @@ def per_score(x: Tensor, logits: Tensor) -> Tensor:
     return x[..., None] if is_binary(logits) else x[..., None, None]
 
 
-def attach(gradient: Tensor, logits: Tensor) -> Tensor:
-    """``[*batch]`` terms of value 0 whose gradient in the scores of ``logits`` is ``gradient``."""
+def attach(gradient: Tensor, logits: Tensor, losses: Tensor) -> Tensor:
+    """``[*batch]`` ``losses`` with ``gradient`` in the scores of ``logits`` on top of their own."""
     clean = scores(logits)
     clean = clean.masked_fill(clean.isinf(), 0.0)  # 0 * inf would be NaN, and the gradient there is 0
-    return gradient_only(sum_event(gradient.detach().to(clean.dtype) * clean, logits))
+    return with_term(losses, sum_event(gradient.detach().to(clean.dtype) * clean, logits))
 
 
-def descend_variance(gradient: Tensor, logits: Tensor) -> Tensor:
-    """``[*batch]`` terms of value 0 with the gradient of ``|gradient|^2`` in what the graph of ``gradient`` holds."""
-    return gradient_only(sum_event(2 * gradient.detach() * gradient, logits)).to(logits.dtype)
+def descend_variance(losses: Tensor, slope: Tensor, gradient: Tensor, logits: Tensor) -> Tensor:
+    """``losses`` with the derivative of ``slope * gradient``, ``slope`` as from :func:`slope_of_variance`, in what the
+    graph of ``gradient`` holds."""
+    return with_term(losses, sum_event(slope * gradient, logits))
+
+
+def slope_of_variance(gradient: Tensor, logits: Tensor) -> Tensor:
+    """The derivative of ``|gradient|^2``, 0 for examples where that overflows: one of them must not spoil what all
+    learn."""
+    slope = 2 * gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))  # squares overflow in half
+    usable = sum_event(slope * gradient.detach(), logits).isfinite()
+    return torch.where(per_score(usable, logits), slope, 0.0)
+
+
+def only_finite(losses: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``losses`` ``[S, *batch]`` and ``slope`` ``[S, *batch, L]`` as constants, 0 for examples that are not finite.
+
+    The third says which examples are: ``[*batch]``.
+    """
+    usable = (losses.detach() + slope.sum(dim=-1)).isfinite().all(dim=0)  # a sum of what is not finite is not
+    return torch.where(usable, losses.detach(), 0.0), torch.where(usable[..., None], slope, 0.0), usable
 
 
 def value_and_slope(function: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +135,7 @@ class RelaxedControlVariate(Estimator):
         self, temperature: Number, scale: Number, learn: bool, tied: bool, use_loss: bool, replicas: int | None
     ) -> None:
         super().__init__()
-        checked = torch.as_tensor(scale)
+        checked = numbers(scale)
         if not bool(((checked > 0) if learn else (checked >= 0)).all() and checked.isfinite().all()):
             bound = "positive (it is learned as a logarithm; learn=False allows 0)" if learn else "at least 0"
             raise ValueError(f"{type(self).__name__}: scale must be finite and {bound}, not {checked.tolist()}")
@@ -159,7 +178,9 @@ class RelaxedControlVariate(Estimator):
         context = None if context is None else context.detach()
         sample = Coupled(frozen, self.tied)
         losses = loss(sample.z)
-        temperature, scale = torch.as_tensor(self.temperature), torch.as_tensor(self.scale)
+        device = logits.device
+        temperature = torch.as_tensor(self.temperature, device=device)
+        scale = torch.as_tensor(self.scale, device=device)
         learning = self.learn and torch.is_grad_enabled() and not in_functorch()
         if learning:  # one copy per example, so that each gets its own gradient
             temperature = temperature.expand(*logits.shape[:-2], 1, 1)
@@ -176,24 +197,30 @@ class RelaxedControlVariate(Estimator):
         slopes = None
         with torch.no_grad():
             if learning:
-                result: Any = torch.func.vjp(gradient, temperature.detach(), scale.detach())
-                estimated, pull_back = result
-                slopes = pull_back(2 * estimated)
+                with constant_gradients():  # those of estimators within the loss
+                    result: Any = torch.func.vjp(gradient, temperature.detach(), scale.detach())
+                    estimated, pull_back = result
+                    # 0 times what is not finite is not 0.
+                    slopes = [
+                        torch.where(s.isfinite(), s, 0.0)
+                        for s in pull_back(slope_of_variance(estimated, logits).to(estimated.dtype))
+                    ]
             else:
                 estimated = gradient(temperature, scale)
         estimated = estimated.detach()
-        total = losses + attach(estimated, logits)
+        total = attach(estimated, logits, losses)
         if slopes is not None:
             # As the graph would reach what loss closes over, the slopes are numbers and the graph is made here.
             descent = temperature * slopes[0].detach() + scale * slopes[1].detach()
-            total = total + gradient_only(descent.squeeze((-2, -1))).to(losses.dtype)
+            total = with_term(total, descent.squeeze((-2, -1)))
             if self.has_network:
                 # The network's part of the estimate, with a graph to the network's parameters alone.
                 part = sample.gradient(
                     torch.zeros_like(losses),
                     lambda points: self.network(relax(points, frozen, temperature.detach()), context),
                 )
-                total = total + gradient_only(sum_event(2 * estimated * part, logits)).to(losses.dtype)
+                slope = slope_of_variance(estimated, logits)
+                total = descend_variance(total, slope, part, logits)
         return total
 
 
@@ -219,7 +246,7 @@ class Network(nn.Module):
             u = noise.uniform(
                 (*stack, 1, fan_in, fan_out), dtype=torch.get_default_dtype(), device=torch.device("cpu")
             ).reshape(*stack, fan_in, fan_out)
-            self.weights.append(nn.Parameter((2 * u - 1) * bound))
+            self.weights.append(nn.Parameter(((2 * u - 1) * bound).to(torch.get_default_device())))
             self.biases.append(nn.Parameter(torch.zeros(*stack, 1, fan_out)))
 
     def forward(self, x: Tensor) -> Tensor:

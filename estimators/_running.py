@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -14,14 +16,18 @@ class MovingAverage(nn.Module):
 
     A buffer, written in training mode as those of batch normalisation are (``eval()`` freezes it), never within a
     ``torch.func`` transform. It is corrected for its zero start, as Adam's moments are, and 0 before the first call.
+    Values that are not finite are left out, and a call without any that is, or without examples, does not count. The
+    buffers stay in single precision at least: in half precision a mean of squares would be infinite.
 
     Args:
+        owner: the estimator's name, for errors.
         replicas: if given, values are ``[..., replicas, examples]`` and each replica has its own average
             ``[replicas, 1]``; otherwise there is one for all examples.
     """
 
-    def __init__(self, replicas: int | None) -> None:
+    def __init__(self, owner: str, replicas: int | None) -> None:
         super().__init__()
+        self.owner = owner
         self.replicas = replicas
         per_replica = () if replicas is None else (replicas, 1)
         self.total = nn.Buffer(torch.zeros(per_replica))
@@ -31,15 +37,58 @@ class MovingAverage(nn.Module):
         """The average so far; it broadcasts against ``[*batch]``."""
         return self.total / self.weight.clamp_min(torch.finfo(self.weight.dtype).tiny)
 
-    @torch.no_grad()
+    def largest(self, dtype: torch.dtype) -> float:
+        """Of values in ``dtype`` the largest whose sum over a batch is finite for certain, here and in the buffers."""
+        return min(torch.finfo(dtype).max, torch.finfo(self.total.dtype).max) * 2.0**-40
+
     def update(self, values: Tensor, decay: Number) -> None:
         """Take ``values`` in with weight ``1 - decay``."""
-        if not self.training or in_functorch():
-            return
-        if self.replicas is None:
-            mean = values.mean()
-        else:  # replicas stand before examples, whatever sample dimensions are in front
-            mean = values.reshape(-1, *values.shape[-2:]).mean((0, 2)).unsqueeze(-1)
-        step = 1 - per_example(decay)
-        self.total.lerp_(mean.to(self.total.dtype), step)
-        self.weight.lerp_(torch.ones_like(self.weight), step)
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        usable = values.abs() <= self.largest(values.dtype)
+        update([self], [torch.where(usable, values, 0.0)], usable, decay)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MovingAverage:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype.itemsize < 4:
+                self._buffers[name] = old.to(new.device)
+        return self
+
+
+@torch.no_grad()
+def update(averages: Sequence[MovingAverage], values: Sequence[Tensor], usable: Tensor, decay: Number) -> None:
+    """Several averages of the same owner at once, of ``values`` that are 0 where they are not ``usable``.
+
+    Raises:
+        RuntimeError: while gradient checkpointing computes this call a second time.
+    """
+    first = averages[0]
+    if not first.training or in_functorch():
+        return
+    if _recomputing():
+        raise RuntimeError(
+            f"{first.owner}: gradient checkpointing computes this call again when its running average already holds "
+            "the call's own losses, which would bias the gradient and count them twice; checkpoint the networks "
+            "before and inside of the loss and leave the estimator out, or freeze it by eval(), or use RLOO, which "
+            "keeps no average"
+        )
+    # Replicas stand before examples, whatever sample dimensions are in front.
+    over = None if first.replicas is None else tuple(d for d in range(usable.dim()) if d != usable.dim() - 2)
+
+    def total(each: Tensor) -> Tensor:
+        dtype = first.total.dtype
+        return each.sum(dtype=dtype) if over is None else each.sum(over, dtype=dtype).unsqueeze(-1)
+
+    count = total(usable)
+    step = count.clamp_max(1) * (1 - per_example(decay))  # 0, if nothing is usable
+    step, count, one = step.to(count.dtype), count.clamp_min(1), torch.ones_like(count)
+    for average, each in zip(averages, values, strict=True):
+        average.total.lerp_(total(each) / count, step)
+        average.weight.lerp_(one, step)
+
+
+def _recomputing() -> bool:
+    """Whether this runs within a backward pass, as what gradient checkpointing computes again does."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() >= 0

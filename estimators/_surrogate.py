@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from estimators import noise
-from estimators.categorical import Number, gradient_only, is_binary, scores
+from estimators._autograd import with_term
+from estimators.categorical import Number, is_binary, scores
 
 
 def finite(x: Tensor) -> Tensor:
@@ -20,21 +21,21 @@ def with_gradient(losses: Tensor, gradient: Tensor, at: Tensor) -> Tensor:
     ``gradient`` and ``at`` are ``[*batch, *event]``; parameters that ``losses`` depend on keep their own gradient.
     """
     surrogate = gradient.detach().to(losses.dtype) * finite(at)
-    return losses.mean(dim=0) + gradient_only(surrogate.sum(dim=tuple(range(losses.dim() - 1, at.dim()))))
+    return with_term(losses.mean(dim=0), surrogate.sum(dim=tuple(range(losses.dim() - 1, at.dim()))))
 
 
 def softmax_jacobian(mean: Tensor, logits: Tensor) -> Tensor:
-    """A term ``[*batch, latents, categories]`` with value 0 and derivative ``diag(mean) - mean mean^T`` in ``logits``.
+    """A term ``[*batch, latents, categories]`` with derivative ``diag(mean) - mean mean^T`` in ``logits``.
 
     ``mean``: probabilities, treated as constants; they need not belong to ``logits``.
     """
     mean = mean.detach()
     if is_binary(logits):
         first, second = mean.mT.unbind(dim=-2)
-        term = gradient_only(first * second * finite(scores(logits)))
+        term = first * second * finite(scores(logits))
         return torch.stack((-term, term), dim=-2).mT
     theta = finite(logits)
-    return gradient_only(mean * (theta - (mean * theta).sum(dim=-1, keepdim=True)))
+    return mean * (theta - (mean * theta).sum(dim=-1, keepdim=True))
 
 
 def antithetic_bits(odds: Tensor, event_dims: int = 1) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,9 @@ An estimator never indexes, reduces or counts a dimension that it did not create
 are all just leading dimensions. Hyperparameters that are numbers may be tensors that broadcast against ``logits`` (with
 a last dimension of 1). Learned parts are parameters of the estimator and get their gradient from the same
 ``backward()`` through a term whose value is zero, so a caller must minimise.
+
+A second derivative has the exact mean, or it is a ``RuntimeError``: :func:`estimators.gradient_only` refuses it. A loss
+that is an integer or a truth value is converted, unless the method differentiates it.
 """
 
 from __future__ import annotations
@@ -25,9 +28,27 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from estimators.categorical import Number, gradient_only, sample_with_log_prob
+from estimators._autograd import in_functorch as in_functorch
+from estimators._autograd import score_term, with_term
+from estimators.categorical import Number, sample_with_log_prob
 
 Loss = Callable[[Tensor], Tensor]
+
+UNDER_FUNCTORCH = {
+    "mutate a captured Tensor": (
+        "the loss must not write what it closes over, as BatchNorm in training mode writes its running statistics; use "
+        "eval(), track_running_stats=False or another normalisation, or an estimator without such derivatives (NVIL)"
+    ),
+    "must override the setup_context staticmethod": (
+        "the loss must contain no gradient checkpointing, and no torch.autograd.Function without setup_context; leave "
+        "it out, or use an estimator without such derivatives (RLOO, NVIL)"
+    ),
+    "saved tensor hooks": (
+        "gradient checkpointing does not work inside of the loss, and needs use_reentrant=True around the estimator; "
+        "leave it out, or use an estimator without such derivatives (RLOO, NVIL)"
+    ),
+}
+"""What torch.func says about a loss that it cannot differentiate, and what to do."""
 
 
 class Estimator(nn.Module, ABC):
@@ -68,7 +89,15 @@ class Estimator(nn.Module, ABC):
     def forward(self, logits: Tensor, loss: Loss, context: Tensor | None = None) -> Tensor:
         """``[*batch]`` losses: see the contract in :mod:`estimators.base`. Raises ``ValueError`` on bad shapes."""
         self._check_logits(logits)
-        losses = self.estimate(logits, self._checked(loss), context)
+        if torch.compiler.is_compiling():
+            losses = self.estimate(logits, self._checked(loss), context)
+        else:
+            try:
+                losses = self.estimate(logits, self._checked(loss), context)
+            except RuntimeError as error:
+                if reason := next((why for words, why in UNDER_FUNCTORCH.items() if words in str(error)), None):
+                    raise RuntimeError(f"{type(self).__name__} takes derivatives by torch.func: {reason}") from error
+                raise
         if losses.shape != logits.shape[:-2]:
             raise ValueError(
                 f"{type(self).__name__}: returned shape {list(losses.shape)} instead of [*batch] = "
@@ -103,7 +132,16 @@ class Estimator(nn.Module, ABC):
                     f"{type(self).__name__}: loss must return one value per example, {list(z.shape[:-2])} for z of "
                     f"{list(z.shape)}, but it returned {list(losses.shape)}; do not reduce over examples or samples"
                 )
-            return losses
+            if losses.is_floating_point():
+                return losses
+            if losses.is_complex():
+                raise ValueError(f"{type(self).__name__}: loss must return real numbers, not {losses.dtype}")
+            if self.needs_gradient:
+                raise ValueError(
+                    f"{type(self).__name__} differentiates the loss, and one of {losses.dtype} has no derivative; "
+                    "return floating point numbers, or use REINFORCE, NVIL or RLOO, which need none"
+                )
+            return losses.to(z.dtype)  # rewards of 0 and 1, counts
 
         return checked
 
@@ -120,14 +158,14 @@ class Estimator(nn.Module, ABC):
 
     def _positive(self, name: str, value: Number) -> Number:
         """As :meth:`_number`, for a hyperparameter that must be positive and finite."""
-        checked = torch.as_tensor(value)
+        checked = numbers(value)
         if not bool(((checked > 0) & checked.isfinite()).all()):
             raise ValueError(f"{type(self).__name__}: {name} must be positive and finite, not {checked.tolist()}")
         return self._number(name, value)
 
     def _decay(self, value: Number) -> Number:
         """As :meth:`_number`, for the decay of a moving average, in [0, 1)."""
-        checked = torch.as_tensor(value)
+        checked = numbers(value)
         if not bool(((checked >= 0) & (checked < 1)).all()):
             raise ValueError(f"{type(self).__name__}: decay must be in [0, 1), not {checked.tolist()}")
         return self._number("decay", value)
@@ -154,6 +192,8 @@ class ScoreFunction(Estimator):
     """Estimators of the form ``signal * grad log q(z)`` with one exact sample: implement :meth:`signal`.
 
     gradient = (loss(z) - baseline) * d log q(z) / d logits  +  d loss(z) / d logits  (what ``loss`` closes over).
+
+    Second derivatives have the exact mean, too, if the estimator is ``unbiased`` and does not rescale.
     """
 
     unbiased = True
@@ -166,10 +206,19 @@ class ScoreFunction(Estimator):
         z, log_prob = sample_with_log_prob(logits)
         losses = loss(z)
         signal, learned = self.signal(losses.detach(), context)
-        surrogate = gradient_only(signal.detach() * log_prob)
-        if learned is not None:
-            surrogate = surrogate + gradient_only(learned)
-        return losses + surrogate
+        if self.unbiased and not self.rescales:
+            total = score_term(losses, signal, log_prob)
+        else:
+            dtype = torch.promote_types(losses.dtype, log_prob.dtype)
+            total = with_term(losses.to(dtype), signal.detach() * log_prob)
+        return total if learned is None else with_term(total, learned)
+
+
+def numbers(value: Number) -> Tensor:
+    """``value`` to be looked at, whatever the default device; of a tensor on the meta device there are none."""
+    if isinstance(value, Tensor) and value.is_meta:
+        return torch.empty(0, device="cpu")
+    return torch.as_tensor(value, device="cpu")
 
 
 def per_example(value: Number) -> Number:
@@ -177,8 +226,3 @@ def per_example(value: Number) -> Number:
     if isinstance(value, Tensor) and value.dim() > 0:
         return value.reshape(value.shape[:-2]) if value.dim() > 2 else value.reshape(())
     return value
-
-
-def in_functorch() -> bool:
-    """Whether a ``torch.func`` transform is active: then running statistics must not be written."""
-    return torch._C._are_functorch_transforms_active()

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from estimators import noise
+from estimators._autograd import gradient_only as gradient_only
 
 Number = float | Tensor
 Positive = Annotated[Number, ("range", "(0, inf)")]
@@ -41,11 +42,6 @@ def log_softmax(x: Tensor) -> Tensor:
     if x.shape[-1] >= SHORT or x.device.type != "cpu":
         return x.log_softmax(dim=-1)
     return x.movedim(-1, 0).log_softmax(dim=0).movedim(0, -1).contiguous()
-
-
-def gradient_only(x: Tensor) -> Tensor:
-    """``x - x.detach()``: a term with value exactly 0 and the gradient of ``x`` (for finite ``x``)."""
-    return x - x.detach()
 
 
 def no_autocast(x: Tensor) -> torch.autocast:

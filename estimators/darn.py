@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from estimators._autograd import with_term
 from estimators._control_variates import value_and_slope
-from estimators.base import Estimator, Loss
-from estimators.categorical import Finite, gradient_only, log_probabilities, sample_with_log_prob
+from estimators.base import Estimator, Loss, numbers
+from estimators.categorical import Finite, log_probabilities, sample_with_log_prob
 
 
 class DARN(Estimator):
@@ -40,7 +41,7 @@ class DARN(Estimator):
 
     def __init__(self, centre: Finite | None = None) -> None:
         super().__init__()
-        if centre is not None and not bool(torch.as_tensor(centre).isfinite().all()):
+        if centre is not None and not bool(numbers(centre).isfinite().all()):
             raise ValueError(f"DARN: centre must be finite, not {centre}; None is 1 / categories")
         self.centre = None if centre is None else self._number("centre", centre)
 
@@ -53,4 +54,4 @@ class DARN(Estimator):
             signal = (g * (z - centre)).sum(dim=-1)
         # where, not a product: 0 * -inf of an impossible category would be NaN
         log_prob = torch.where(z > 0, log_probabilities(logits), 0.0).sum(dim=-1)
-        return losses + gradient_only((signal.detach() * log_prob).sum(dim=-1))
+        return with_term(losses, (signal.detach() * log_prob).sum(dim=-1))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from estimators.base import Pathwise
-from estimators.categorical import Positive, gradient_only, harden, perturbed_scores, probabilities
+from estimators._autograd import with_term
+from estimators.base import Pathwise, numbers
+from estimators.categorical import Positive, harden, perturbed_scores, probabilities
 
 
 class DecoupledStraightThrough(Pathwise):
@@ -43,9 +43,9 @@ class DecoupledStraightThrough(Pathwise):
     def exact_for(self) -> int | None:  # type: ignore[override]
         """1 with both temperatures 1 (linear losses), else ``None``."""
         both = (self.forward_temperature, self.backward_temperature)
-        return 1 if all(bool(torch.as_tensor(t).eq(1).all()) for t in both) else None
+        return 1 if all(bool(numbers(t).eq(1).all()) for t in both) else None
 
     def sample(self, logits: Tensor) -> Tensor:
         tempered = (logits.detach() / self.forward_temperature).to(logits.dtype)
         hard = harden(perturbed_scores(tempered), logits)
-        return hard + gradient_only(probabilities(logits, self.backward_temperature))
+        return with_term(hard, probabilities(logits, self.backward_temperature))

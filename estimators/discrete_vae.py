@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from estimators import noise
+from estimators._autograd import with_term
 from estimators._surrogate import finite, per_latent
-from estimators.base import Pathwise
-from estimators.categorical import Number, from_bits, gradient_only, scores
+from estimators.base import Pathwise, numbers
+from estimators.categorical import Number, from_bits, scores
 
 LARGEST_BETA = 80.0
 Beta = Annotated[Number, ("range", f"(0, {LARGEST_BETA}]")]
@@ -30,10 +31,10 @@ class _Smoothing(Pathwise):
     def __init__(self, beta: Number) -> None:
         super().__init__()
         self.beta = self._positive("beta", beta)
-        if not bool((torch.as_tensor(beta) <= LARGEST_BETA).all()):
+        if not bool((numbers(beta) <= LARGEST_BETA).all()):
             raise ValueError(
                 f"{type(self).__name__}: beta must be at most {LARGEST_BETA:.0f}, not "
-                f"{torch.as_tensor(beta).tolist()}; for hard bits use StraightThrough or DisARM"
+                f"{numbers(beta).tolist()}; for hard bits use StraightThrough or DisARM"
             )
 
     @abstractmethod
@@ -47,7 +48,7 @@ class _Smoothing(Pathwise):
         v = noise.uniform(clean.shape, dtype=clean.dtype, device=clean.device, event_dims=1)
         smooth, slope = self._invert(clean, v, per_latent(self.beta))
         smooth = smooth.clamp(0, 1).to(odds.dtype)
-        return from_bits(smooth + gradient_only(slope.to(odds.dtype) * finite(odds)))
+        return from_bits(with_term(smooth, slope.to(odds.dtype) * finite(odds)))
 
 
 class SpikeAndExponential(_Smoothing):

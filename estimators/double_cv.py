@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from estimators._control_variates import attach, descend_variance, value_and_slope
+from estimators._control_variates import attach, descend_variance, only_finite, slope_of_variance, value_and_slope
 from estimators.base import Estimator, Loss, in_functorch
 from estimators.categorical import Finite, Number, Samples, sample_with_log_prob, scores
 
@@ -69,17 +69,18 @@ class DoubleCV(Estimator):
         z, _ = sample_with_log_prob(logits.detach().expand(self.num_samples, *logits.shape))
         losses, slope = value_and_slope(loss, z)
         with torch.no_grad():
-            slope = scores(slope)  # d loss / d bit, [S, *batch, L]
+            # With d loss / d bit, [S, *batch, L].
+            frozen, slope, usable = only_finite(losses, scores(slope))
             p = scores(logits).sigmoid()
             score = z[..., 1] - p
             linear = score * self._others(slope)
-        frozen = losses.detach()
         alpha = self.alpha.squeeze(-1) if isinstance(self.alpha, Tensor) and self.alpha.dim() else self.alpha
         h = frozen + (alpha * linear).sum(dim=-1)
         estimated = ((h - self._others(h)).unsqueeze(-1) * score - alpha * (slope * (p * (1 - p)))).mean(dim=0)
-        total = losses.mean(dim=0) + attach(estimated, logits)
+        honest = estimated.masked_fill(~usable[..., None], torch.nan)
+        total = attach(honest, logits, losses.mean(dim=0))
         if self.learn and not in_functorch():
-            total = total + descend_variance(estimated, logits)
+            total = descend_variance(total, slope_of_variance(honest, logits), estimated, logits)
         return total
 
     def _others(self, x: Tensor) -> Tensor:

@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from estimators._autograd import carried, with_term
 from estimators._surrogate import finite, per_latent
 from estimators.base import Pathwise
 from estimators.categorical import (
     Number,
     Positive,
-    gradient_only,
     harden,
     is_binary,
     perturbed_scores,
@@ -60,8 +60,8 @@ class GappedStraightThrough(Pathwise):
     def sample(self, logits: Tensor) -> Tensor:
         clean = logits.detach()
         hard = harden(perturbed_scores(clean), logits)
-        shifted = self._shifted(hard, clean) + gradient_only(finite(scores(logits)))
-        return hard + gradient_only(relax(shifted, logits, self.temperature))
+        shifted = self._shifted(hard, clean) + carried(finite(scores(logits)))
+        return with_term(hard, relax(shifted, logits, self.temperature))
 
     def _shifted(self, hard: Tensor, clean: Tensor) -> Tensor:
         """The shifted scores (see :mod:`estimators.categorical`), in which the sampled category is ahead by the gap."""

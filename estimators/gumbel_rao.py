@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from estimators import noise
+from estimators._autograd import carried, with_term
 from estimators._surrogate import finite
 from estimators.base import Pathwise
 from estimators.categorical import (
     Count,
     Positive,
-    gradient_only,
     harden,
     is_binary,
     log_probabilities,
@@ -60,8 +60,8 @@ class GumbelRao(Pathwise):
 
     def sample(self, logits: Tensor) -> Tensor:
         hard = harden(perturbed_scores(logits.detach()), logits)
-        perturbed = perturbed_given(hard, logits.detach(), self.num_inner) + gradient_only(finite(scores(logits)))
-        return hard + gradient_only(relax(perturbed, logits, self.temperature).mean(dim=0))
+        perturbed = perturbed_given(hard, logits.detach(), self.num_inner) + carried(finite(scores(logits)))
+        return with_term(hard, relax(perturbed, logits, self.temperature).mean(dim=0))
 
 
 def perturbed_given(hard: Tensor, logits: Tensor, draws: int) -> Tensor:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from estimators._autograd import with_term
 from estimators.base import Pathwise
-from estimators.categorical import Number, Positive, gradient_only, harden, perturbed_scores, relax
+from estimators.categorical import Number, Positive, harden, perturbed_scores, relax
 from estimators.concrete import relaxed_log_prob, relaxed_log_sample
 
 LogProb = Callable[..., Tensor]
@@ -49,7 +50,7 @@ class GumbelSoftmax(Pathwise):
     def sample(self, logits: Tensor) -> Tensor:
         perturbed = perturbed_scores(logits)
         soft = relax(perturbed, logits, self.temperature)
-        return harden(perturbed.detach(), logits) + gradient_only(soft) if self.hard else soft
+        return with_term(harden(perturbed.detach(), logits), soft) if self.hard else soft
 
     def sample_with_log_ratio(
         self, logits: Tensor, prior_logits: Tensor, prior_temperature: Number | None = None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from estimators._autograd import with_term
 from estimators._surrogate import finite
 from estimators.base import Pathwise
-from estimators.categorical import from_bits, gradient_only, harden, is_binary, perturbed_scores, scores
+from estimators.categorical import from_bits, harden, is_binary, perturbed_scores, scores
 
 
 class IdentityStraightThrough(Pathwise):
@@ -28,5 +29,5 @@ class IdentityStraightThrough(Pathwise):
 
     def sample(self, logits: Tensor) -> Tensor:
         hard = harden(perturbed_scores(logits.detach()), logits)
-        term = gradient_only(finite(scores(logits)))
-        return hard + (from_bits(term) - from_bits(term.detach()) if is_binary(logits) else term)
+        term = finite(scores(logits))
+        return with_term(hard, from_bits(term) if is_binary(logits) else term)

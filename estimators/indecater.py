@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from estimators._autograd import with_term
 from estimators.base import Estimator, Loss
-from estimators.categorical import gradient_only, probabilities, sample_with_log_prob
+from estimators.categorical import probabilities, sample_with_log_prob
 
 
 class IndeCateR(Estimator):
@@ -52,4 +53,4 @@ class IndeCateR(Estimator):
         )
         losses = loss(replaced)
         value = (weights.detach() * losses).sum(dim=0) / latents
-        return value + gradient_only(weights * losses.detach()).sum(dim=0)
+        return with_term(value, (weights * losses.detach()).sum(dim=0))

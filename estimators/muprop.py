@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from estimators._autograd import carried, score_term
 from estimators._control_variates import value_and_slope
 from estimators._running import MovingAverage
 from estimators.base import Estimator, Loss
-from estimators.categorical import Decay, gradient_only, probabilities, sample_with_log_prob
+from estimators.categorical import Decay, probabilities, sample_with_log_prob
 
 
 class MuProp(Estimator):
@@ -25,10 +26,14 @@ class MuProp(Estimator):
     mean, of which only ``loss(p)`` and ``g`` are used.
 
     Args:
-        centring: subtract ``c``; it is a buffer, frozen by ``eval()``.
+        centring: subtract ``c``; it is a buffer, frozen by ``eval()``. Residuals that are not finite are left out.
         decay: of the moving average, in [0, 1); a float or a tensor that broadcasts against ``logits``.
         replicas: if given, ``logits`` are ``[..., replicas, examples, latents, categories]`` and ``c`` is kept per
             replica; otherwise there is one for all examples.
+
+    Raises:
+        RuntimeError: in the backward pass, if gradient checkpointing computes the call again with centring: the average
+            holds its own residuals by then.
 
     Example::
 
@@ -49,7 +54,7 @@ class MuProp(Estimator):
     def __init__(self, *, centring: bool = True, decay: Decay = 0.8, replicas: int | None = None) -> None:
         super().__init__()
         self.decay = self._decay(decay)
-        self.average = MovingAverage(replicas) if centring else None
+        self.average = MovingAverage("MuProp", replicas) if centring else None
 
     def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
         # First what earlier calls have left, then the sample: loss may call this estimator for an inner layer.
@@ -63,5 +68,6 @@ class MuProp(Estimator):
         if self.average is not None and centre is not None:
             self.average.update(signal, self.decay)
             signal = signal - centre.to(signal.dtype)
-        linear = (g * p).sum(dim=(-2, -1))
-        return losses + gradient_only(signal * log_prob + linear)
+        linear = (g.detach() * p).sum(dim=(-2, -1))  # no_grad reaches the innermost of nested transforms only
+        # At constant g, linear is the mean of what signal subtracts: its own graph is right to every order.
+        return score_term(losses, signal, log_prob) + carried(linear)

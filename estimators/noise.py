@@ -10,6 +10,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from estimators._autograd import in_vmap
+
 NoiseSource = Callable[[Sequence[int], torch.dtype, torch.device, int], Tensor]
 """``source(shape, dtype, device, event_dims) -> uniform noise of that shape in the open interval (0, 1)``."""
 
@@ -32,6 +34,10 @@ def open_uniform(
     random bits: near 0 it is 128 times finer than ``torch.rand``, whose coarse tail would tie the largest of many
     Gumbel variables. Half precision is drawn in float32 and stays float32.
     """
+    if in_vmap() and tuple(generators) == (None,):  # which gives each of its examples noise of its own by these only
+        if dtype == torch.float64:
+            return _opened(torch.rand(tuple(shape), dtype=dtype, device=device))
+        return _opened(torch.randint(2**31, tuple(shape), dtype=torch.int32, device=device))
     stacked = [shape[dim], *shape[:dim], *shape[dim + 1 :]] if len(generators) > 1 else list(shape)
     double = dtype == torch.float64
     noise = torch.empty(stacked, dtype=torch.float64 if double else torch.int32, device=device)
@@ -42,12 +48,16 @@ def open_uniform(
             torch.ops.aten.random_.default(part, generator=generator)
         else:
             part.random_(generator=generator)
-    if double:
-        noise = noise.clamp_(2.0**-54, 1 - 2.0**-53)
-    else:
-        # The factor is a last bit below 2**-31, so that the largest integers do not round to 1.
-        noise = (noise * (2.0**-31 * (1 - 2.0**-24))).add_(2.0**-32)
+    noise = _opened(noise)
     return noise.movedim(0, dim) if len(generators) > 1 and dim else noise
+
+
+def _opened(drawn: Tensor) -> Tensor:
+    """Numbers in [0, 1), or 31 random bits, moved into (0, 1)."""
+    if drawn.dtype == torch.float64:
+        return drawn.clamp(2.0**-54, 1 - 2.0**-53)
+    # The factor is a last bit below 2**-31, so that the largest integers do not round to 1.
+    return (drawn * (2.0**-31 * (1 - 2.0**-24))).add_(2.0**-32)
 
 
 def uniform(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device, event_dims: int = 2) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from estimators._running import MovingAverage
+from estimators._running import MovingAverage, update
 from estimators.base import ScoreFunction
 from estimators.categorical import Count, Decay
 from estimators.noise import uniform
@@ -35,10 +35,13 @@ class NVIL(ScoreFunction):
 
     The moving averages are buffers, written in training mode as those of batch normalisation are (``eval()`` freezes
     them), and a call uses only those of earlier calls: the paper's algorithm updates them first, which lets an
-    example's own loss into its baseline. They are corrected for their zero start, as Adam's moments are.
+    example's own loss into its baseline. They are corrected for their zero start, as Adam's moments are. An example
+    whose loss is not finite, or whose square overflows, enters neither the averages nor the baseline's training.
 
     Raises:
         ValueError: if the baseline was built and ``context`` is missing or of another size.
+        RuntimeError: in the backward pass, if gradient checkpointing computes the call again: the averages hold its own
+            losses by then; and on second derivatives with variance normalisation.
 
     Reference: Mnih, Gregor, "Neural variational inference and learning in belief networks", arXiv 1402.0030 (the
     baseline's 100 tanh units as in MuProp's and REBAR's re-implementations).
@@ -62,8 +65,8 @@ class NVIL(ScoreFunction):
         self.variance_normalisation = variance_normalisation
         self.decay = self._decay(decay)
         # Moments of loss - B.
-        self.mean = MovingAverage(replicas)
-        self.square = MovingAverage(replicas)
+        self.mean = MovingAverage("NVIL", replicas)
+        self.square = MovingAverage("NVIL", replicas)
         self.baseline = None
         if input_dependent and context_features is not None:
             self.baseline = _Baseline(context_features, hidden, replicas)
@@ -80,13 +83,18 @@ class NVIL(ScoreFunction):
 
     def signal(self, losses: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         prediction = self._predict(context)
-        residual = losses if prediction is None else losses - prediction.detach()
+        wide = losses.to(torch.promote_types(losses.dtype, torch.float32))  # squares overflow in half precision
+        residual = wide if prediction is None else wide - prediction.detach()
         mean = self.mean.value()
         variance = self.square.value() - mean**2
-        self.mean.update(residual, self.decay)
-        self.square.update(residual.square(), self.decay)
+        usable = residual.abs() <= self.square.largest(residual.dtype) ** 0.5
+        if self.centring or self.variance_normalisation:
+            clean = torch.where(usable, residual, 0.0)
+            update([self.mean, self.square], [clean, clean.square()], usable, self.decay)
         centre = mean if self.centring else torch.zeros_like(mean)
-        learned = None if prediction is None else 0.5 * (losses - centre - prediction) ** 2
+        learned = None
+        if prediction is not None:
+            learned = 0.5 * torch.where(usable, wide - centre - prediction, 0.0) ** 2
         signal = residual - centre
         if self.variance_normalisation:
             signal = signal / variance.clamp_min(1).sqrt()
@@ -100,7 +108,7 @@ class NVIL(ScoreFunction):
                 f"NVIL: the input-dependent baseline needs context [*batch, {self.baseline.features}], not "
                 f"{None if context is None else list(context.shape)}; pass it, or use NVIL(input_dependent=False)"
             )
-        return self.baseline(context)
+        return self.baseline(context) if context.dim() > 1 else self.baseline(context[None])[0]
 
 
 class _Baseline(nn.Module):
@@ -114,7 +122,8 @@ class _Baseline(nn.Module):
         shape = (*stack, features, hidden)
         # Through the library's noise, with a dummy dimension of examples: a replica's weights come from its own stream.
         u = uniform((*stack, 1, *shape[-2:]), dtype=torch.get_default_dtype(), device=torch.device("cpu"))
-        self.hidden_weight = nn.Parameter((2 * u - 1).reshape(shape) * bound)
+        weight = (2 * u - 1).reshape(shape) * bound
+        self.hidden_weight = nn.Parameter(weight.to(torch.get_default_device()))
         self.hidden_bias = nn.Parameter(torch.zeros(*stack, 1, hidden))
         self.output_weight = nn.Parameter(torch.zeros(*stack, hidden, 1))
         self.output_bias = nn.Parameter(torch.zeros(*stack, 1, 1))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
+from estimators._autograd import with_term
 from estimators._surrogate import softmax_jacobian
-from estimators.base import Pathwise
+from estimators.base import Pathwise, numbers
 from estimators.categorical import Number, harden, perturbed_scores, probabilities
 
 
@@ -39,19 +39,20 @@ class ReinMax(Pathwise):
     def __init__(self, temperature: Annotated[Number, ("range", "[1, inf)")] = 1.0) -> None:
         super().__init__()
         self.temperature = self._positive("temperature", temperature)
-        if not bool((torch.as_tensor(temperature) >= 1).all()):
+        if not bool((numbers(temperature) >= 1).all()):
             raise ValueError(
-                f"ReinMax: temperature must be at least 1, not {torch.as_tensor(temperature).tolist()}; "
+                f"ReinMax: temperature must be at least 1, not {numbers(temperature).tolist()}; "
                 "for a sharper backward pass use StraightThrough or GumbelRao"
             )
 
     @property
     def exact_for(self) -> int | None:  # type: ignore[override]
         """2 at temperature 1 (quadratic losses), else ``None``."""
-        return 2 if bool(torch.as_tensor(self.temperature).eq(1).all()) else None
+        return 2 if bool(numbers(self.temperature).eq(1).all()) else None
 
     def sample(self, logits: Tensor) -> Tensor:
         clean = logits.detach()
         hard = harden(perturbed_scores(clean), logits)
         middle = (probabilities(clean, self.temperature) + hard) / 2
-        return hard + 2 * softmax_jacobian(middle, logits) - 0.5 * softmax_jacobian(probabilities(clean), logits)
+        jacobian = 2 * softmax_jacobian(middle, logits) - 0.5 * softmax_jacobian(probabilities(clean), logits)
+        return with_term(hard, jacobian)

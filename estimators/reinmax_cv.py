@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from estimators._autograd import carried, with_term
 from estimators._surrogate import finite, softmax_jacobian
-from estimators.base import Pathwise
+from estimators.base import Pathwise, numbers
 from estimators.categorical import (
     Count,
     Finite,
     Positive,
-    gradient_only,
     harden,
     perturbed_scores,
     probabilities,
@@ -65,8 +65,8 @@ class ReinMaxCV(Pathwise):
         if num_inner < 1:
             raise ValueError(f"ReinMaxCV: num_inner must be at least 1, not {num_inner}")
         self.temperature = self._positive("temperature", temperature)
-        if not bool(torch.as_tensor(scale).isfinite().all()):
-            raise ValueError(f"ReinMaxCV: scale must be finite, not {torch.as_tensor(scale).tolist()}")
+        if not bool(numbers(scale).isfinite().all()):
+            raise ValueError(f"ReinMaxCV: scale must be finite, not {numbers(scale).tolist()}")
         self.scale = self._number("scale", scale)
         self.num_inner = num_inner
 
@@ -77,6 +77,6 @@ class ReinMaxCV(Pathwise):
         p = probabilities(clean)
         reinmax = 2 * softmax_jacobian((p + hard) / 2, logits) - 0.5 * softmax_jacobian(p, logits)
         noisy = torch.cat((own.unsqueeze(0), perturbed_given(hard, clean, self.num_inner)))
-        at_middle = noisy + scores(midpoint_shift(hard, clean)) + gradient_only(finite(scores(logits)))
+        at_middle = noisy + scores(midpoint_shift(hard, clean)) + carried(finite(scores(logits)))
         relaxed = relax(at_middle, logits, self.temperature)
-        return hard + reinmax + self.scale * gradient_only(relaxed[1:].mean(dim=0) - relaxed[0])
+        return with_term(hard, reinmax + self.scale * (relaxed[1:].mean(dim=0) - relaxed[0]))

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from estimators._autograd import carried, with_term
 from estimators._surrogate import finite, softmax_jacobian
 from estimators.base import Pathwise
 from estimators.categorical import (
     Count,
     Positive,
-    gradient_only,
     harden,
     log_probabilities,
     perturbed_scores,
@@ -61,9 +61,9 @@ class ReinMaxRao(Pathwise):
         clean = logits.detach()
         hard = harden(perturbed_scores(clean), logits)
         middle = log_probabilities(clean) + midpoint_shift(hard, clean)
-        perturbed = perturbed_given(hard, middle, self.num_inner) + gradient_only(finite(scores(logits)))
-        first = gradient_only(relax(perturbed, logits, self.temperature).mean(dim=0))
-        return hard + 2 * first - 0.5 * softmax_jacobian(probabilities(clean), logits)
+        perturbed = perturbed_given(hard, middle, self.num_inner) + carried(finite(scores(logits)))
+        first = relax(perturbed, logits, self.temperature).mean(dim=0)
+        return with_term(hard, 2 * first - 0.5 * softmax_jacobian(probabilities(clean), logits))
 
 
 def midpoint_shift(hard: Tensor, logits: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from estimators._autograd import score_term
 from estimators.base import Estimator, Loss
-from estimators.categorical import Samples, gradient_only, sample_with_log_prob
+from estimators.categorical import Samples, sample_with_log_prob
 
 
 class RLOO(Estimator):
@@ -45,5 +46,6 @@ class RLOO(Estimator):
         z, log_prob = sample_with_log_prob(logits.expand(self.num_samples, *logits.shape))
         losses = loss(z)
         # f_s - mean of the others = S / (S - 1) * (f_s - mean of all)
-        signal = (losses - losses.mean(dim=0)) * (self.num_samples / (self.num_samples - 1))
-        return (losses + gradient_only(signal.detach() * log_prob)).mean(dim=0)
+        frozen = losses.detach()
+        signal = (frozen - frozen.mean(dim=0)) * (self.num_samples / (self.num_samples - 1))
+        return score_term(losses, signal, log_prob).mean(dim=0)

@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from estimators._control_variates import Network, attach, descend_variance, value_and_slope
+from estimators._control_variates import (
+    Network,
+    attach,
+    descend_variance,
+    only_finite,
+    slope_of_variance,
+    value_and_slope,
+)
 from estimators.base import Estimator, Loss, in_functorch
 from estimators.categorical import Count, Samples, sample_with_log_prob, scores
 
@@ -72,21 +79,22 @@ class RODEO(Estimator):
         z, _ = sample_with_log_prob(logits.detach().expand(self.num_samples, *logits.shape))
         losses, slope = value_and_slope(loss, z)
         with torch.no_grad():
-            slope = scores(slope)  # d loss / d bit, [S, *batch, L]
+            # With d loss / d bit, [S, *batch, L].
+            frozen, slope, usable = only_finite(losses, scores(slope))
             p = scores(logits).sigmoid()
             bits = z[..., 1]
             score, turn = bits - p, 1 - 2 * bits
             flip = torch.where(bits > 0, 1 - p, p) / logits.shape[-2]  # q(bit l flipped | the others) / L
-        frozen = losses.detach()
         here, flipped = self._functions(frozen, slope, bits, turn)
         step = (flip.unsqueeze(-1) * (flipped - here.unsqueeze(-2))).sum(dim=-2)  # A h, and A of the second output
         centred = frozen + self.alpha * step[..., 0]
         stein = score * step[..., 1:] + flip * turn * flipped[..., 1]  # A H: the score moves with the flipped bit
         signal = frozen - self._others(centred)
         estimated = (signal.unsqueeze(-1) * score + self.beta.unsqueeze(-1) * stein).mean(dim=0)
-        total = losses.mean(dim=0) + attach(estimated, logits)
+        honest = estimated.masked_fill(~usable[..., None], torch.nan)
+        total = attach(honest, logits, losses.mean(dim=0))
         if not in_functorch():
-            total = total + descend_variance(estimated, logits)
+            total = descend_variance(total, slope_of_variance(honest, logits), estimated, logits)
         return total
 
     def _functions(self, losses: Tensor, slope: Tensor, bits: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from estimators.base import Pathwise
-from estimators.categorical import Positive, gradient_only, harden, perturbed_scores, probabilities
+from estimators._autograd import with_term
+from estimators.base import Pathwise, numbers
+from estimators.categorical import Positive, harden, perturbed_scores, probabilities
 
 
 class StraightThrough(Pathwise):
@@ -37,8 +37,8 @@ class StraightThrough(Pathwise):
     @property
     def exact_for(self) -> int | None:  # type: ignore[override]
         """1 at temperature 1 (linear losses), else ``None``."""
-        return 1 if bool(torch.as_tensor(self.temperature).eq(1).all()) else None
+        return 1 if bool(numbers(self.temperature).eq(1).all()) else None
 
     def sample(self, logits: Tensor) -> Tensor:
         hard = harden(perturbed_scores(logits.detach()), logits)
-        return hard + gradient_only(probabilities(logits, self.temperature))
+        return with_term(hard, probabilities(logits, self.temperature))

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from estimators import noise
+from estimators._autograd import score_term
 from estimators.base import Estimator, Loss
-from estimators.categorical import gradient_only, log_probabilities, no_autocast, one_hot
+from estimators.categorical import log_probabilities, no_autocast, one_hot
 
 LARGEST_SET = 10
 UNDERFLOW = -87.0
@@ -81,8 +82,8 @@ class UnorderedSet(Estimator):
             baseline = (share @ frozen.movedim(0, -1).unsqueeze(-1)).squeeze(-1).movedim(-1, 0)
         # where, not a product: 0 * -inf of an impossible category would be NaN
         with_graph = torch.where(z > 0, log_q, 0.0).sum(dim=(-2, -1))
-        signal = weight * (frozen - baseline)
-        return (weight * losses + gradient_only(signal * with_graph)).sum(dim=0).to(losses.dtype)
+        each = score_term(losses.to(share.dtype), frozen - baseline, with_graph)
+        return (weight * each).sum(dim=0).to(losses.dtype)
 
 
 def stochastic_beam_search(log_q: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -143,14 +144,14 @@ def log_ratios(log_prob: Tensor, everything: bool) -> tuple[Tensor, Tensor]:
         outside = torch.full_like(outside, -torch.inf)
     values = torch.zeros_like(total)  # log B of all sets so far, by their place
     for _, rest, children in _subsets(size)[1:]:
-        remaining = log_prob[..., torch.tensor(rest)]  # [*batch, sets, size of the rest]
+        remaining = log_prob[..., torch.tensor(rest, device=log_prob.device)]  # [*batch, sets, size of the rest]
         mass = torch.logaddexp(remaining.logsumexp(dim=-1), outside)
-        level = (remaining + values[..., torch.tensor(children)]).logsumexp(dim=-1) - mass
+        level = (remaining + values[..., torch.tensor(children, device=log_prob.device)]).logsumexp(dim=-1) - mass
         values = torch.cat((values, level), dim=-1)
     pairs = {tuple(sorted(c)): i for i, c in enumerate(c for sets, _, _ in _subsets(size) for c in sets)}
     single = values[..., [pairs[(s,)] for s in range(size)]]
     double = [[pairs[tuple(sorted({s, t}))] for t in range(size)] for s in range(size)]
     first = single - values[..., -1:]
-    second = values[..., torch.tensor(double)] - single.unsqueeze(-1)
+    second = values[..., torch.tensor(double, device=log_prob.device)] - single.unsqueeze(-1)
     missing = log_prob.isneginf().any(dim=-1, keepdim=True)  # then S holds all possible states
     return first.masked_fill(missing, 0.0), second.masked_fill(missing.unsqueeze(-1), 0.0)

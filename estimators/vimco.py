@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from estimators._autograd import with_term
 from estimators.base import Estimator, Loss
-from estimators.categorical import Samples, gradient_only, sample_with_log_prob
+from estimators.categorical import Samples, sample_with_log_prob
 
 
 class VIMCO(Estimator):
@@ -57,7 +58,7 @@ class VIMCO(Estimator):
         log_weight = -loss(z)
         bound = log_weight.logsumexp(dim=0) - math.log(self.num_samples)
         signal = bound.detach() - self._left_out(log_weight.detach())
-        return -(bound + gradient_only(signal * log_prob).sum(dim=0))
+        return -with_term(bound, (signal * log_prob).sum(dim=0))
 
     def _left_out(self, log_weight: Tensor) -> Tensor:
         """``Lhat_{-s}`` ``[num_samples, *batch]``: one weight is replaced by the geometric mean of the others."""
