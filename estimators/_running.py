@@ -29,7 +29,12 @@ class MovingAverage(nn.Module):
 
     def value(self) -> Tensor:
         """The average so far; it broadcasts against ``[*batch]``."""
-        return self.total / self.weight.clamp_min(torch.finfo(self.weight.dtype).tiny)
+        value = self.total / self.weight.clamp_min(torch.finfo(self.weight.dtype).tiny)
+        if torch.compiler.is_compiling():
+            # Left to itself, the compiled backward computes the value again from the buffers, updated by then. This is
+            # no operation that it would repeat.
+            value = value.unsqueeze(0).amin(dim=0)
+        return value
 
     @torch.no_grad()
     def update(self, values: Tensor, decay: Number) -> None:

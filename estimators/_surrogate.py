@@ -19,8 +19,10 @@ def with_gradient(losses: Tensor, gradient: Tensor, at: Tensor) -> Tensor:
 
     ``gradient`` and ``at`` are ``[*batch, *event]``; parameters that ``losses`` depend on keep their own gradient.
     """
-    surrogate = gradient.detach().to(losses.dtype) * finite(at)
-    return losses.mean(dim=0) + gradient_only(surrogate.sum(dim=tuple(range(losses.dim() - 1, at.dim()))))
+    # A sum over the event that overflows, as it may in half precision, would make a NaN of the 0.
+    surrogate = gradient.detach().to(torch.promote_types(losses.dtype, torch.float32)) * finite(at)
+    zero = gradient_only(surrogate.sum(dim=tuple(range(losses.dim() - 1, at.dim()))))
+    return losses.mean(dim=0) + zero.to(torch.promote_types(losses.dtype, at.dtype))
 
 
 def softmax_jacobian(mean: Tensor, logits: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from estimators._control_variates import value_and_slope
-from estimators.base import Estimator, Loss
+from estimators.base import Estimator, Loss, Range
 from estimators.categorical import Number, gradient_only, log_probabilities, sample_with_log_prob
+
+CENTRE = Range("finite, or None for 1 / categories")
 
 
 class DARN(Estimator):
@@ -40,9 +42,8 @@ class DARN(Estimator):
 
     def __init__(self, centre: Number | None = None) -> None:
         super().__init__()
-        if centre is not None and not bool(torch.as_tensor(centre).isfinite().all()):
-            raise ValueError(f"DARN: centre must be finite, not {centre}; None is 1 / categories")
-        self.centre = None if centre is None else self._number("centre", centre)
+        given = self._number("centre", 0.0 if centre is None else centre, CENTRE)
+        self.centre = None if centre is None else given
 
     def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
         z, _ = sample_with_log_prob(logits.detach())

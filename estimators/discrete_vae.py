@@ -10,10 +10,10 @@ from torch import Tensor
 
 from estimators import noise
 from estimators._surrogate import finite, per_latent
-from estimators.base import Pathwise
+from estimators.base import Pathwise, Range
 from estimators.categorical import Number, from_bits, gradient_only, scores
 
-LARGEST_BETA = 80.0
+SHARPNESS = Range("positive and at most 80 (StraightThrough and DisARM have hard bits)", 0, 80, closed=(80,))
 
 
 class _Smoothing(Pathwise):
@@ -27,25 +27,20 @@ class _Smoothing(Pathwise):
 
     def __init__(self, beta: Number) -> None:
         super().__init__()
-        self.beta = self._positive("beta", beta)
-        if not bool((torch.as_tensor(beta) <= LARGEST_BETA).all()):
-            raise ValueError(
-                f"{type(self).__name__}: beta must be at most {LARGEST_BETA:.0f}, not "
-                f"{torch.as_tensor(beta).tolist()}; for hard bits use StraightThrough or DisARM"
-            )
+        self.beta = self._number("beta", beta, SHARPNESS)
 
     @abstractmethod
     def _invert(self, odds: Tensor, v: Tensor, beta: Number) -> tuple[Tensor, Tensor]:
         """The relaxed bits and their derivatives in the log-odds; ``v`` uniform, large ``v`` for small bits."""
 
     def sample(self, logits: Tensor) -> Tensor:
-        self._check_logits(logits)
         odds = scores(logits)
         clean = odds.detach().to(torch.promote_types(odds.dtype, torch.float32))
         v = noise.uniform(clean.shape, dtype=clean.dtype, device=clean.device, event_dims=1)
         smooth, slope = self._invert(clean, v, per_latent(self.beta))
-        smooth = smooth.clamp(0, 1).to(odds.dtype)
-        return from_bits(smooth + gradient_only(slope.to(odds.dtype) * finite(odds)))
+        # The slope, up to e^beta / beta, is beyond half precision.
+        smooth = smooth.clamp(0, 1) + gradient_only(slope * finite(odds).to(slope.dtype))
+        return from_bits(smooth.to(odds.dtype))
 
 
 class SpikeAndExponential(_Smoothing):

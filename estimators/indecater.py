@@ -50,6 +50,6 @@ class IndeCateR(Estimator):
         replaced = torch.where(
             latent.reshape(-1, *lead, latents, 1) & possible, category.reshape(-1, *lead, 1, categories), z
         )
-        losses = loss(replaced)
+        losses = loss(replaced).masked_fill(weights.detach() == 0, 0.0)
         value = (weights.detach() * losses).sum(dim=0) / latents
         return value + gradient_only(weights * losses.detach()).sum(dim=0)

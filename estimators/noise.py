@@ -45,6 +45,8 @@ def open_uniform(
     if double:
         noise = noise.clamp_(2.0**-54, 1 - 2.0**-53)
     else:
+        if torch.get_default_dtype() != torch.float32:  # which integers times a number become
+            noise = noise.to(torch.float32)
         # The factor is a last bit below 2**-31, so that the largest integers do not round to 1.
         noise = (noise * (2.0**-31 * (1 - 2.0**-24))).add_(2.0**-32)
     return noise.movedim(0, dim) if len(generators) > 1 and dim else noise
@@ -62,6 +64,11 @@ def uniform(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device, e
     if source is None:
         return open_uniform(shape, dtype, device)
     return source(shape, dtype, device, event_dims)
+
+
+def supplied() -> bool:
+    """Whether a block of :func:`noise_source` is open here."""
+    return bool(_open_blocks) and _source.get() is not None
 
 
 @contextmanager

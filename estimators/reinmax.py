@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from estimators._surrogate import softmax_jacobian
-from estimators.base import Pathwise
+from estimators.base import Pathwise, Range
 from estimators.categorical import Number, harden, perturbed_scores, probabilities
+
+FROM_ONE = Range("at least 1 and finite (StraightThrough and GumbelRao have a sharper backward pass)", 1, closed=(1,))
 
 
 class ReinMax(Pathwise):
@@ -36,12 +38,7 @@ class ReinMax(Pathwise):
 
     def __init__(self, temperature: Number = 1.0) -> None:
         super().__init__()
-        self.temperature = self._positive("temperature", temperature)
-        if not bool((torch.as_tensor(temperature) >= 1).all()):
-            raise ValueError(
-                f"ReinMax: temperature must be at least 1, not {torch.as_tensor(temperature).tolist()}; "
-                "for a sharper backward pass use StraightThrough or GumbelRao"
-            )
+        self.temperature = self._number("temperature", temperature, FROM_ONE)
 
     @property
     def exact_for(self) -> int | None:  # type: ignore[override]

@@ -50,8 +50,6 @@ class ReinMaxCV(Pathwise):
         if num_inner < 1:
             raise ValueError(f"ReinMaxCV: num_inner must be at least 1, not {num_inner}")
         self.temperature = self._positive("temperature", temperature)
-        if not bool(torch.as_tensor(scale).isfinite().all()):
-            raise ValueError(f"ReinMaxCV: scale must be finite, not {torch.as_tensor(scale).tolist()}")
         self.scale = self._number("scale", scale)
         self.num_inner = num_inner
 

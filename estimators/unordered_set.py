@@ -74,7 +74,7 @@ class UnorderedSet(Estimator):
             weight = (log_prob + log_first).exp().movedim(-1, 0)  # q(s) R(S, s), [S, *batch]
             share = (log_prob.unsqueeze(-2) + log_second).exp()  # q(t) R_s(S, t), [*batch, s, t]
             z = one_hot(index, logits).movedim(-3, 0)  # [S, *batch, L, K]
-        losses = loss(z)
+        losses = loss(z).masked_fill(weight == 0, 0.0)  # 0 * inf would be NaN
         frozen = losses.detach().to(share.dtype)
         with no_autocast(share):
             baseline = (share @ frozen.movedim(0, -1).unsqueeze(-1)).squeeze(-1).movedim(-1, 0)
