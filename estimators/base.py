@@ -191,24 +191,23 @@ class Estimator(nn.Module, ABC):
         allowed = self.__dict__.get("_ranges", {}).get(name)
         if allowed is not None and isinstance(value, int | float | Tensor):
             value = self._within(name, value, allowed)
+            if isinstance(value, Tensor):  # torch registers none under the name of an attribute
+                self.__dict__.pop(name, None)
         super().__setattr__(name, value)
-
-    def _numbers(self) -> dict[str, float]:
-        """The hyperparameters that are plain numbers at present, by name."""
-        own = ((name, self.__dict__.get(name)) for name in self.__dict__.get("_ranges", ()))
-        return {name: value for name, value in own if isinstance(value, int | float)}
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if not keep_vars:  # which asks for the tensors themselves
-            for name, value in self._numbers().items():
-                destination[prefix + name] = torch.tensor(value, dtype=torch.float64, device="cpu")
+            for name in self.__dict__.get("_ranges", ()):
+                value = self.__dict__.get(name)
+                if isinstance(value, int | float):
+                    destination[prefix + name] = torch.tensor(value, dtype=torch.float64, device="cpu")
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
     ) -> None:
         _, _, errors = lists
-        own = {prefix + name: name for name in self._numbers()}
+        own = {prefix + name: name for name in self.__dict__.get("_ranges", ()) if name in self.__dict__}
         rest = {key: value for key, value in state_dict.items() if key not in own}
         super()._load_from_state_dict(rest, prefix, metadata, strict, *lists)
         for key in own.keys() & state_dict.keys():
