@@ -40,13 +40,14 @@ Loss = Callable[[Tensor], Tensor]
 class Range:
     """The numbers that a hyperparameter may have, between ``low`` and ``high`` (``closed``: which of them it may be).
 
-    ``words`` complete "must be"; NaN is in no range.
+    ``words`` complete "must be", ``hint`` says what to use instead; NaN is in no range.
     """
 
     words: str
     low: float = -math.inf
     high: float = math.inf
     closed: tuple[float, ...] = ()
+    hint: str = ""
 
     def holds(self, value: Number) -> bool:
         """Whether all of ``value`` is in the range."""
@@ -172,9 +173,8 @@ class Estimator(nn.Module, ABC):
     def _within(self, name: str, value: Number, allowed: Range) -> Number:
         if not allowed.holds(value):
             given = value.tolist() if isinstance(value, Tensor) else value
-            raise ValueError(
-                f"{type(self).__name__}: {name.removeprefix('fixed_')} must be {allowed.words}, not {given}"
-            )
+            sentence = f"{name.removeprefix('fixed_')} must be {allowed.words}, not {given}"
+            raise ValueError(f"{type(self).__name__}: {sentence}{'; ' * bool(allowed.hint)}{allowed.hint}")
         if isinstance(value, nn.Parameter):
             return value
         if not isinstance(value, Tensor):

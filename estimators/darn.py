@@ -9,7 +9,7 @@ from estimators._control_variates import value_and_slope
 from estimators.base import Estimator, Loss, Range
 from estimators.categorical import Number, gradient_only, log_probabilities, sample_with_log_prob
 
-CENTRE = Range("finite, or None for 1 / categories")
+CENTRE = Range("finite", hint="None is 1 / categories")
 
 
 class DARN(Estimator):

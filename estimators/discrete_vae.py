@@ -13,7 +13,7 @@ from estimators._surrogate import finite, per_latent
 from estimators.base import Pathwise, Range
 from estimators.categorical import Number, from_bits, gradient_only, scores
 
-SHARPNESS = Range("positive and at most 80 (StraightThrough and DisARM have hard bits)", 0, 80, closed=(80,))
+SHARPNESS = Range("at most 80 and positive", 0, 80, (80,), "for hard bits use StraightThrough or DisARM")
 
 
 class _Smoothing(Pathwise):

@@ -9,7 +9,7 @@ from estimators._surrogate import softmax_jacobian
 from estimators.base import Pathwise, Range
 from estimators.categorical import Number, harden, perturbed_scores, probabilities
 
-FROM_ONE = Range("at least 1 and finite (StraightThrough and GumbelRao have a sharper backward pass)", 1, closed=(1,))
+FROM_ONE = Range("at least 1", 1, closed=(1,), hint="for a sharper backward pass use StraightThrough or GumbelRao")
 
 
 class ReinMax(Pathwise):
