@@ -13,7 +13,10 @@ ADVICE = (
     "examples, for which no estimator is unbiased: use eval() or LayerNorm"
 )
 _COMPLAINTS = re.compile(
-    r"(running_mean|running_var|weight|bias) should contain \d+ elements|expected .*D input \(got|number of channels"
+    r"(running_mean|running_var|weight|bias) should contain \d+ elements"
+    r"|expected .*\dD .*input (\(got|to conv)"
+    r"|number of channels",
+    re.IGNORECASE,
 )
 
 

@@ -7,6 +7,16 @@
 has the shape of ``logits``, possibly with more sample dimensions in front. ``loss`` may close over parameters and over
 ``logits`` itself; both get their ordinary gradient. ``context``: what an input-dependent baseline may look at.
 
+With sample dimensions in front a layer that takes dimension 1 for its features (``BatchNorm1d``, ``GroupNorm``, a
+convolution) takes that of the examples: flatten around it, ``x.flatten(0, -2)`` and ``.unflatten(0, z.shape[:-2])``.
+The call says so where torch complains or, the first time that there is a graph, where that shows it; a compiled call
+does not look. Batch normalisation in training mode makes an example's loss depend on other samples and examples, for
+which no estimator is unbiased.
+
+``logits`` are finite, but for -inf at impossible categories. A state of probability 0 counts as 0, whatever the loss is
+there. A latent without a possible category, or with one of several at +inf, is a ``ValueError`` where looking costs
+nothing (:func:`check_logits`); NaN stays with its example.
+
 Returns ``[*batch]``. The **value** is the Monte-Carlo value of ``E_q[loss(z)]``; the **backward** gives the estimated
 gradient with respect to ``logits`` and the ordinary one to whatever ``loss`` closes over. Because the value is
 preserved, estimators nest: ``outer(logits1, lambda z1: inner(layer2(z1), lambda z2: f(z1, z2)))``.

@@ -69,6 +69,7 @@ class DisARMTree(_Decisions):
 
     ``loss`` is called once with ``z`` of ``[2, *batch, latents, K]``. Unbiased; DisARM for K = 2. Neighbours are
     paired level by level; where their number is odd, the last one waits for the next level.
+    Layers of the loss that take dimension 1 for features, such as BatchNorm1d, need care: :mod:`estimators.base`.
 
     Example::
 
@@ -147,6 +148,7 @@ class DisARMIW(_Sticks):
 
     The ascending order is what makes it unbiased: s_i <= 1/3 before the last decision, so that every pair of
     categories can occur. ``loss`` is called once with ``z`` of ``[2, *batch, latents, K]``. DisARM for K = 2.
+    Layers of the loss that take dimension 1 for features, such as BatchNorm1d, need care: :mod:`estimators.base`.
 
     Reference: Dong, Mnih, Tucker, arXiv 2106.08056. Difference from the authors' code: the order is fixed, not an
     option (others are biased), so no threshold near s = 1/2 is needed.

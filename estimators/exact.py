@@ -15,6 +15,7 @@ class Exact(Estimator):
 
     ``loss`` is called once with ``z`` of ``[K**L, *batch, L, K]`` and must broadcast over the leading dimension. A
     state whose probability is 0 counts as 0 whatever the loss; ``loss`` gets the most probable state in its place.
+    Layers of the loss that take dimension 1 for features, such as BatchNorm1d, need care: :mod:`estimators.base`.
 
     Args:
         max_states: refuse beyond this many joint states (memory grows with them).

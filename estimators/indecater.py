@@ -20,6 +20,7 @@ class IndeCateR(Estimator):
     ``[latents * categories, *batch, latents, categories]`` and must broadcast over the leading dimension. Because that
     number belongs to the logits and not to the estimator, ``evaluations`` (which is 1, the number of joint samples)
     does not count it; :meth:`evaluations_for` does.
+    Layers of the loss that take dimension 1 for features, such as BatchNorm1d, need care: :mod:`estimators.base`.
 
     Example::
 

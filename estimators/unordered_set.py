@@ -29,6 +29,7 @@ class UnorderedSet(Estimator):
     exactly, by a recursion over the ``2**num_samples`` subsets whose terms are all positive (no cancellation). Both
     value and gradient are unbiased; with all states in the set they are exact. ``loss`` is called once with ``z``
     ``[num_samples, *batch, latents, categories]`` and must broadcast over the leading dimension.
+    Layers of the loss that take dimension 1 for features, such as BatchNorm1d, need care: :mod:`estimators.base`.
 
     Args:
         num_samples: size of the set, 2 to 10; also the number of loss evaluations.

@@ -186,8 +186,9 @@ def test_so_is_that_of_groups_and_of_fixed_statistics(method, normalisation):
         method()(torch.randn(EXAMPLES, LATENTS, 2, requires_grad=True), lambda z: network(z.flatten(-2)).squeeze(-1))
 
 
-def test_images_too():
-    network = nn.Sequential(nn.Unflatten(-1, (6, 1, 1)), nn.BatchNorm2d(6))
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1)])
+def test_images_too(layer):
+    network = nn.Sequential(nn.Unflatten(-1, (6, 1, 1)), layer)
     with pytest.raises(ValueError, match="RLOO: the loss gets z of .* flatten the leading dimensions"):
         RLOO()(torch.randn(6, 3, 2, requires_grad=True), lambda z: network(z.flatten(-2)).sum((-3, -2, -1)))
 
