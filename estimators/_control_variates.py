@@ -18,11 +18,14 @@ from torch import Tensor, nn
 
 from estimators import noise
 from estimators._autograd import constant_gradients, with_term
-from estimators.base import Estimator, Loss, in_functorch, numbers, per_example
+from estimators.base import POSITIVE, Estimator, Loss, Range, in_functorch, per_example
 from estimators.categorical import Number, harden, is_binary, log_softmax, relax, scores
 
 IMPOSSIBLE = -1e4
 """Log-odds and log-probabilities are cut here: the probability is exactly 0 in every dtype and all terms are finite."""
+
+LEARNED_SCALE = Range("finite and positive (it is learned as a logarithm; learn=False allows 0)", 0)
+FIXED_SCALE = Range("finite and at least 0", 0, closed=(0,))
 
 
 def sum_event(x: Tensor, logits: Tensor) -> Tensor:
@@ -39,13 +42,15 @@ def attach(gradient: Tensor, logits: Tensor, losses: Tensor) -> Tensor:
     """``[*batch]`` ``losses`` with ``gradient`` in the scores of ``logits`` on top of their own."""
     clean = scores(logits)
     clean = clean.masked_fill(clean.isinf(), 0.0)  # 0 * inf would be NaN, and the gradient there is 0
-    return with_term(losses, sum_event(gradient.detach().to(clean.dtype) * clean, logits))
+    wide = torch.promote_types(clean.dtype, torch.float32)  # where the sum does not overflow
+    total = with_term(losses, sum_event(gradient.detach().to(wide) * clean, logits))
+    return total.to(torch.promote_types(losses.dtype, clean.dtype))
 
 
 def descend_variance(losses: Tensor, slope: Tensor, gradient: Tensor, logits: Tensor) -> Tensor:
     """``losses`` with the derivative of ``slope * gradient``, ``slope`` as from :func:`slope_of_variance`, in what the
     graph of ``gradient`` holds."""
-    return with_term(losses, sum_event(slope * gradient, logits))
+    return with_term(losses, sum_event(slope * gradient, logits)).to(losses.dtype)
 
 
 def slope_of_variance(gradient: Tensor, logits: Tensor) -> Tensor:
@@ -135,20 +140,16 @@ class RelaxedControlVariate(Estimator):
         self, temperature: Number, scale: Number, learn: bool, tied: bool, use_loss: bool, replicas: int | None
     ) -> None:
         super().__init__()
-        checked = numbers(scale)
-        if not bool(((checked > 0) if learn else (checked >= 0)).all() and checked.isfinite().all()):
-            bound = "positive (it is learned as a logarithm; learn=False allows 0)" if learn else "at least 0"
-            raise ValueError(f"{type(self).__name__}: scale must be finite and {bound}, not {checked.tolist()}")
         self.learn, self.tied, self.use_loss, self.needs_gradient = learn, tied, use_loss, use_loss
         self.evaluations = 1 + (0 if not use_loss else 1 if tied else 2)
-        temperature = self._positive("temperature", temperature)
         if learn:
             shape = () if replicas is None else (replicas, 1, 1, 1)
+            temperature = self._within("temperature", temperature, POSITIVE)
             self.log_temperature = self._log_parameter("temperature", temperature, shape)
-            self.log_scale = self._log_parameter("scale", scale, shape)
+            self.log_scale = self._log_parameter("scale", self._within("scale", scale, LEARNED_SCALE), shape)
         else:
-            self.fixed_temperature = temperature
-            self.fixed_scale = self._number("scale", scale)
+            self.fixed_temperature = self._positive("fixed_temperature", temperature)
+            self.fixed_scale = self._number("fixed_scale", scale, FIXED_SCALE)
 
     def _log_parameter(self, name: str, value: Number, shape: tuple[int, ...]) -> nn.Parameter:
         start = torch.as_tensor(value, dtype=torch.get_default_dtype()).log()
@@ -227,6 +228,8 @@ class RelaxedControlVariate(Estimator):
 class Network(nn.Module):
     """``[..., (replicas,) rows, features] -> [..., (replicas,) rows, outputs]``; one network per replica.
 
+    It works in the dtype of its weights, whatever that of its input; under autocast as every product there.
+
     Args:
         sizes: features, hidden widths, outputs.
         activation: between the layers.
@@ -250,6 +253,7 @@ class Network(nn.Module):
             self.biases.append(nn.Parameter(torch.zeros(*stack, 1, fan_out)))
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.weights[0].dtype)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = x @ weight + bias
             if layer < len(self.weights) - 1:

@@ -35,7 +35,12 @@ class MovingAverage(nn.Module):
 
     def value(self) -> Tensor:
         """The average so far; it broadcasts against ``[*batch]``."""
-        return self.total / self.weight.clamp_min(torch.finfo(self.weight.dtype).tiny)
+        value = self.total / self.weight.clamp_min(torch.finfo(self.weight.dtype).tiny)
+        if torch.compiler.is_compiling():
+            # Left to itself, the compiled backward computes the value again from the buffers, updated by then. This is
+            # no operation that it would repeat.
+            value = value.unsqueeze(0).amin(dim=0)
+        return value
 
     def largest(self, dtype: torch.dtype) -> float:
         """Of values in ``dtype`` the largest whose sum over a batch is finite for certain, here and in the buffers."""

@@ -20,8 +20,10 @@ def with_gradient(losses: Tensor, gradient: Tensor, at: Tensor) -> Tensor:
 
     ``gradient`` and ``at`` are ``[*batch, *event]``; parameters that ``losses`` depend on keep their own gradient.
     """
-    surrogate = gradient.detach().to(losses.dtype) * finite(at)
-    return with_term(losses.mean(dim=0), surrogate.sum(dim=tuple(range(losses.dim() - 1, at.dim()))))
+    # A sum over the event that overflows, as it may in half precision, would make a NaN of the 0.
+    surrogate = gradient.detach().to(torch.promote_types(losses.dtype, torch.float32)) * finite(at)
+    total = with_term(losses.mean(dim=0), surrogate.sum(dim=tuple(range(losses.dim() - 1, at.dim()))))
+    return total.to(torch.promote_types(losses.dtype, at.dtype))
 
 
 def softmax_jacobian(mean: Tensor, logits: Tensor) -> Tensor:

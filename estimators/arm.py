@@ -19,6 +19,7 @@ class ARM(Estimator):
     Unbiased, no learned parts, no derivative of the loss. DisARM is its conditional mean given ``(b, b~)`` and has
     at most its variance at the same cost: ARM is here for comparisons. Var for one bit, with m = max(p, 1 - p) and
     D = loss(1) - loss(0): D^2 [1/12 - 2/3 (m - 1/2)^3 - p^2 (1 - p)^2].
+    Layers of the loss that take dimension 1 for features, such as BatchNorm1d, need care: :mod:`estimators.base`.
 
     Raises:
         ValueError: if the latents have more than two categories (ARSM is the categorical form).

@@ -27,6 +27,7 @@ class ARMS(Estimator):
     P11 by Gauss-Legendre quadrature. Two samples are DisARM for both; independent samples would be RLOO.
 
     ``loss`` is called once with ``z`` of ``[num_samples, *batch, latents, 2]``; the value is the mean over samples.
+    Layers of the loss that take dimension 1 for features, such as BatchNorm1d, need care: :mod:`estimators.base`.
 
     Args:
         num_samples: at least 2; every gradient costs as many evaluations of the loss.

@@ -22,6 +22,7 @@ class ARS(Estimator):
     which is exact. Unbiased, for every j. ARSM is the mean over j (one j for all latents), with K (K - 1) / 2 + 1
     evaluations; for K = 2 both are ARM. ``evaluations`` is the number for K = 2; :meth:`evaluations_for` gives it for
     any K.
+    Layers of the loss that take dimension 1 for features, such as BatchNorm1d, need care: :mod:`estimators.base`.
 
     Example::
 

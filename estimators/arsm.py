@@ -21,6 +21,7 @@ class ARSM(Estimator):
     ``loss`` is called once with ``z`` of ``[K (K - 1) / 2 + 1, *batch, latents, K]``: the unswapped sample and one
     sample per pair. The value is the mean over them, each of which is an exact sample. Unbiased; ARM for K = 2.
     ``evaluations`` is the number for K = 2; :meth:`evaluations_for` gives it for any K.
+    Layers of the loss that take dimension 1 for features, such as BatchNorm1d, need care: :mod:`estimators.base`.
 
     Example::
 

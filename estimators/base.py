@@ -7,6 +7,16 @@
 has the shape of ``logits``, possibly with more sample dimensions in front. ``loss`` may close over parameters and over
 ``logits`` itself; both get their ordinary gradient. ``context``: what an input-dependent baseline may look at.
 
+With sample dimensions in front a layer that takes dimension 1 for its features (``BatchNorm1d``, ``GroupNorm``, a
+convolution) takes that of the examples: flatten around it, ``x.flatten(0, -2)`` and ``.unflatten(0, z.shape[:-2])``.
+The call says so where torch complains or, the first time that there is a graph, where that shows it; a compiled call
+does not look. Batch normalisation in training mode makes an example's loss depend on other samples and examples, for
+which no estimator is unbiased.
+
+``logits`` are finite, but for -inf at impossible categories. A state of probability 0 counts as 0, whatever the loss is
+there. A latent without a possible category, or with one of several at +inf, is a ``ValueError`` where looking costs
+nothing (:func:`check_logits`); NaN stays with its example.
+
 Returns ``[*batch]``. The **value** is the Monte-Carlo value of ``E_q[loss(z)]``; the **backward** gives the estimated
 gradient with respect to ``logits`` and the ordinary one to whatever ``loss`` closes over. Because the value is
 preserved, estimators nest: ``outer(logits1, lambda z1: inner(layer2(z1), lambda z2: f(z1, z2)))``.
@@ -22,15 +32,21 @@ that is an integer or a truth value is converted, unless the method differentiat
 
 from __future__ import annotations
 
+import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from estimators import noise
 from estimators._autograd import in_functorch as in_functorch
 from estimators._autograd import score_term, with_term
-from estimators.categorical import Number, sample_with_log_prob
+from estimators._sample_dimensions import explanation, misplaced
+from estimators.categorical import Number, is_binary, sample_with_log_prob, scores
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -49,6 +65,33 @@ UNDER_FUNCTORCH = {
     ),
 }
 """What torch.func says about a loss that it cannot differentiate, and what to do."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a hyperparameter may have, between ``low`` and ``high`` (``closed``: which of them it may be).
+
+    ``words`` complete "must be", ``hint`` says what to use instead; NaN is in no range.
+    """
+
+    words: str
+    low: float = -math.inf
+    high: float = math.inf
+    closed: tuple[float, ...] = ()
+    hint: str = ""
+
+    def holds(self, value: Number) -> bool:
+        """Whether all of ``value`` is in the range."""
+        x = numbers(value)
+        inside = (x > self.low) & (x < self.high)
+        for end in self.closed:
+            inside = inside | (x == end)
+        return bool(inside.all())
+
+
+FINITE = Range("finite")
+POSITIVE = Range("positive and finite", low=0)
+DECAY = Range("in [0, 1)", low=0, high=1, closed=(0,))
 
 
 class Estimator(nn.Module, ABC):
@@ -90,10 +133,10 @@ class Estimator(nn.Module, ABC):
         """``[*batch]`` losses: see the contract in :mod:`estimators.base`. Raises ``ValueError`` on bad shapes."""
         self._check_logits(logits)
         if torch.compiler.is_compiling():
-            losses = self.estimate(logits, self._checked(loss), context)
+            losses = self.estimate(logits, self._checked(loss, logits), context)
         else:
             try:
-                losses = self.estimate(logits, self._checked(loss), context)
+                losses = self.estimate(logits, self._checked(loss, logits), context)
             except RuntimeError as error:
                 if reason := next((why for words, why in UNDER_FUNCTORCH.items() if words in str(error)), None):
                     raise RuntimeError(f"{type(self).__name__} takes derivatives by torch.func: {reason}") from error
@@ -108,25 +151,16 @@ class Estimator(nn.Module, ABC):
 
     def _check_logits(self, logits: Tensor) -> None:
         name = type(self).__name__
-        if logits.dim() < 2 or not logits.is_floating_point():
-            raise ValueError(
-                f"{name}: logits must be floating point [*batch, latents, categories], "
-                f"not {logits.dtype} {list(logits.shape)}"
-            )
-        if logits.shape[-1] < 2:
-            raise ValueError(
-                f"{name}: logits need at least 2 categories in the last dimension, not {list(logits.shape)}; "
-                "a Bernoulli latent with log-odds a is torch.stack([zeros_like(a), a], -1)"
-            )
+        check_logits(name, logits)
         if self.binary_only and logits.shape[-1] != 2:
             raise ValueError(
                 f"{name} is defined for Bernoulli latents (2 categories), not {logits.shape[-1]}; "
                 "use REINFORCE, NVIL or GumbelSoftmax for categorical latents"
             )
 
-    def _checked(self, loss: Loss) -> Loss:
+    def _checked(self, loss: Loss, logits: Tensor) -> Loss:
         def checked(z: Tensor) -> Tensor:
-            losses = loss(z)
+            losses = self._with_samples_in_front(loss, z, logits) if z.dim() > logits.dim() else loss(z)
             if losses.shape != z.shape[:-2]:
                 raise ValueError(
                     f"{type(self).__name__}: loss must return one value per example, {list(z.shape[:-2])} for z of "
@@ -145,10 +179,55 @@ class Estimator(nn.Module, ABC):
 
         return checked
 
-    def _number(self, name: str, value: Number) -> Number:
-        """A hyperparameter that may be a tensor: a plain one becomes a buffer, so that it moves with the module."""
-        if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
+    def _with_samples_in_front(self, loss: Loss, z: Tensor, logits: Tensor) -> Tensor:
+        """``loss(z)``; a ``ValueError`` if a normalising layer in it takes the wrong dimension for its features."""
+        name = type(self).__name__
+        try:
+            losses = loss(z)
+        except (RuntimeError, ValueError) as error:
+            sentence = explanation(name, error, z)
+            if sentence is None:
+                raise
+            raise ValueError(sentence) from error
+        # Once: the graph tells, and walking it costs as much as a small loss.
+        if not torch.compiler.is_compiling() and not self.__dict__.get("_graph_seen"):
+            sentence = misplaced(name, losses, z, logits)
+            if sentence is not None:
+                raise ValueError(sentence)
+            self.__dict__["_graph_seen"] = losses.requires_grad
+        return losses
+
+    def _number(self, name: str, value: Number, allowed: Range = FINITE) -> Number:
+        """The hyperparameter of this name, a number in the range ``allowed`` or a tensor of such.
+
+        A plain tensor becomes a buffer, so that it moves with the module. What is assigned to the attribute later is
+        held to the same, and a plain number is in the ``state_dict`` as a buffer is. What is written into a tensor in
+        place is not looked at.
+
+        Raises:
+            ValueError: on a number out of range, and for a tensor that has one value per category.
+        """
+        self.__dict__.setdefault("_ranges", {})[name] = allowed
+        return self._within(name, value, allowed)
+
+    def _positive(self, name: str, value: Number) -> Number:
+        """As :meth:`_number`, for a hyperparameter that must be positive and finite."""
+        return self._number(name, value, POSITIVE)
+
+    def _decay(self, value: Number) -> Number:
+        """As :meth:`_number`, for the decay of a moving average, in [0, 1)."""
+        return self._number("decay", value, DECAY)
+
+    def _within(self, name: str, value: Number, allowed: Range) -> Number:
+        if not allowed.holds(value):
+            given = value.tolist() if isinstance(value, Tensor) else value
+            sentence = f"{name.removeprefix('fixed_')} must be {allowed.words}, not {given}"
+            raise ValueError(f"{type(self).__name__}: {sentence}{'; ' * bool(allowed.hint)}{allowed.hint}")
+        if isinstance(value, nn.Parameter):
             return value
+        if not isinstance(value, Tensor):
+            before = self._buffers.get(name)
+            return value if before is None else nn.Buffer(torch.full_like(before, value))
         if value.dim() > 0 and value.shape[-1] != 1:
             raise ValueError(
                 f"{type(self).__name__}: {name} must broadcast against logits with a last dimension of 1, for instance "
@@ -156,29 +235,59 @@ class Estimator(nn.Module, ABC):
             )
         return nn.Buffer(value)
 
-    def _positive(self, name: str, value: Number) -> Number:
-        """As :meth:`_number`, for a hyperparameter that must be positive and finite."""
-        checked = numbers(value)
-        if not bool(((checked > 0) & checked.isfinite()).all()):
-            raise ValueError(f"{type(self).__name__}: {name} must be positive and finite, not {checked.tolist()}")
-        return self._number(name, value)
+    def __setattr__(self, name: str, value: Any) -> None:
+        allowed = self.__dict__.get("_ranges", {}).get(name)
+        if allowed is not None and isinstance(value, int | float | Tensor):
+            value = self._within(name, value, allowed)
+            if isinstance(value, Tensor):  # torch registers none under the name of an attribute
+                self.__dict__.pop(name, None)
+        super().__setattr__(name, value)
 
-    def _decay(self, value: Number) -> Number:
-        """As :meth:`_number`, for the decay of a moving average, in [0, 1)."""
-        checked = numbers(value)
-        if not bool(((checked >= 0) & (checked < 1)).all()):
-            raise ValueError(f"{type(self).__name__}: decay must be in [0, 1), not {checked.tolist()}")
-        return self._number("decay", value)
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not keep_vars:  # which asks for the tensors themselves
+            for name in self.__dict__.get("_ranges", ()):
+                value = self.__dict__.get(name)
+                if isinstance(value, int | float):
+                    destination[prefix + name] = torch.tensor(value, dtype=torch.float64, device="cpu")
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        _, _, errors = lists
+        own = {prefix + name: name for name in self.__dict__.get("_ranges", ()) if name in self.__dict__}
+        rest = {key: value for key, value in state_dict.items() if key not in own}
+        super()._load_from_state_dict(rest, prefix, metadata, strict, *lists)
+        for key in own.keys() & state_dict.keys():
+            saved = state_dict[key]
+            try:
+                setattr(self, own[key], saved.item() if saved.numel() == 1 else saved)
+            except ValueError as error:
+                errors.append(str(error))
 
 
 class Pathwise(Estimator):
     """Estimators that differentiate ``loss`` at a (relaxed or hard) sample: implement :meth:`sample`.
 
     gradient = d loss(sample(logits)) / d logits, by the chain rule through the sample.
+
+    ``sample`` of a subclass checks its logits as a call does.
     """
 
     unbiased = False
     needs_gradient = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        sample = cls.__dict__.get("sample")
+        if sample is not None:
+
+            @functools.wraps(sample)
+            def checked(self: Pathwise, logits: Tensor) -> Tensor:
+                self._check_logits(logits)
+                return sample(self, logits)
+
+            cls.sample = checked  # type: ignore[method-assign]
 
     @abstractmethod
     def sample(self, logits: Tensor) -> Tensor:
@@ -211,7 +320,14 @@ class ScoreFunction(Estimator):
         else:
             dtype = torch.promote_types(losses.dtype, log_prob.dtype)
             total = with_term(losses.to(dtype), signal.detach() * log_prob)
-        return total if learned is None else with_term(total, learned)
+        return total if learned is None else with_term(total, learned).to(total.dtype)
+
+
+def per_example(value: Number) -> Number:
+    """A hyperparameter that broadcasts against ``logits``, reshaped to broadcast against ``[*batch]`` losses."""
+    if isinstance(value, Tensor) and value.dim() > 0:
+        return value.reshape(value.shape[:-2]) if value.dim() > 2 else value.reshape(())
+    return value
 
 
 def numbers(value: Number) -> Tensor:
@@ -221,8 +337,37 @@ def numbers(value: Number) -> Tensor:
     return torch.as_tensor(value, device="cpu")
 
 
-def per_example(value: Number) -> Number:
-    """A hyperparameter that broadcasts against ``logits``, reshaped to broadcast against ``[*batch]`` losses."""
-    if isinstance(value, Tensor) and value.dim() > 0:
-        return value.reshape(value.shape[:-2]) if value.dim() > 2 else value.reshape(())
-    return value
+def may_look(x: Tensor) -> bool:
+    """Whether the host may look at numbers of ``x``: on a CPU, outside of ``torch.compile`` and ``torch.func``."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not in_functorch()
+
+
+def check_logits(name: str, logits: Tensor) -> None:
+    """Raise a ``ValueError`` unless ``logits`` are floating point ``[*batch, latents, categories >= 2]``.
+
+    Also where a latent has no distribution because all its logits are -inf, or one of several categories is +inf, if
+    it costs nothing to look (:func:`may_look`) and no harness supplies the noise, which has its own watch over runs
+    that diverge. Elsewhere such a latent's sample means nothing. NaN is passed on: it stays with its example.
+    """
+    if logits.dim() < 2 or not logits.is_floating_point():
+        raise ValueError(
+            f"{name}: logits must be floating point [*batch, latents, categories], "
+            f"not {logits.dtype} {list(logits.shape)}"
+        )
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"{name}: logits need at least 2 categories in the last dimension, not {list(logits.shape)}; "
+            "a Bernoulli latent with log-odds a is torch.stack([zeros_like(a), a], -1)"
+        )
+    # One sum tells the usual case: it is not finite if a logit is not.
+    if may_look(logits) and not noise.supplied() and not bool(logits.detach().sum().isfinite()):
+        clean = logits.detach()
+        nowhere = scores(clean).isnan() if is_binary(clean) else clean.amax(dim=-1).isinf()
+        nowhere = nowhere & ~clean.isnan().any(dim=-1)
+        if bool(nowhere.any()):
+            place = nowhere.nonzero()[0].tolist()
+            fault = "all its logits are -inf" if clean[tuple(place)].amax() < 0 else "it has a logit of +inf"
+            raise ValueError(
+                f"{name}: the latent at {place} of [*batch, latents] has no distribution, {fault}; an impossible "
+                "category has -inf, and a latent needs one that is possible, with a finite logit"
+            )

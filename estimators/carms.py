@@ -31,6 +31,7 @@ class CARMS(Estimator):
     ``loss`` is called once with ``z`` of ``[num_samples, *batch, latents, K]``; the value is the mean over samples.
     Equal to DisARM for K = 2 and two samples. Time grows with ``K (K - 1) / 2 * num_samples (num_samples - 1) / 2``
     per latent, because P is a mean over that many orders; memory is linear in K.
+    Layers of the loss that take dimension 1 for features, such as BatchNorm1d, need care: :mod:`estimators.base`.
 
     Args:
         num_samples: at least 2; every gradient costs as many evaluations of the loss.

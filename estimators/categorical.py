@@ -92,9 +92,19 @@ def harden(perturbed: Tensor, logits: Tensor) -> Tensor:
 
 def one_hot(index: Tensor, logits: Tensor) -> Tensor:
     """``index`` ``[*batch, latents]`` -> one-hot in the dtype and number of categories of ``logits``."""
+    if torch.compiler.is_compiling():
+        # Inductor's CPU backend may fuse what reads the result with what makes the index, in front of a scatter.
+        return (index.unsqueeze(-1) == torch.arange(logits.shape[-1], device=index.device)).to(logits.dtype)
     # One zero, expanded, so that scatter makes the one tensor there is (in place it would not go under vmap).
     zeros = index.new_zeros((), dtype=logits.dtype).expand(*index.shape, logits.shape[-1])
     return zeros.scatter(-1, index.unsqueeze(-1), 1)
+
+
+def chosen(x: Tensor, index: Tensor) -> Tensor:
+    """``x`` ``[*batch, latents, categories]`` at ``index`` ``[*batch, latents]``."""
+    if torch.compiler.is_compiling():  # a gather's backward is a scatter: see one_hot
+        return torch.where(one_hot(index, x) > 0, x, 0.0).sum(dim=-1)
+    return x.gather(-1, index.unsqueeze(-1)).squeeze(-1)
 
 
 def relax(clean: Tensor, logits: Tensor, temperature: Number = 1.0) -> Tensor:
@@ -126,5 +136,4 @@ def sample_with_log_prob(logits: Tensor) -> tuple[Tensor, Tensor]:
         bits = (perturbed_scores(logits.detach()) > 0).to(logits.dtype)
         return from_bits(bits), F.logsigmoid((2 * bits - 1) * odds).sum(dim=-1)
     index = perturbed_scores(logits.detach()).argmax(dim=-1)
-    log_prob = log_softmax(logits).gather(-1, index.unsqueeze(-1)).squeeze(-1)
-    return one_hot(index, logits), log_prob.sum(dim=-1)
+    return one_hot(index, logits), chosen(log_softmax(logits), index).sum(dim=-1)

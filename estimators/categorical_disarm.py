@@ -32,8 +32,9 @@ class _Decisions(Estimator):
     def _couple(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Antithetic ``z`` ``[2, *batch, latents, K]``, and per node log-odds, bits, whether it decides."""
         place = None
-        # -1e30 for -inf: never chosen either, and nodes without a possible leaf keep finite log-odds
-        leaves = logits.clamp_min(-1e30)
+        # -1e30 for -inf: never chosen either, and nodes without a possible leaf keep finite log-odds. Not in half
+        # precision, which has no such number and whose sums over leaves would be far off.
+        leaves = logits.to(torch.promote_types(logits.dtype, torch.float32)).clamp_min(-1e30)
         if self.order is not None:
             place = leaves.detach().argsort(dim=-1, descending=self.order == "descending")
             leaves = leaves.gather(-1, place)
@@ -41,8 +42,8 @@ class _Decisions(Estimator):
         bits, _ = antithetic_bits(odds, event_dims=2)
         z, decided = self._walk(bits)
         if place is not None:
-            z = torch.zeros_like(z).scatter(-1, place.expand_as(z), z)
-        return z, odds, bits, decided
+            z = z.gather(-1, place.argsort(dim=-1).expand_as(z))
+        return z.to(logits.dtype), odds, bits, decided
 
     def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
         z, odds, bits, decided = self._couple(logits)
@@ -52,7 +53,9 @@ class _Decisions(Estimator):
         both = decided[0] * decided[1]
         factor = both * (bits[0] - bits[1]) * clean.abs().sigmoid()
         alone = (decided - both) * (bits - clean.sigmoid())
-        return with_gradient(losses, 0.5 * (first - second)[..., None, None] * (factor + alone[0] - alone[1]), odds)
+        return with_gradient(
+            losses, 0.5 * (first - second)[..., None, None] * (factor + alone[0] - alone[1]), odds.to(logits.dtype)
+        )
 
 
 class DisARMTree(_Decisions):
@@ -66,6 +69,7 @@ class DisARMTree(_Decisions):
 
     ``loss`` is called once with ``z`` of ``[2, *batch, latents, K]``. Unbiased; DisARM for K = 2. Neighbours are
     paired level by level; where their number is odd, the last one waits for the next level.
+    Layers of the loss that take dimension 1 for features, such as BatchNorm1d, need care: :mod:`estimators.base`.
 
     Example::
 
@@ -144,6 +148,7 @@ class DisARMIW(_Sticks):
 
     The ascending order is what makes it unbiased: s_i <= 1/3 before the last decision, so that every pair of
     categories can occur. ``loss`` is called once with ``z`` of ``[2, *batch, latents, K]``. DisARM for K = 2.
+    Layers of the loss that take dimension 1 for features, such as BatchNorm1d, need care: :mod:`estimators.base`.
 
     Reference: Dong, Mnih, Tucker, arXiv 2106.08056. Difference from the authors' code: the order is fixed, not an
     option (others are biased), so no threshold near s = 1/2 is needed.

@@ -140,7 +140,7 @@ def multi_sample_bound(logits: Tensor, loss: Loss, samples: int) -> Tensor:
     latents, categories = logits.shape[-2:]
     states = enumerate_states(latents, categories, like=logits)
     z = states.reshape(-1, *(1,) * (logits.dim() - 2), latents, categories).expand(-1, *logits.shape)
-    log_q, log_weight = (z * log_probabilities(logits)).sum(dim=(-2, -1)), -loss(z)
+    log_q, log_weight = torch.where(z > 0, log_probabilities(logits), 0.0).sum(dim=(-2, -1)), -loss(z)
     sets = torch.combinations(torch.arange(len(states)), samples, with_replacement=True)
     counts = nn.functional.one_hot(sets, len(states)).sum(dim=1).to(logits.dtype)
     orders = math.lgamma(samples + 1) - torch.lgamma(counts + 1).sum(dim=1)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from estimators._surrogate import per_latent
+from estimators.base import POSITIVE, check_logits
 from estimators.categorical import Number, is_binary, log_softmax, perturbed_scores, scores
 
 
@@ -29,6 +30,7 @@ def relaxed_log_sample(logits: Tensor, temperature: Number) -> Tensor:
         logits: ``[*batch, latents, categories]``; where they are ``-inf``, so is ``log_y``, without a gradient.
         temperature: > 0, a float or a tensor that broadcasts against ``logits``.
     """
+    check_logits("relaxed_log_sample", logits)
     temperature = _positive(temperature)
     perturbed = perturbed_scores(logits)
     if is_binary(logits):
@@ -75,6 +77,6 @@ def _log(value: Number) -> Number:
 
 
 def _positive(temperature: Number) -> Number:
-    if not isinstance(temperature, Tensor) and not 0 < temperature < math.inf:
+    if not isinstance(temperature, Tensor) and not POSITIVE.holds(temperature):
         raise ValueError(f"Concrete: temperature must be positive and finite, not {temperature}")
     return temperature

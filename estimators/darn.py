@@ -7,8 +7,10 @@ from torch import Tensor
 
 from estimators._autograd import with_term
 from estimators._control_variates import value_and_slope
-from estimators.base import Estimator, Loss, numbers
+from estimators.base import Estimator, Loss, Range
 from estimators.categorical import Finite, log_probabilities, sample_with_log_prob
+
+CENTRE = Range("finite", hint="None is 1 / categories")
 
 
 class DARN(Estimator):
@@ -41,9 +43,8 @@ class DARN(Estimator):
 
     def __init__(self, centre: Finite | None = None) -> None:
         super().__init__()
-        if centre is not None and not bool(numbers(centre).isfinite().all()):
-            raise ValueError(f"DARN: centre must be finite, not {centre}; None is 1 / categories")
-        self.centre = None if centre is None else self._number("centre", centre)
+        given = self._number("centre", 0.0 if centre is None else centre, CENTRE)
+        self.centre = None if centre is None else given
 
     def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
         z, _ = sample_with_log_prob(logits.detach())

@@ -18,6 +18,7 @@ class DisARM(Estimator):
     It is E[ARM | b, b~]. ``loss`` is called once with ``z`` of ``[2, *batch, latents, 2]``; the value is the mean
     over the two samples. Unbiased. Var for one bit, with m = max(p, 1 - p) and D = loss(1) - loss(0):
     D^2 m^2 (1 - m) (m - 1/2), which is 0 at p = 1/2.
+    Layers of the loss that take dimension 1 for features, such as BatchNorm1d, need care: :mod:`estimators.base`.
 
     Raises:
         ValueError: if the latents have more than two categories (DisARMTree and its siblings are categorical).

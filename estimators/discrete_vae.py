@@ -12,11 +12,11 @@ from torch import Tensor
 from estimators import noise
 from estimators._autograd import with_term
 from estimators._surrogate import finite, per_latent
-from estimators.base import Pathwise, numbers
+from estimators.base import Pathwise, Range
 from estimators.categorical import Number, from_bits, scores
 
-LARGEST_BETA = 80.0
-Beta = Annotated[Number, ("range", f"(0, {LARGEST_BETA}]")]
+SHARPNESS = Range("at most 80 and positive", 0, 80, (80,), "for hard bits use StraightThrough or DisARM")
+Beta = Annotated[Number, ("range", f"(0, {SHARPNESS.high:g}]")]
 
 
 class _Smoothing(Pathwise):
@@ -30,25 +30,20 @@ class _Smoothing(Pathwise):
 
     def __init__(self, beta: Number) -> None:
         super().__init__()
-        self.beta = self._positive("beta", beta)
-        if not bool((numbers(beta) <= LARGEST_BETA).all()):
-            raise ValueError(
-                f"{type(self).__name__}: beta must be at most {LARGEST_BETA:.0f}, not "
-                f"{numbers(beta).tolist()}; for hard bits use StraightThrough or DisARM"
-            )
+        self.beta = self._number("beta", beta, SHARPNESS)
 
     @abstractmethod
     def _invert(self, odds: Tensor, v: Tensor, beta: Number) -> tuple[Tensor, Tensor]:
         """The relaxed bits and their derivatives in the log-odds; ``v`` uniform, large ``v`` for small bits."""
 
     def sample(self, logits: Tensor) -> Tensor:
-        self._check_logits(logits)
         odds = scores(logits)
         clean = odds.detach().to(torch.promote_types(odds.dtype, torch.float32))
         v = noise.uniform(clean.shape, dtype=clean.dtype, device=clean.device, event_dims=1)
         smooth, slope = self._invert(clean, v, per_latent(self.beta))
-        smooth = smooth.clamp(0, 1).to(odds.dtype)
-        return from_bits(with_term(smooth, slope.to(odds.dtype) * finite(odds)))
+        # The slope, up to e^beta / beta, is beyond half precision.
+        smooth = with_term(smooth.clamp(0, 1), slope * finite(odds).to(slope.dtype))
+        return from_bits(smooth.to(odds.dtype))
 
 
 class SpikeAndExponential(_Smoothing):

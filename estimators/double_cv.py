@@ -19,6 +19,7 @@ class DoubleCV(Estimator):
     Unbiased for every ``alpha``; 0 is RLOO. ``alpha`` is learned by descent on the variance of the gradient, through
     the same ``backward()``, for a caller who minimises; it tends to -1 where the loss is nearly linear. ``loss`` is
     called once with ``z`` ``[num_samples, *batch, latents, 2]``, and the derivatives come from the same evaluations.
+    Layers of the loss that take dimension 1 for features, such as BatchNorm1d, need care: :mod:`estimators.base`.
 
     Args:
         num_samples: S >= 2, which is also the number of loss evaluations.

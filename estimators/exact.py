@@ -7,14 +7,17 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from estimators.base import Estimator, Loss
-from estimators.categorical import log_probabilities
+from estimators import noise
+from estimators.base import Estimator, Loss, may_look
+from estimators.categorical import log_probabilities, one_hot
 
 
 class Exact(Estimator):
     r"""``E_q[loss(z)] = sum_z q(z) loss(z)`` over all ``K**L`` joint states, with its exact gradient (marginalisation).
 
-    ``loss`` is called once with ``z`` of ``[K**L, *batch, L, K]`` and must broadcast over the leading dimension.
+    ``loss`` is called once with ``z`` of ``[K**L, *batch, L, K]`` and must broadcast over the leading dimension. A
+    state whose probability is 0 counts as 0 whatever the loss; ``loss`` gets the most probable state in its place.
+    Layers of the loss that take dimension 1 for features, such as BatchNorm1d, need care: :mod:`estimators.base`.
 
     Args:
         max_states: >= 1, refuse beyond this many joint states (memory grows with them).
@@ -47,7 +50,20 @@ class Exact(Estimator):
         z = z.reshape(states, *(1,) * (logits.dim() - 2), latents, categories)
         # where, not a product: 0 * -inf of an impossible category would be NaN
         log_prob = torch.where(z > 0, log_probabilities(logits), 0.0).sum(dim=(-2, -1))
-        return (log_prob.exp() * loss(z.expand(states, *logits.shape))).sum(dim=0)
+        q = log_prob.exp()
+        shown, impossible = z.expand(states, *logits.shape), q.detach() == 0
+        if self._replaces(impossible):
+            mode = one_hot(logits.detach().argmax(dim=-1), logits)
+            shown = torch.where(impossible[..., None, None], mode, z)
+        return (q * loss(shown).masked_fill(impossible, 0.0)).sum(dim=0)
+
+    def _replaces(self, impossible: Tensor) -> bool:
+        """Whether impossible states are to be replaced: not if there are none, as states that are one tensor for all
+        examples save memory and time. A harness on a GPU, which does not wait for the answer, has no logits of -inf.
+        """
+        if may_look(impossible):
+            return bool(impossible.any())
+        return torch.compiler.is_compiling() or not noise.supplied()
 
 
 def enumerate_states(latents: int, categories: int, like: Tensor) -> Tensor:

@@ -55,7 +55,8 @@ class GappedStraightThrough(Pathwise):
         self.temperature = self._positive("temperature", temperature)
         if isinstance(gap, str) and gap != "p":
             raise ValueError(f"GappedStraightThrough: gap must be positive and finite or 'p', not {gap!r}")
-        self.gap = gap if isinstance(gap, str) else self._positive("gap", gap)
+        given = self._positive("gap", 1.0 if isinstance(gap, str) else gap)
+        self.gap = gap if isinstance(gap, str) else given
 
     def sample(self, logits: Tensor) -> Tensor:
         clean = logits.detach()

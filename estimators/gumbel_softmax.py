@@ -96,6 +96,7 @@ class GumbelSoftmax(Pathwise):
                 "GumbelSoftmax: one-hot samples (hard=True) have no Concrete density; use hard=False, or the KL of the "
                 "discrete distributions"
             )
+        self._check_logits(logits)
         log_z = relaxed_log_sample(logits, self.temperature)
 
         def log_prob(other_logits: Tensor, temperature: Number | None = None) -> Tensor:

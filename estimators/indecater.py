@@ -21,6 +21,7 @@ class IndeCateR(Estimator):
     ``[latents * categories, *batch, latents, categories]`` and must broadcast over the leading dimension. Because that
     number belongs to the logits and not to the estimator, ``evaluations`` (which is 1, the number of joint samples)
     does not count it; :meth:`evaluations_for` does.
+    Layers of the loss that take dimension 1 for features, such as BatchNorm1d, need care: :mod:`estimators.base`.
 
     Example::
 
@@ -51,6 +52,6 @@ class IndeCateR(Estimator):
         replaced = torch.where(
             latent.reshape(-1, *lead, latents, 1) & possible, category.reshape(-1, *lead, 1, categories), z
         )
-        losses = loss(replaced)
+        losses = loss(replaced).masked_fill(weights.detach() == 0, 0.0)
         value = (weights.detach() * losses).sum(dim=0) / latents
         return with_term(value, (weights * losses.detach()).sum(dim=0))

@@ -31,15 +31,17 @@ def look_up(z: Tensor, table: Tensor) -> Tensor:
         ``[*batch, latents, features]``.
 
     Raises:
-        ValueError: if sizes or dtypes do not fit, or if ``z`` is not one-hot. On a CUDA device, where the host does not
-            wait for values, the latter is an assertion on the device, as that of an index out of range is.
+        ValueError: if sizes or dtypes do not fit (under autocast they do as in a product), or if ``z`` is not one-hot.
+            On a CUDA device, where the host does not wait for values, the latter is an assertion on the device, as that
+            of an index out of range is, and in a compiled graph one within it.
 
     Example::
 
         loss = lambda z: negative_log_likelihood(decoder(look_up(z, embedding.weight)))
         RLOO(4)(logits, loss).mean().backward()
     """
-    if z.dim() < 2 or table.dim() < 2 or z.shape[-1] != table.shape[-2] or z.dtype != table.dtype:
+    dtype = _product_dtype(z, table)
+    if z.dim() < 2 or table.dim() < 2 or z.shape[-1] != table.shape[-2] or dtype is None:
         raise ValueError(
             "look_up: z [*batch, latents, categories] and table [categories, features] of one dtype, not "
             f"{z.dtype} {list(z.shape)} and {table.dtype} {list(table.shape)}"
@@ -48,7 +50,15 @@ def look_up(z: Tensor, table: Tensor) -> Tensor:
         return z @ table
     index, top = _index(z.detach(), "look_up", "for relaxed samples use z @ table")
     # A diverged example, whose z is NaN, has to stay one.
-    return _Gather.apply(z, table, index) * top
+    return (_Gather.apply(z, table, index) * top.to(table.dtype)).to(dtype)
+
+
+def _product_dtype(z: Tensor, table: Tensor) -> torch.dtype | None:
+    """That of ``z @ table`` where it is called, ``None`` if that would be an error."""
+    device = z.device.type
+    if torch.is_autocast_enabled(device) and torch.float64 not in (z.dtype, table.dtype):
+        return torch.get_autocast_dtype(device)
+    return z.dtype if z.dtype == table.dtype else None
 
 
 def category(z: Tensor) -> Tensor:
@@ -74,7 +84,7 @@ def _index(z: Tensor, name: str, otherwise: str) -> tuple[Tensor, Tensor]:
     top = z.gather(-1, index.unsqueeze(-1))
     message = f"{name}: z must be exactly one-hot, and in some row the largest entry is not 1; {otherwise}"
     wrong = ((top < 1) | (top > 1)).any()  # NaN is neither
-    if wrong.device.type == "cuda":
+    if wrong.device.type == "cuda" or torch.compiler.is_compiling():
         torch._assert_async(~wrong, message)
     elif wrong:
         raise ValueError(message)
@@ -92,7 +102,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         z, table, index = ctx.saved_tensors
-        grad_z = (g @ table.mT).sum_to_size(z.shape) if ctx.needs_input_grad[0] else None
+        grad_z = (g @ table.mT).sum_to_size(z.shape).to(z.dtype) if ctx.needs_input_grad[0] else None
         grad_table = _Scatter.apply(z, g, index, table.shape) if ctx.needs_input_grad[1] else None
         return grad_z, grad_table, None
 
@@ -110,7 +120,7 @@ class _Scatter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         z, g, index = ctx.saved_tensors
-        grad_z = (g @ c.mT).sum_to_size(z.shape) if ctx.needs_input_grad[0] else None
+        grad_z = (g @ c.mT).sum_to_size(z.shape).to(z.dtype) if ctx.needs_input_grad[0] else None
         grad_g = _Gather.apply(z, c, index) if ctx.needs_input_grad[1] else None
         return grad_z, grad_g, None, None
 

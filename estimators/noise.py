@@ -56,6 +56,8 @@ def _opened(drawn: Tensor) -> Tensor:
     """Numbers in [0, 1), or 31 random bits, moved into (0, 1)."""
     if drawn.dtype == torch.float64:
         return drawn.clamp(2.0**-54, 1 - 2.0**-53)
+    if torch.get_default_dtype() != torch.float32:  # which integers times a number become
+        drawn = drawn.to(torch.float32)
     # The factor is a last bit below 2**-31, so that the largest integers do not round to 1.
     return (drawn * (2.0**-31 * (1 - 2.0**-24))).add_(2.0**-32)
 
@@ -72,6 +74,11 @@ def uniform(shape: Sequence[int], *, dtype: torch.dtype, device: torch.device, e
     if source is None:
         return open_uniform(shape, dtype, device)
     return source(shape, dtype, device, event_dims)
+
+
+def supplied() -> bool:
+    """Whether a block of :func:`noise_source` is open here."""
+    return bool(_open_blocks) and _source.get() is not None
 
 
 @contextmanager

@@ -112,7 +112,10 @@ class NVIL(ScoreFunction):
 
 
 class _Baseline(nn.Module):
-    """``[..., examples, features] -> [..., examples]``: one hidden layer of tanh units, one network per replica."""
+    """``[..., examples, features] -> [..., examples]``: one hidden layer of tanh units, one network per replica.
+
+    In the dtype of its weights, whatever that of ``context``; under autocast as every product there.
+    """
 
     def __init__(self, features: int, hidden: int, replicas: int | None) -> None:
         super().__init__()
@@ -129,5 +132,5 @@ class _Baseline(nn.Module):
         self.output_bias = nn.Parameter(torch.zeros(*stack, 1, 1))
 
     def forward(self, context: Tensor) -> Tensor:
-        h = torch.tanh(context @ self.hidden_weight + self.hidden_bias)
+        h = torch.tanh(context.to(self.hidden_weight.dtype) @ self.hidden_weight + self.hidden_bias)
         return (h @ self.output_weight + self.output_bias).squeeze(-1)

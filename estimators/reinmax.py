@@ -8,8 +8,10 @@ from torch import Tensor
 
 from estimators._autograd import with_term
 from estimators._surrogate import softmax_jacobian
-from estimators.base import Pathwise, numbers
+from estimators.base import Pathwise, Range, numbers
 from estimators.categorical import Number, harden, perturbed_scores, probabilities
+
+FROM_ONE = Range("at least 1", 1, closed=(1,), hint="for a sharper backward pass use StraightThrough or GumbelRao")
 
 
 class ReinMax(Pathwise):
@@ -38,12 +40,7 @@ class ReinMax(Pathwise):
 
     def __init__(self, temperature: Annotated[Number, ("range", "[1, inf)")] = 1.0) -> None:
         super().__init__()
-        self.temperature = self._positive("temperature", temperature)
-        if not bool((numbers(temperature) >= 1).all()):
-            raise ValueError(
-                f"ReinMax: temperature must be at least 1, not {numbers(temperature).tolist()}; "
-                "for a sharper backward pass use StraightThrough or GumbelRao"
-            )
+        self.temperature = self._number("temperature", temperature, FROM_ONE)
 
     @property
     def exact_for(self) -> int | None:  # type: ignore[override]

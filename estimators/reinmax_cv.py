@@ -7,7 +7,7 @@ from torch import Tensor
 
 from estimators._autograd import carried, with_term
 from estimators._surrogate import finite, softmax_jacobian
-from estimators.base import Pathwise, numbers
+from estimators.base import Pathwise
 from estimators.categorical import (
     Count,
     Finite,
@@ -65,8 +65,6 @@ class ReinMaxCV(Pathwise):
         if num_inner < 1:
             raise ValueError(f"ReinMaxCV: num_inner must be at least 1, not {num_inner}")
         self.temperature = self._positive("temperature", temperature)
-        if not bool(numbers(scale).isfinite().all()):
-            raise ValueError(f"ReinMaxCV: scale must be finite, not {numbers(scale).tolist()}")
         self.scale = self._number("scale", scale)
         self.num_inner = num_inner
 

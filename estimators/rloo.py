@@ -18,6 +18,7 @@ class RLOO(Estimator):
     leading dimension; the value is the mean over the samples. Unbiased, without anything to learn or to tune. With S =
     2 and one Bernoulli the estimate is ``(f1 - f0) / 2`` if the samples differ and 0 otherwise, and its variance
     ``(f1 - f0)^2 p(1-p) (1/2 - p(1-p))``.
+    Layers of the loss that take dimension 1 for features, such as BatchNorm1d, need care: :mod:`estimators.base`.
 
     Args:
         num_samples: S >= 2, which is also the number of loss evaluations.

@@ -34,6 +34,7 @@ class RODEO(Estimator):
     Unbiased for every network, ``alpha`` and ``beta``; 0, where they start, is RLOO. All are learned by descent on the
     variance of the gradient, through the same ``backward()``, for a caller who minimises. ``loss`` is called once with
     ``z`` ``[num_samples, *batch, latents, 2]``; the network runs on ``num_samples**2 * latents`` rows per example.
+    Layers of the loss that take dimension 1 for features, such as BatchNorm1d, need care: :mod:`estimators.base`.
 
     Args:
         num_samples: S >= 2, which is also the number of loss evaluations.

@@ -31,6 +31,7 @@ class UnorderedSet(Estimator):
     exactly, by a recursion over the ``2**num_samples`` subsets whose terms are all positive (no cancellation). Both
     value and gradient are unbiased; with all states in the set they are exact. ``loss`` is called once with ``z``
     ``[num_samples, *batch, latents, categories]`` and must broadcast over the leading dimension.
+    Layers of the loss that take dimension 1 for features, such as BatchNorm1d, need care: :mod:`estimators.base`.
 
     Args:
         num_samples: size of the set, 2 to 10; also the number of loss evaluations.
@@ -76,7 +77,7 @@ class UnorderedSet(Estimator):
             weight = (log_prob + log_first).exp().movedim(-1, 0)  # q(s) R(S, s), [S, *batch]
             share = (log_prob.unsqueeze(-2) + log_second).exp()  # q(t) R_s(S, t), [*batch, s, t]
             z = one_hot(index, logits).movedim(-3, 0)  # [S, *batch, L, K]
-        losses = loss(z)
+        losses = loss(z).masked_fill(weight == 0, 0.0)  # 0 * inf would be NaN
         frozen = losses.detach().to(share.dtype)
         with no_autocast(share):
             baseline = (share @ frozen.movedim(0, -1).unsqueeze(-1)).squeeze(-1).movedim(-1, 0)

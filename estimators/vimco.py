@@ -24,6 +24,7 @@ class VIMCO(Estimator):
     importance-weighted bound, not ``E_q[loss(z)]``. ``objective`` says so as data: it is ``"multi_sample_bound"`` here
     and ``"mean"`` where an estimator does not declare it. ``unbiased`` refers to that bound. ``loss`` is called once
     with ``z`` ``[num_samples, *batch, latents, categories]`` and must broadcast over the leading dimension.
+    Layers of the loss that take dimension 1 for features, such as BatchNorm1d, need care: :mod:`estimators.base`.
 
     Args:
         num_samples: S >= 2, which is also the number of loss evaluations.

@@ -79,6 +79,41 @@ def test_second_and_third_derivatives():
         assert torch.allclose(ours, reference, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("z_dtype", "table_dtype"), [("half", "float"), ("float", "float"), ("float", "half")])
+def test_under_autocast_it_is_the_product_there(dtype, z_dtype, table_dtype):
+    """The dtype and, as one row is taken, the exact values; the table keeps its gradient's precision."""
+    dtypes = {"half": dtype, "float": torch.float32}
+    z = one_hot(50, LATENTS, 6).to(dtypes[z_dtype]).requires_grad_()
+    table = normal(6, FEATURES).detach().to(dtypes[table_dtype]).requires_grad_()
+    with torch.autocast("cpu", dtype=dtype):
+        ours, reference = look_up(z, table), z @ table
+    assert ours.dtype == reference.dtype == dtype and torch.equal(ours, reference)
+    g = torch.randn_like(ours)
+    exact = torch.autograd.grad(z.double() @ table.double(), (z, table), g.double())
+    for found, right in zip(torch.autograd.grad(ours, (z, table), g), exact, strict=True):
+        assert found.dtype == right.dtype
+        torch.testing.assert_close(found.double(), right.double(), rtol=0.02, atol=0.02)
+
+
+def test_under_autocast_double_precision_stays_apart():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z, table = one_hot(5, LATENTS, 6), normal(6, FEATURES)
+        assert look_up(z, table).dtype == torch.float64
+        with pytest.raises(ValueError, match="of one dtype"):
+            look_up(z, table.float())
+
+
+def test_compiled_it_still_looks():
+    """One graph; where rows are not one-hot, an assertion in it."""
+    torch._dynamo.reset()
+    z, table = one_hot(5, LATENTS, 6), normal(6, FEATURES)
+    run = torch.compile(lambda z: look_up(z, table), backend="eager", fullgraph=True)
+    assert torch.equal(run(z), z @ table)
+    with pytest.raises(RuntimeError, match="exactly one-hot"):
+        run(z / 2)
+
+
 def test_no_product_over_the_categories():
     """Not one multiplication by the counter's rules, where the product needs three (two without a gradient in z)."""
     logits, table = normal(5, LATENTS, 50), normal(50, FEATURES)

@@ -11,6 +11,7 @@ import torch
 
 import estimators
 from estimators import (
+    NVIL,
     REBAR,
     RELAX,
     RODEO,
@@ -27,6 +28,7 @@ from estimators import (
 )
 
 LATENTS = 3
+HALF = [torch.bfloat16, torch.float16]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 EVERY = {
     **{(method.__name__, 2): method for method in estimators.METHODS},
@@ -117,28 +119,107 @@ def test_autocast_does_not_touch_the_estimators_own_mathematics(name, categories
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("half_dtype", HALF)
 @pytest.mark.parametrize(("name", "categories"), EVERY)
-def test_bfloat16_logits_give_the_numbers_of_float32_up_to_rounding(name, categories, device):
-    """On the same noise: a bfloat16 number has a relative error of 2^-9, and few samples are so close to a tie."""
-    logits = torch.randn(2000, LATENTS, categories, generator=torch.Generator().manual_seed(2)).bfloat16().to(device)
+def test_half_logits_give_the_numbers_of_float32_up_to_rounding(name, categories, half_dtype, device):
+    """On the same noise: a bfloat16 number has a relative error of 2^-9, and few samples are so close to a tie.
+
+    What the estimator learns stays in float32, or is in half precision, too.
+    """
+    logits = torch.randn(2000, LATENTS, categories, generator=torch.Generator().manual_seed(2)).to(half_dtype)
+    logits = logits.to(device)
     results = []
-    for dtype in (torch.float32, torch.bfloat16):
-        estimator = build(name, categories, device)
-        # A network has the dtype of what it is given, as everywhere in torch.
-        estimator = estimator.to(dtype) if isinstance(estimator, RELAX | RODEO) else estimator
+    for dtype, own in ((torch.float32, torch.float32), (half_dtype, torch.float32), (half_dtype, half_dtype)):
+        estimator = build(name, categories, device).to(own)
         losses, gradients, z = gradient(estimator, logits.to(dtype))
         assert losses.dtype == gradients[0].dtype == z.dtype == dtype
         assert_finite(losses, gradients)
         results.append((z.float(), gradients[0].float()))
-    (z, expected), (half_z, half) = results
+    for result in results[1:]:
+        _assert_close_in_half_precision(name, *results[0], *result)
+
+
+def _assert_close_in_half_precision(name, z, expected, half_z, half):
     if name in RELAXED:
         assert torch.allclose(z, half_z, atol=0.02)
         same = ((z[..., 1] == 0) == (half_z[..., 1] == 0)).all(-1)  # on the spike at 0 there is no gradient
     else:
         assert is_one_hot(half_z)
-        same = (z == half_z).flatten(-2).all(-1).reshape(-1, len(logits)).all(0)
+        same = (z == half_z).flatten(-2).all(-1).reshape(-1, len(expected)).all(0)
     assert same.float().mean() > 0.99
     assert (half - expected)[same].norm() < 0.03 * expected[same].norm()
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(("name", "categories"), [key for key in EVERY if key[0] not in ("REBAR", "RELAX")])
+def test_large_losses_in_half_precision_keep_their_value(name, categories, dtype):
+    """A surrogate of value 0 must not overflow: sums over many latents of a loss of thousands, at sure logits.
+
+    (REBAR's and RELAX's squared gradients overflow in the loss itself, whose slope is in half precision.)
+    """
+    torch.manual_seed(0)
+    logits = (8 * torch.randn(20, 40, categories)).to(dtype)
+    if name in ("Exact", "IndeCateR", "ARSM", "ARS"):
+        logits = logits[:, :2]
+
+    def loss(z):
+        x = z[..., 0].float().mean(-1)
+        return (3000 + 500 * x).to(dtype)
+
+    estimator = build(name, categories)
+    losses, gradients, _ = gradient(estimator, logits, loss)
+    assert losses.dtype == dtype and losses.isfinite().all() and gradients[0].isfinite().all()
+    assert (losses >= 2900 * (1 - 0.01)).all() and (losses <= 3600).all()
+
+
+@pytest.mark.parametrize(("name", "categories"), EVERY)
+def test_the_default_dtype_changes_nothing(name, categories):
+    """With float64 as torch's default, float32 logits and contexts give the same float32 numbers."""
+    logits = torch.randn(500, LATENTS, categories, generator=torch.Generator().manual_seed(2), dtype=torch.float32)
+    context = torch.randn(500, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float32)
+    results = []
+    for default in (torch.float32, torch.float64):
+        torch.set_default_dtype(default)
+        try:
+            estimator = NVIL(5) if name == "NVIL" else build(name, categories)
+            leaf = logits.clone().requires_grad_()
+            torch.manual_seed(1)
+            losses = estimator(leaf, quadratic, context)
+            losses.sum().backward()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert losses.dtype == leaf.grad.dtype == torch.float32
+        results.append((losses.detach(), leaf.grad))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("setting", ["float64 default", "float64 context", "half logits and context", "autocast"])
+@pytest.mark.parametrize("replicas", [None, 4])
+@pytest.mark.parametrize("method", [NVIL, RELAX, RODEO])
+def test_networks_work_in_the_dtype_of_their_weights(method, replicas, setting):
+    """Whatever that of logits, losses and context; what is learned gets its gradient."""
+    torch.manual_seed(0)
+    shape = (4, 20) if replicas else (20,)
+    logits, context = torch.randn(*shape, LATENTS, 2), torch.randn(*shape, 5)
+    if setting == "half logits and context":
+        logits, context = logits.half(), context.half()
+    if setting == "float64 context":
+        context = context.double()
+    torch.set_default_dtype(torch.float64 if setting == "float64 default" else torch.float32)
+    try:
+        arguments = {NVIL: {"context_features": 5}, RELAX: {"latents": LATENTS, "context_features": 5}, RODEO: {}}
+        estimator = method(**arguments[method], hidden=8, replicas=replicas)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    leaf = logits.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting == "autocast"):
+        for _ in range(2):
+            losses = estimator(leaf, quadratic, context)
+            gradients = torch.autograd.grad(losses.sum(), [leaf, *estimator.parameters()], allow_unused=True)
+    assert losses.dtype == logits.dtype
+    assert_finite(losses, gradients)
+    assert any(g is not None and g.abs().max() > 0 for g in gradients[1:])
 
 
 # --- extremes ------------------------------------------------------------------------------------------------------

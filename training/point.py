@@ -117,14 +117,16 @@ def _gradient(pack: Pack, batches: Tensor, weight: float) -> Tensor:
 
 def draw(point: Point, config: Config, purpose: str, draws: int, solo: Pack) -> tuple[Moments, Pack]:
     """The moments of at least ``draws`` gradients of an estimator in the state of ``solo``'s, and a pack of it."""
-    parameters = sum(value.numel() for value in (*point.model.values(), *solo.estimators.state_dict().values()))
+    parameters = sum(
+        value.numel() for value in (*point.model.values(), *solo.estimators.state_dict(keep_vars=True).values())
+    )
     blocks = min(BLOCKS, draws // 2)
     per_block = -(-draws // blocks)
     most = NUMBERS // max(parameters, solo.evaluations * point.batch.numel(), 1)
     size = max(2, min(MOST_DRAWS, per_block, most))
     pack = Pack([config] * size, point.device)
     _spread(point.model, pack.task)
-    _spread({name: value[0] for name, value in solo.estimators.state_dict().items()}, pack.estimators)
+    _spread({name: value[0] for name, value in solo.estimators.state_dict(keep_vars=True).items()}, pack.estimators)
     pack.estimators.eval()
     batches = point.batch.expand(size, *point.batch.shape)
     noise = point.noise(purpose, size)
@@ -145,7 +147,7 @@ def warmed_up(point: Point, config: Config, purpose: str, steps: int) -> Pack:
     optimizer = optimisers.ReplicaOptimizer(parameters, [asdict(schema.Adam(lr=0.01))])
     cotangent = torch.full((1, config["batch_size"]), 1 / config["batch_size"], device=point.device)
     noise = point.noise(f"{purpose}/warm-up", 1)
-    state = solo.estimators.state_dict()
+    state = solo.estimators.state_dict(keep_vars=True)
     start = {name: value.clone() for name, value in state.items()}
     for step in range(steps):
         with noise_source(noise):
