@@ -7,9 +7,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from training import command, schema
+from training.config import command, schema
 from training.errors import composing, explained
-from training.sweep import run_sweep, train_job
+from training.sweep.scheduler import run_sweep, train_job
 
 schema.register()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("defaults.json")
-"""``python -m training.defaults`` writes it."""
+"""``python -m training.config.defaults`` writes it."""
 
 
 def complete(config: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import pandas as pd
 
 from analysis.command import DIFFERENT, NOTHING, OK, read, refuse, unwritable
 from analysis.output import Parser, run
-from analysis.page_data import page_data
-from analysis.statistics import ProtocolsDiffer
+from analysis.page.data import page_data
+from analysis.statistics.summary import ProtocolsDiffer
 
 PAGE = Path(__file__).with_name("page")
 SCRIPTS = ("elements.js", "rows.js", "curves.js", "tables.js", "gumbel.js", "main.js")

@@ -18,12 +18,12 @@ from test_cli import call
 
 import training
 from analysis import records
+from training.config.plan import RunPlan
 from training.errors import UserError
-from training.plan import RunPlan
-from training.run import train_runs
+from training.pack.run import train_runs
 
 pytest.importorskip("submitit")
-executors = importlib.import_module("training.executors")
+executors = importlib.import_module("training.sweep.executors")
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["evaluate_every=50", "test_samples=1", "valid_samples=1", "task.latents=4", "pack_size=1", "workers=2"]
@@ -178,7 +178,7 @@ def test_mistakes_are_one_sentence(monkeypatch, tmp_path, arguments, words):
 def test_without_submitit_the_user_is_told_how_to_get_it(monkeypatch, tmp_path):
     for name in [name for name in sys.modules if name.startswith("submitit")]:
         monkeypatch.delitem(sys.modules, name)
-    for name in ("training.cluster", "training.executors", "training.job"):
+    for name in ("training.sweep.cluster", "training.sweep.executors", "training.sweep.job"):
         monkeypatch.delitem(sys.modules, name, raising=False)
         monkeypatch.delattr(training, name.split(".")[1], raising=False)
     monkeypatch.setitem(sys.modules, "submitit", None)

@@ -8,16 +8,18 @@ import pytest
 from fake_runs import make_config, write_run
 from test_training import config, train
 
-from analysis import records, reference
+from analysis import records
 from analysis.command import main
 from analysis.defaults import FILE, complete
+from analysis.papers import reference
 from analysis.records import run_name
-from analysis.statistics import final_rows, ranked, summarise
-from training import basket, defaults
+from analysis.statistics.summary import final_rows, ranked, summarise
+from training import basket
+from training.config import defaults
 
 
 def test_the_file_has_the_defaults_of_the_schema():
-    assert FILE.read_text() == defaults.text(), "python -m training.defaults writes it anew"
+    assert FILE.read_text() == defaults.text(), "python -m training.config.defaults writes it anew"
     known = defaults.defaults()
     assert known["classes"]["estimators.NVIL"]["decay"] == 0.8
     assert known["names"]["optimizer"]["adam"]["beta1"] == 0.9 and "beta1" not in known["names"]["optimizer"]["sgd"]

@@ -11,9 +11,11 @@ from fake_runs import make_config, write_run
 from test_cli import FAST, call
 
 from analysis import records
-from training import command, plan, sweep, workers
+from training.config import command, plan
+from training.config.plan import runs_of_command
 from training.errors import UserError
-from training.plan import runs_of_command
+from training.sweep import scheduler as sweep
+from training.sweep import workers
 
 ROOT = Path(__file__).parents[1]
 TINY = ["steps=2", "evaluate_every=2", "test_samples=1", "valid_samples=1", "task.latents=4", "device=cpu"]

@@ -12,9 +12,10 @@ import yaml
 from test_training import config, train
 
 from analysis import records
-from training import basket, loop
+from training import basket
 from training.errors import UserError
-from training.pack import Pack
+from training.pack import loop
+from training.pack.pack import Pack
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")

@@ -17,8 +17,8 @@ from estimators import METHODS, RELAX, VIMCO, Exact, GumbelSoftmax, MuProp, Stra
 from tasks import VAE, SemiSupervised
 from tasks.kl import for_log_q, kl_beside
 from training.basket import Point, measure
-from training.pack import Pack
-from training.streams import Streams
+from training.pack.pack import Pack
+from training.replicas.streams import Streams
 
 DRAWS = 1500
 HARD = {

@@ -11,11 +11,11 @@ from test_training import config, rows
 
 from analysis import records
 from training import interrupt
+from training.config.plan import replicated
 from training.interrupt import Stopped
-from training.pack import Pack
-from training.plan import replicated
+from training.pack.pack import Pack
+from training.pack.run import train_runs
 from training.progress import PackLine
-from training.run import train_runs
 
 STEPS = [10, 20, 30, 40]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from training import memory
+from training.pack import memory
 
 ROOT = Path(__file__).parents[1]
 POSIX_ONLY = {"resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "posix", "syslog", "readline"}
@@ -25,7 +25,7 @@ def modules(folder):
 
 def test_what_windows_has_none_of_is_imported_for_training_only():
     found = {(path, name) for folder in ("estimators", "tasks", "analysis") for path, _, name in modules(folder)}
-    assert {(path, name) for path, name in found if name in POSIX_ONLY} == {("analysis/claims.py", "fcntl")}
+    assert {(path, name) for path, name in found if name in POSIX_ONLY} == {("analysis/records/claims.py", "fcntl")}
 
 
 def test_without_what_windows_lacks():
@@ -33,13 +33,13 @@ def test_without_what_windows_lacks():
     code = "import sys, signal, torch, scipy.stats, sklearn.datasets, pandas, pyarrow.parquet, pyarrow.json, plotly\n"
     code += "import matplotlib.style, matplotlib.figure, pooch, yaml\n"
     code += f"sys.modules.update(dict.fromkeys({sorted(POSIX_ONLY - {'posix'})}))\ndel signal.SIGUSR2, signal.SIGKILL\n"
-    code += "import estimators, estimators.check, tasks, analysis.command, analysis.figures, analysis.report\n"
+    code += "import estimators, estimators.check, tasks, analysis.command, analysis.figures.curves, analysis.report\n"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_training_says_that_it_needs_another_system():
-    for module in ("training.sweep", "training.status", "training.basket"):
+    for module in ("training.sweep.scheduler", "training.status", "training.basket"):
         code = f"import sys, os; sys.platform = 'win32'; import {module}"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 1 and done.stderr.startswith("error: training needs Linux or macOS")

@@ -6,7 +6,7 @@ import math
 import pytest
 from test_plan import composer  # noqa: F401  a fixture
 
-from analysis.published import BOUNDS, FILE, all_published, differences, published, sources
+from analysis.papers.published import BOUNDS, FILE, all_published, differences, published, sources
 from analysis.records import flat_config
 
 VALUES = all_published()

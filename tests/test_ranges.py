@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import estimators
-from training import ranges, schema
+from training.config import ranges, schema
+from training.config.plan import runs_of_command
 from training.errors import UserError
-from training.plan import runs_of_command
 
 FREE = {"latents": 2, "categories": 2}
 ESTIMATORS = {method: schema.schema_of(method, schema.FOR_ESTIMATORS) for method in estimators.METHODS}
@@ -150,7 +150,7 @@ def test_a_record_from_before_an_option_is_not_refused():
 
 def test_a_run_that_cannot_fit_into_memory_is_refused_before_it_is_allocated(monkeypatch):
     """The least that it takes: four copies of the weights (two layers, 64 x 1000 each) in single precision."""
-    from training import memory
+    from training.pack import memory
 
     (run,) = runs_of_command("python train.py -m task.latents=1000")
     weights = 4 * 4 * 2 * 64 * 1000

@@ -45,8 +45,8 @@ def test_arrows_point_one_way(folder):
             "analysis",
             "analysis.records",
             "analysis.defaults",
-            "analysis.claims",
-            "analysis.published",
+            "analysis.records.claims",
+            "analysis.papers.published",
             "analysis.output",
         }
 

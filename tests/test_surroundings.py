@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from fake_runs import make_config, write_run
 
-from analysis import command, records, report, statistics
+from analysis import command, records, report
 from analysis.command import NOTHING, OK, where
+from analysis.statistics import summary as statistics
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -119,7 +120,7 @@ def test_figures_are_the_same_in_every_surroundings(sweep, figures, tmp_path, ba
 def test_a_notebook_keeps_its_own_look(sweep):
     import matplotlib
 
-    from analysis import figures
+    from analysis.figures import curves as figures
 
     with matplotlib.rc_context({"axes.facecolor": "red", "text.usetex": True}):
         drawn = figures.learning_curves(figures.chosen(records.load(sweep)))

@@ -1,0 +1,323 @@
+"""The schema of the configuration: a typo or a wrong type fails at composition, with the allowed names.
+
+Schemas of estimators and tasks are read off their constructors, so they cannot go stale: every annotated argument that
+the harness does not fill in itself is an option with its default.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import inspect
+import re
+import types
+import typing
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+from torch import nn
+
+import conf
+import estimators
+import tasks
+
+FILLED_IN = ("self", "data", "streams", "replicas", "context_features")
+"""Constructor arguments that the harness supplies."""
+FOR_ESTIMATORS = (*FILLED_IN, "latents", "categories")
+"""And those that an estimator gets from its task."""
+TASKS = {
+    "vae": tasks.VAE,
+    "deep_vae": tasks.DeepVAE,
+    "structured": tasks.StructuredPrediction,
+    "semi_supervised": tasks.SemiSupervised,
+    "toy": tasks.Toy,
+    "toy_bernoulli3": tasks.ToyBernoulli3,
+    "toy_simplex": tasks.ToySimplex,
+}
+"""By the name of their schema."""
+
+
+def number(default: float, interval: str) -> Any:
+    """A field whose value must lie in ``interval`` (:mod:`training.config.ranges`)."""
+    return field(default=default, metadata={"range": interval})
+
+
+@dataclass
+class Data:
+    """Which images, where they are, and how they become bits."""
+
+    name: str = MISSING
+    root: str = "data"
+    binarization: str = "dynamic"
+    download: bool = True
+    train_evaluated: int = number(10_000, "[1, inf)")
+
+
+@dataclass
+class Adam:
+    """Adam (Kingma, Ba, arXiv 1412.6980)."""
+
+    name: str = "adam"
+    lr: float = number(3e-4, "(0, inf)")
+    beta1: float = number(0.9, "[0, 1)")
+    beta2: float = number(0.999, "[0, 1)")
+    eps: float = number(1e-8, "[0, inf)")
+    weight_decay: float = number(0.0, "[0, inf)")
+
+
+@dataclass
+class SGD:
+    """Stochastic gradient descent with momentum."""
+
+    name: str = "sgd"
+    lr: float = number(1e-3, "(0, inf)")
+    momentum: float = number(0.9, "[0, 1)")
+    weight_decay: float = number(0.0, "[0, inf)")
+
+
+@dataclass
+class Constant:
+    """The estimator's temperature stays as it is."""
+
+    name: str = "constant"
+
+
+@dataclass
+class Exponential:
+    """temperature(t) = max(minimum, temperature * exp(-rate * t)), refreshed every ``every`` steps.
+
+    ``only``: the estimators that are annealed, by name or as ``NAME on TASK``, for sweeps in which others keep their
+    temperature or have none; empty: the one that is trained, whichever it is.
+    """
+
+    name: str = "exponential"
+    rate: float = number(1e-4, "[0, inf)")
+    minimum: float = number(0.5, "(0, inf)")
+    every: int = number(1000, "[1, inf)")
+    only: list[str] = field(default_factory=list)
+
+
+@dataclass
+class NoBasket:
+    """Nothing is measured beside training."""
+
+    name: str = "none"
+
+
+@dataclass
+class Basket:
+    """Which gradients are measured along a run (:mod:`training.gradients.watcher`).
+
+    ``estimators``: by name, ``estimator`` nodes. ``points``: at so many steps, from 1 to the last, log spaced.
+    ``draws``: gradients per estimator and point. ``examples``: in the minibatch. ``warm_up``: steps at each point in
+    which learned parts are trained. ``reference``: the unbiased estimator whose mean of ``reference_draws`` gradients
+    stands in for the exact one where there are more than ``max_states`` joint states. ``rounds``: in which the time is
+    taken.
+    """
+
+    name: str = "default"
+    estimators: dict[str, Any] = field(default_factory=dict)
+    points: int = number(8, "[1, 1000000]")
+    draws: int = number(500, "[4, inf)")
+    examples: int = number(100, "[1, inf)")
+    warm_up: int = number(300, "[0, inf)")
+    reference: Any = MISSING
+    reference_draws: int = number(500, "[4, inf)")
+    max_states: int = number(4096, "[1, inf)")
+    rounds: int = number(20, "[2, inf)")
+
+
+@dataclass
+class NoLogger:
+    """Local files only."""
+
+    name: str = "none"
+
+
+@dataclass
+class Wandb:
+    """One Weights & Biases run per run, grouped by sweep; the local files stay the truth."""
+
+    name: str = "wandb"
+    mode: str = "offline"
+    project: str = "gradient-estimators"
+    entity: str | None = None
+
+
+@dataclass
+class NoCluster:
+    """Train on this machine."""
+
+    name: str = "none"
+
+
+@dataclass
+class Local:
+    """Each pack is a job of submitit in a process on this machine: a trial of ``cluster=slurm``.
+
+    ``parallelism``: jobs at once; 0: as many as ``workers``.
+    """
+
+    name: str = "local"
+    parallelism: int = number(0, "[0, inf)")
+
+
+@dataclass
+class Slurm:
+    """Each pack is a job of SLURM, submitted through submitit.
+
+    ``timeout_min``: minutes until a job must make room; it goes on later, at most ``max_timeouts`` times. ``mem_gb``: 0
+    leaves it to the partition. ``gpus``: 1 or 0. ``parallelism``: jobs at once (of an array of 1000); 0: no limit.
+    ``setup``: shell lines that run before Python. Empty words leave the choice to the cluster.
+    """
+
+    name: str = "slurm"
+    partition: str = ""
+    timeout_min: int = number(240, "[1, inf)")
+    max_timeouts: int = number(1000, "[0, inf)")
+    mem_gb: float = number(4.0, "[0, 1e6]")
+    cpus: int = number(1, "[1, 4096]")
+    gpus: int = number(0, "[0, 1]")
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    parallelism: int = number(0, "[0, inf)")
+    setup: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Config:
+    """One run (or ``replicas`` runs with the seeds ``seed .. seed + replicas - 1``).
+
+    ``source``: whose published numbers stand beside the run's, a key of ``analysis/papers/published.json``; empty:
+    nobody's.
+    """
+
+    estimator: Any = MISSING
+    task: Any = MISSING
+    data: Data = field(default_factory=Data)
+    optimizer: Any = MISSING
+    schedule: Any = MISSING
+    basket: Any = MISSING
+    logger: Any = MISSING
+    seed: int = number(0, "[0, inf)")
+    replicas: int = number(1, "[1, 100000]")
+    steps: int = number(2000, "[1, inf)")
+    batch_size: int = number(100, "[1, 1000000]")
+    evaluate_every: int = number(500, "[1, inf)")
+    evaluate_samples: int = number(1, "[1, inf)")
+    train_samples: int = number(100, "[0, inf)")
+    valid_samples: int = number(100, "[1, inf)")
+    test_samples: int = number(100, "[1, inf)")
+    checkpoint_seconds: float = number(60.0, "[0, inf)")
+    runs_dir: str = "runs"
+    sweep: str = "main"
+    budget: str = "full"
+    source: str = "jang2017"
+    device: str = "auto"
+    threads: int = number(1, "[1, 4096]")
+    allow_tf32: bool = False
+    progress: bool = True
+    cluster: Any = MISSING
+    workers: int = number(0, "[0, 4096]")
+    pack_size: int = number(0, "[0, inf)")
+    retries: int = number(2, "[0, inf)")
+    retry: str = ""
+    dry_run: bool = False
+
+
+GROUPS: dict[str, tuple[type, ...]] = {
+    "estimator": (),
+    "task": (),
+    "data": (Data,),
+    "optimizer": (Adam, SGD),
+    "schedule": (Constant, Exponential),
+    "basket": (NoBasket, Basket),
+    "logger": (NoLogger, Wandb),
+    "cluster": (NoCluster, Local, Slurm),
+}
+"""The schemas of each group; those of estimators and tasks are read off their classes (:func:`schema_of`)."""
+
+
+@functools.cache
+def schema_of(target: type, filled_in: tuple[str, ...] = FILLED_IN) -> type:
+    """A dataclass with ``name``, ``_target_`` and an option per argument of ``target``'s constructor.
+
+    What an argument's annotation says besides its type, ``Annotated[float, ("range", "(0, 1]")]``, is the metadata of
+    its field. ``open_ended``: whether the constructor takes any other option, too.
+    """
+    constructor = inspect.getattr_static(target, "__init__")
+    try:
+        hints, annotated = (typing.get_type_hints(constructor, include_extras=extras) for extras in (False, True))
+    except NameError:  # in a class from elsewhere: a type that is imported for type checkers only
+        hints, annotated = {}, {}
+    fields: list[tuple[str, Any, Any]] = [
+        ("name", str, field(default=MISSING)),
+        ("_target_", str, field(default=f"{target.__module__.split('.')[0]}.{target.__name__}")),
+    ]
+    parameters = inspect.signature(constructor).parameters
+    for name, parameter in parameters.items():
+        if name not in filled_in and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            metadata = _metadata(annotated.get(name))
+            kind, default = _option_type(hints.get(name, Any)), parameter.default
+            if default is parameter.empty:
+                fields.append((name, kind, field(default=MISSING, metadata=metadata)))
+            elif kind == list[int]:
+                made: Any = field(default_factory=functools.partial(list, default), metadata=metadata)
+                fields.append((name, kind, made))
+            else:
+                fields.append((name, kind, field(default=default, metadata=metadata)))
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    open_ended = takes_any and constructor is not nn.Module.__init__  # which refuses what it gets
+    return make_dataclass(target.__name__, fields, namespace={"open_ended": open_ended})
+
+
+def _metadata(hint: Any) -> dict[str, Any]:
+    """What an annotation, or a part of a union, says besides its type."""
+    if typing.get_origin(hint) is Annotated:
+        return dict(extra for extra in hint.__metadata__ if isinstance(extra, tuple))
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
+    return {key: value for part in parts for key, value in _metadata(part).items()}
+
+
+def _option_type(hint: Any) -> Any:
+    """What a config can hold: ``float | Tensor`` -> float (or None, if allowed), with a literal -> a number or str,
+    ``Sequence[int]`` -> list[int], a literal -> str, all else as it is."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        optional = type(None) in arguments
+        kind = float if float in arguments else _option_type(next(kind for kind in arguments if kind is not type(None)))
+        if kind is float and any(typing.get_origin(argument) is typing.Literal for argument in arguments):
+            kind = int | float | str  # int: a union does not turn "gap=1" into 1.0
+        return kind | None if optional else kind
+    if origin is typing.Literal:
+        return str
+    return list[int] if origin is collections.abc.Sequence else hint
+
+
+@functools.cache
+def class_named(group: str, name: str) -> str | None:
+    """The class that ``conf/<group>/<name>.yaml`` builds, an estimator or a task; ``None`` if there is no such file."""
+    try:
+        text = (Path(conf.__file__).parent / group / f"{name}.yaml").read_text()
+    except (OSError, ValueError):
+        return None
+    found = re.search(rf"/hydra/schema/{group}/(\w+)@_here_", text)
+    return found and (TASKS[found[1]].__name__ if group == "task" else found[1])
+
+
+def register() -> None:
+    """Put all schemas into Hydra's config store; ``conf/*/*.yaml`` build on them."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for method in estimators.METHODS:
+        store.store(group="hydra/schema/estimator", name=method.__name__, node=schema_of(method, FOR_ESTIMATORS))
+    for name, task in TASKS.items():
+        store.store(group="hydra/schema/task", name=name, node=schema_of(task))
+    for group, nodes in GROUPS.items():
+        for node in nodes:
+            where = "hydra/schema" if group == "data" else f"hydra/schema/{group}"
+            store.store(group=where, name=node.__name__.lower(), node=node)
