@@ -165,7 +165,7 @@ def assemble(pieces: Sequence[Piece], paths: Sequence[Path]) -> pd.DataFrame:
         return pd.DataFrame(columns=["run", "step", "status", "error"])
     places = [{"sweep": path.parent.name, "path": str(path)} for path in paths]
     constants = pd.DataFrame([{**piece.constants, **place} for piece, place in zip(pieces, places, strict=True)])
-    for name in ("error", *records.COSTS):  # none of the runs may have got that far
+    for name in ("error", *format.COSTS):  # none of the runs may have got that far
         if name not in constants:
             constants[name] = None
     of_run = np.repeat(np.arange(len(pieces)), [piece.rows.num_rows for piece in pieces])
