@@ -28,14 +28,14 @@ lint: setup ## format, lint and types
 bench: setup ## what a gradient of every estimator costs; the training step beside its matrix products and its peers
 	$(BIN)/python -m estimators.benchmark
 	$(BIN)/python -m training.benchmark
-	$(BIN)/python -m training.benchmark_evaluation
+	$(BIN)/python -m training.benchmarks.evaluation
 
 CERTIFICATES = docs/results/certificates
 
 certificates: setup ## measure bias and variance of every estimator; tables and figures of docs/estimators.md anew
 	$(BIN)/python -m estimators.check --json $(CERTIFICATES)/certificates.json
 	$(BIN)/python -m estimators.table docs/estimators.md $(CERTIFICATES)/certificates.json
-	$(BIN)/python -m analysis.certificates $(CERTIFICATES)/certificates.json $(CERTIFICATES)
+	$(BIN)/python -m analysis.papers.certificates $(CERTIFICATES)/certificates.json $(CERTIFICATES)
 
 paper: setup ## every table and figure of docs/results anew from the runs in runs/, and which runs are missing
 	$(BIN)/python -m training.paper
@@ -46,8 +46,8 @@ noise: setup ## the library's Gumbel noise that the interactive page shows
 SEMI_SUPERVISED = docs/results/semi_supervised
 
 classes: setup ## steps per second against the number of classes, marginalised and sampled; the figure of docs/results anew
-	$(BIN)/python -m training.benchmark_classes $(SEMI_SUPERVISED)/speed.json
-	$(BIN)/python -m analysis.class_speed $(SEMI_SUPERVISED)/speed.json $(SEMI_SUPERVISED)
+	$(BIN)/python -m training.benchmarks.classes $(SEMI_SUPERVISED)/speed.json
+	$(BIN)/python -m analysis.papers.class_speed $(SEMI_SUPERVISED)/speed.json $(SEMI_SUPERVISED)
 
 clean: ## remove the environment and caches (runs/ stays)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -3,9 +3,9 @@
 import hydra
 from omegaconf import DictConfig
 
-from training import schema
+from training.config import schema
 from training.errors import explained
-from training.sweep import train_job
+from training.sweep.scheduler import train_job
 
 schema.register()
 

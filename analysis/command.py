@@ -14,10 +14,13 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import records, reference, scrutiny, tables
-from analysis.layouts import layouts, of_sweeps
-from analysis.layouts import write as write_layout
-from analysis.statistics import COMPARISON, ProtocolsDiffer, as_text, final_rows, summarise_runs
+from analysis import records
+from analysis.papers import reference
+from analysis.papers.layouts import layouts, of_sweeps
+from analysis.papers.layouts import write as write_layout
+from analysis.statistics.summary import COMPARISON, ProtocolsDiffer, as_text, final_rows, summarise_runs
+from analysis.tables import scrutiny
+from analysis.tables import summary as tables
 
 OK, DIFFERENT, NOTHING = 0, 1, 2
 
@@ -57,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def report(frame: pd.DataFrame, output: Path, entries: Sequence[dict[str, Any]] = (), table: str | None = None) -> int:
     """Print the statuses and tables of the long ``frame``, write tables and figures into ``output``; exit code.
 
-    ``entries`` are those of references (:func:`analysis.reference.read`) to show beside; ``table`` names a paper's
-    layout (:mod:`analysis.layouts`), by default that of the experiment.
+    ``entries`` are those of references (:func:`analysis.papers.reference.read`) to show beside; ``table`` names a
+    paper's layout (:mod:`analysis.papers.layouts`), by default that of the experiment.
     """
     runs = final_rows(frame)
     print("\n".join(statuses(frame, runs)))
@@ -126,7 +129,8 @@ def statuses(frame: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
 
 
 def reason(run: pd.Series) -> str:
-    """Why a run, a row of :func:`~analysis.statistics.final_rows`, is not finished, in words; or how far it is."""
+    """Why a run, a row of :func:`~analysis.statistics.summary.final_rows`, is not finished, in words; or how far it
+    is."""
     error = as_text(run["error"])
     if run["status"] == "diverged" and as_text(run.get("diverged_at")) != "none":
         return f"at step {as_text(run['diverged_at'])}"
@@ -150,7 +154,7 @@ def _write_tables(summary: pd.DataFrame, output: Path) -> None:
 
 
 def _write_figures(frame: pd.DataFrame, output: Path) -> list[Path]:
-    from analysis import figures
+    from analysis.figures import curves as figures
 
     shown = figures.chosen(frame)
     drawn = {"learning_curves": figures.learning_curves(shown), "gradient_variance": figures.gradient_variance(shown)}
@@ -169,7 +173,7 @@ def _write_figures(frame: pd.DataFrame, output: Path) -> list[Path]:
 
 def _write_variance(frame: pd.DataFrame, output: Path) -> list[Path]:
     """Of runs that measured gradients (``basket=``) the tables and figures."""
-    from analysis import variance_figures
+    from analysis.figures import variance as variance_figures
 
     measured = [records.load_basket(path) for path in frame["path"].unique()]
     return list(variance_figures.write(pd.concat(measured, ignore_index=True), output))

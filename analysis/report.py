@@ -17,8 +17,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.command import DIFFERENT, NOTHING, OK, read, refuse
-from analysis.page_data import page_data
-from analysis.statistics import ProtocolsDiffer
+from analysis.page.data import page_data
+from analysis.statistics.summary import ProtocolsDiffer
 
 PAGE = Path(__file__).with_name("page")
 SCRIPTS = ("elements.js", "rows.js", "curves.js", "tables.js", "gumbel.js", "main.js")

@@ -1,4 +1,4 @@
-"""The sweeper of ``python train.py -m``: hands the overrides of a multirun to :mod:`training.sweep`.
+"""The sweeper of ``python train.py -m``: hands the overrides of a multirun to :mod:`training.sweep.scheduler`.
 
 Hydra loads plug-ins from this namespace only, and at every start: nothing slow is imported here. (Annotations stay
 unquoted: Hydra runs the file before it is a module, and a dataclass could not look them up.)
@@ -46,7 +46,7 @@ class PackSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Train the product of all choices."""
-        from training.plan import runs_of_experiment
-        from training.sweep import run_sweep
+        from training.config.plan import runs_of_experiment
+        from training.sweep.scheduler import run_sweep
 
         run_sweep(runs_of_experiment(arguments, self.master, self.context.config_loader))

@@ -9,10 +9,13 @@ from test_training import train
 
 from analysis import records
 from estimators.exact import enumerate_states
-from training import along, basket, interrupt, moments, point, validity
+from training import basket, interrupt
+from training.config import validity
 from training.errors import UserError
+from training.gradients import moments, point
+from training.gradients import watcher as along
 from training.interrupt import Stopped
-from training.pack import Pack
+from training.pack.pack import Pack
 
 CPU = torch.device("cpu")
 TARGET = 0.3

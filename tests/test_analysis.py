@@ -14,10 +14,12 @@ import pandas as pd
 import pytest
 from fake_runs import make_config, write_run
 
-from analysis import command, figures, tables
+from analysis import command
+from analysis.figures import curves as figures
+from analysis.figures.style import LOOKS, look
 from analysis.records import IMAGES, load
-from analysis.statistics import ProtocolsDiffer, as_text, curve, final_rows, select, summarise
-from analysis.style import LOOKS, look
+from analysis.statistics.summary import ProtocolsDiffer, as_text, curve, final_rows, select, summarise
+from analysis.tables import summary as tables
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -260,10 +262,10 @@ def test_an_unfinished_sweep_has_curves(sweep, tmp_path):
 
 
 def test_analysis_imports_no_training_code():
-    code = "import sys, analysis.command, analysis.figures; print(*{name.split('.')[0] for name in sys.modules})"
+    code = "import sys, analysis.command, analysis.figures.curves; print(*{name.split('.')[0] for name in sys.modules})"
     modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {"torch", "tasks", "estimators", "training", "hydra"} & set(modules.split())
-    code = "import sys, analysis.command, analysis.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, analysis.command, analysis.figures.curves; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

@@ -9,13 +9,14 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from estimators.exact import enumerate_states
-from training import basket, schema
+from training import basket
 from training.basket import Point
+from training.config import schema
+from training.config.plan import replicated
 from training.errors import UserError
-from training.pack import Pack
-from training.plan import replicated
+from training.pack.pack import Pack
+from training.pack.run import train_runs
 from training.progress import PackLine
-from training.run import train_runs
 
 CPU = torch.device("cpu")
 

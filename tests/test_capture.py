@@ -9,10 +9,10 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from training import schema
+from training.config import schema
 from training.errors import UserError
-from training.pack import Pack
-from training.streams import STEPS_PER_BLOCK, BlockSource, Streams
+from training.pack.pack import Pack
+from training.replicas.streams import STEPS_PER_BLOCK, BlockSource, Streams
 
 CPU = torch.device("cpu")
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "estimator").glob("*.yaml"))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis import certificates
-from analysis.style import LOOKS
+from analysis.figures.style import LOOKS
+from analysis.papers import certificates
 from estimators import METHODS, check
 
 COMMITTED = Path(__file__).parents[1] / "docs" / "results" / "certificates" / "certificates.json"

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from analysis import claims
-from analysis.claims import Claim
+from analysis.records import claims
+from analysis.records.claims import Claim
 
 ROOT = Path(__file__).parents[1]
 
 CLAIM_ALL = """
 import sys
 from pathlib import Path
-from analysis.claims import Claim
+from analysis.records.claims import Claim
 Claim(Path("{sweep}/warm-up-" + sys.argv[1])).take()
 print("ready", flush=True); sys.stdin.readline()
 print([n for n in range(100) if Claim(Path(f"{sweep}/{{n}}")).take()], flush=True)

@@ -10,11 +10,11 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from analysis import records
-from training import schema
+from training.config import schema
+from training.config.plan import replicated
 from training.devices import pick_device
 from training.errors import explained
-from training.pack import Pack
-from training.plan import replicated
+from training.pack.pack import Pack
 
 ROOT = Path(__file__).parents[1]
 FAST = ["steps=10", "evaluate_every=10", "test_samples=1", "valid_samples=1", "progress=false", "task.latents=4"]

@@ -17,8 +17,8 @@ from test_cli import call
 
 import training
 from analysis import records
-from training.plan import RunPlan
-from training.run import train_runs
+from training.config.plan import RunPlan
+from training.pack.run import train_runs
 
 pytest.importorskip("submitit")
 
@@ -159,7 +159,7 @@ def test_mistakes_are_one_sentence(monkeypatch, tmp_path, arguments, words):
 def test_without_submitit_the_user_is_told_how_to_get_it(monkeypatch, tmp_path):
     for name in [name for name in sys.modules if name.startswith("submitit")]:
         monkeypatch.delitem(sys.modules, name)
-    for name in ("training.cluster", "training.executors", "training.job"):
+    for name in ("training.sweep.cluster", "training.sweep.executors", "training.sweep.job"):
         monkeypatch.delitem(sys.modules, name, raising=False)
         monkeypatch.delattr(training, name.split(".")[1], raising=False)
     monkeypatch.setitem(sys.modules, "submitit", None)

@@ -17,8 +17,8 @@ import pyarrow.parquet as parquet
 import pytest
 from fake_runs import make_config, write_run
 
-from analysis import collect, records
-from analysis.records import METRICS, RESULT, STATUS, load
+from analysis import records
+from analysis.records import METRICS, RESULT, STATUS, collect, load
 
 ROOT = Path(__file__).resolve().parents[1]
 

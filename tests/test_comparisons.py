@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from fake_runs import make_config, write_run
 
-from analysis.comparisons import (
+from analysis.records import load
+from analysis.statistics.comparisons import (
     across_tasks,
     holm,
     interquartile_mean,
@@ -19,8 +20,7 @@ from analysis.comparisons import (
     smallest_p,
     verdict,
 )
-from analysis.records import load
-from analysis.statistics import final_rows, select
+from analysis.statistics.summary import final_rows, select
 
 INF = float("inf")
 

@@ -15,9 +15,9 @@ from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 from estimators import GumbelSoftmax
 from tasks import VAE, DeepVAE
 from training.errors import UserError
-from training.loop import evaluate, summary
-from training.pack import Pack
-from training.streams import Streams
+from training.pack.loop import evaluate, summary
+from training.pack.pack import Pack
+from training.replicas.streams import Streams
 
 CPU = torch.device("cpu")
 DRAWS = 20_000

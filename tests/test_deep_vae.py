@@ -13,11 +13,11 @@ from estimators import NVIL, REBAR, REINFORCE, RLOO, VIMCO, DisARM, Exact, Gumbe
 from estimators.exact import enumerate_states
 from tasks import VAE, DeepVAE
 from tasks.datasets import load_dataset
-from training import validity
+from training.config import validity
 from training.errors import UserError
-from training.loop import evaluate, summary
-from training.pack import Pack
-from training.streams import Streams
+from training.pack.loop import evaluate, summary
+from training.pack.pack import Pack
+from training.replicas.streams import Streams
 
 CPU = torch.device("cpu")
 TASKS = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
-from training import schema
+from training.config import schema
 
 ROOT = Path(__file__).parents[1]
 FOLLOWED = ROOT / "docs" / "tutorial.md"  # tests/test_tutorial.py follows it, in a copy that has its files

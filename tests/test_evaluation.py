@@ -17,8 +17,8 @@ from tasks import bounds, chunks, enumeration, latents
 from tasks.datasets import DataError, load_dataset
 from tasks.latents import latents_of
 from tasks.likelihoods import bernoulli_log_prob_
-from training.pack import Pack
-from training.streams import Streams
+from training.pack.pack import Pack
+from training.replicas.streams import Streams
 
 SAME = 200
 """Replicas with the same parameters and other seeds: repetitions of an evaluation."""

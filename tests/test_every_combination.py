@@ -9,11 +9,12 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from analysis import records
-from training import checkpoints, schema, validity
+from training.config import schema, validity
+from training.config.plan import RunPlan
 from training.errors import UserError
-from training.pack import Pack
-from training.plan import RunPlan
-from training.run import train_runs
+from training.pack import checkpoints
+from training.pack.pack import Pack
+from training.pack.run import train_runs
 
 CONF = Path(__file__).parents[1] / "conf"
 ESTIMATORS, TASKS = (sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in ("estimator", "task"))

@@ -11,10 +11,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import estimators
-from training import schema
+from training.config import schema
 from training.errors import UserError
-from training.loop import evaluate, summary
-from training.pack import Pack
+from training.pack.loop import evaluate, summary
+from training.pack.pack import Pack
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "estimator").glob("*.yaml"))
 TASKS = {

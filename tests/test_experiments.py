@@ -7,12 +7,12 @@ import pytest
 import torch
 import yaml
 
-from analysis.published import published
-from analysis.records import _flat_config
-from training import validity
-from training.loop import evaluate, summary
-from training.pack import Pack
-from training.plan import runs_of_command, structure
+from analysis.papers.published import published
+from analysis.records.format import _flat_config
+from training.config import validity
+from training.config.plan import runs_of_command, structure
+from training.pack.loop import evaluate, summary
+from training.pack.pack import Pack
 
 FOLDER = Path(__file__).parents[1] / "conf" / "experiment"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.intervals import interval, interval_name, student_half_width
+from analysis.statistics.intervals import interval, interval_name, student_half_width
 
 
 def test_interval_by_hand():

@@ -11,10 +11,10 @@ import latex
 import pytest
 from fake_runs import make_config, write_run
 
-from analysis import layouts
+from analysis.papers import layouts
 from analysis.records import load
-from analysis.statistics import ProtocolsDiffer
-from analysis.tables import MARKDOWN, TEXT
+from analysis.statistics.summary import ProtocolsDiffer
+from analysis.tables.summary import MARKDOWN, TEXT
 
 ROOT = Path(__file__).parents[1]
 JANG = layouts.layouts()["jang_table1"]

@@ -9,19 +9,19 @@ from fake_runs import make_config, write_run
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from analysis import tables
 from analysis.records import load
-from analysis.statistics import summarise
+from analysis.statistics.summary import summarise
+from analysis.tables import summary as tables
 from estimators import Exact
 from tasks import VAE
 from tasks.datasets import Dataset, Split
 from tasks.likelihoods import VARIANCE_FLOOR, Gaussian, VonMisesFisher
 from tasks.von_mises_fisher import LogNormaliser
-from training import schema, validity
+from training.config import schema, validity
 from training.errors import UserError
-from training.loop import evaluate, summary
-from training.pack import Pack
-from training.streams import Streams
+from training.pack.loop import evaluate, summary
+from training.pack.pack import Pack
+from training.replicas.streams import Streams
 
 DENSITIES = ("gaussian", "von_mises_fisher")
 

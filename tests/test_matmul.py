@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from training import matmul
+from training.kernels import matmul
 
 needs_onednn = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),

@@ -8,8 +8,8 @@ import yaml
 from test_cli import call
 
 from training import paper
+from training.config.plan import runs_of_command
 from training.errors import UserError
-from training.plan import runs_of_command
 
 ROOT = Path(__file__).parents[1]
 CONTENT = yaml.safe_load((ROOT / "docs/results/paper.yaml").read_text())

@@ -15,10 +15,11 @@ from omegaconf import OmegaConf
 from test_cli import call
 
 from analysis import records
-from training import schema, sweep
+from training.config import schema
+from training.config.plan import packs_of, runs_of, structure
 from training.errors import UserError
-from training.pack import Pack
-from training.plan import packs_of, runs_of, structure
+from training.pack.pack import Pack
+from training.sweep import scheduler as sweep
 
 CPU = torch.device("cpu")
 SMALL = ["task.latents=4", "steps=4", "evaluate_every=4", "valid_samples=1", "test_samples=1", "progress=false"]

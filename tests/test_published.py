@@ -6,8 +6,8 @@ import math
 import pytest
 from test_plan import composer  # noqa: F401  a fixture
 
-from analysis.published import BOUNDS, FILE, all_published, differences, published, sources
-from analysis.records import _flat_config
+from analysis.papers.published import BOUNDS, FILE, all_published, differences, published, sources
+from analysis.records.format import _flat_config
 
 VALUES = all_published()
 COLUMNS = ["nvil", "darn", "muprop", "straight_through", "annealed_straight_through", "gumbel_softmax"]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from fake_runs import make_config, write_run
 
-from analysis import reference, tables
-from analysis.comparisons import pairs
+from analysis.papers import reference
 from analysis.records import OVERRIDES, load
-from analysis.statistics import final_rows, select, summarise, summarise_runs
+from analysis.statistics.comparisons import pairs
+from analysis.statistics.summary import final_rows, select, summarise, summarise_runs
+from analysis.tables import summary as tables
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from analysis.relaxation import TEMPERATURES, expectations_and_samples, relaxed
+from analysis.papers.relaxation import TEMPERATURES, expectations_and_samples, relaxed
 from estimators import GumbelSoftmax, noise_source
 
 P = np.array([0.05, 0.1, 0.25, 0.3, 0.15, 0.1, 0.05])

@@ -15,13 +15,13 @@ from analysis import records
 from estimators import GumbelSoftmax, noise_source, relaxed_log_prob, relaxed_log_sample
 from tasks import VAE
 from tasks.datasets import Dataset, Split
-from training import schema
+from training.config import schema
+from training.config.plan import replicated
 from training.errors import UserError
-from training.pack import Pack
-from training.plan import replicated
+from training.pack.pack import Pack
+from training.pack.run import train_runs
 from training.progress import PackLine
-from training.run import train_runs
-from training.streams import Streams
+from training.replicas.streams import Streams
 
 CPU = torch.device("cpu")
 TEMPERATURES = [(2 / 3, 0.5), (0.1, 0.5), (0.5, 0.1), (1.0, 1.0)]

@@ -12,13 +12,14 @@ import pytest
 import torch
 from fake_runs import make_config, write_run
 
-from analysis import report, tables
-from analysis.intervals import interval, student_half_width
-from analysis.page_curves import POINTS
-from analysis.page_data import page_data
+from analysis import report
+from analysis.figures.style import LOOKS
+from analysis.page.curves import POINTS
+from analysis.page.data import page_data
 from analysis.records import load
-from analysis.statistics import curve, final_rows, ranked, select, summarise
-from analysis.style import LOOKS
+from analysis.statistics.intervals import interval, student_half_width
+from analysis.statistics.summary import curve, final_rows, ranked, select, summarise
+from analysis.tables import summary as tables
 from estimators import noise
 from estimators.draws import draws
 

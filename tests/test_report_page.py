@@ -14,10 +14,11 @@ import torch
 from fake_runs import make_config, write_run
 from scipy.stats import chisquare
 
-from analysis import report, tables
-from analysis.intervals import student_half_width
+from analysis import report
 from analysis.records import load
-from analysis.statistics import curve, summarise
+from analysis.statistics.intervals import student_half_width
+from analysis.statistics.summary import curve, summarise
+from analysis.tables import summary as tables
 from estimators import GumbelSoftmax
 from estimators.noise import noise_source
 

@@ -2,8 +2,8 @@
 
 from test_training import config
 
-from training.plan import RunPlan
-from training.screen import Screen
+from training.config.plan import RunPlan
+from training.sweep.screen import Screen
 
 
 def test_of_two_equal_packs_the_one_whose_process_died_is_lost():

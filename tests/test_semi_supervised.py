@@ -13,9 +13,9 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 from estimators import NVIL, REBAR, REINFORCE, RLOO, VIMCO, Exact, GumbelSoftmax, MuProp
 from tasks import SemiSupervised
 from tasks.datasets import Dataset, Split
-from training import schema, validity
-from training.pack import Pack
-from training.streams import Streams
+from training.config import schema, validity
+from training.pack.pack import Pack
+from training.replicas.streams import Streams
 
 CPU = torch.device("cpu")
 PIXELS, DRAWS = 6, 3000

@@ -9,8 +9,10 @@ import pytest
 from fake_runs import make_config, write_run
 from hydra import compose, initialize_config_module
 
-from analysis import class_speed, records, semi_supervised
-from training import benchmark_classes, schema
+from analysis import records
+from analysis.papers import class_speed, semi_supervised
+from training.benchmarks import classes as benchmark_classes
+from training.config import schema
 
 ACCURACY = {"exact": (90.0, 92.0, 91.0), "gumbel_softmax": (88.0, 90.0, 95.0)}
 BASELINE = (75.0, 78.0, 78.0)

@@ -8,14 +8,17 @@ from test_capture import Watch, flat, in_blocks  # noqa: F401
 from test_every_estimator_trains import NAMES
 from test_semi_supervised import CPU, digits
 
-from analysis import records, statistics
-from training import basket, sweep, validity
+from analysis import records
+from analysis.statistics import summary as statistics
+from training import basket
+from training.config import validity
+from training.config.plan import RunPlan
 from training.errors import UserError
-from training.loop import evaluate, summary
-from training.pack import Pack
-from training.plan import RunPlan
+from training.pack.loop import evaluate, summary
+from training.pack.pack import Pack
+from training.pack.run import train_runs
 from training.progress import PackLine
-from training.run import train_runs
+from training.sweep import scheduler as sweep
 
 
 def pack(*overrides, seeds=(4,)):

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from fake_runs import make_config, write_run
 
-from analysis import figures, sensitivity
+from analysis.figures import curves as figures
+from analysis.figures import sensitivity
 from analysis.records import load
-from analysis.statistics import ProtocolsDiffer, summarise
+from analysis.statistics.summary import ProtocolsDiffer, summarise
 
 
 @pytest.fixture

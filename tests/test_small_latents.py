@@ -10,8 +10,8 @@ from estimators import Exact, ReinMax
 from estimators.memory import Allocations
 from tasks.latents import once
 from tasks.likelihoods import bernoulli_nats
-from training import validity
-from training.pack import Pack
+from training.config import validity
+from training.pack.pack import Pack
 
 FAMILY = {"8x4": (8, 4), "4x24": (4, 24), "8x16": (8, 16), "16x12": (16, 12), "64x8": (64, 8), "10x30": (10, 30)}
 """Categories x latents (ReinMax, arXiv 2304.08612)."""

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from training import optimisers
-from training.gradient_variance import GradientVariance
+from training.replicas import optimisers
+from training.replicas.variance import GradientVariance
 
 CPU = torch.device("cpu")
 OPTIONS = {

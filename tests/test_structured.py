@@ -10,19 +10,23 @@ from test_tasks import tiny_data
 from test_training import config
 
 import tasks.structured
-from analysis import records, statistics, tables
+from analysis import records
+from analysis.statistics import summary as statistics
+from analysis.tables import summary as tables
 from estimators import NVIL, REBAR, REINFORCE, RLOO, VIMCO, DisARM, Exact, GumbelSoftmax, MuProp
 from estimators.exact import enumerate_states
 from tasks import StructuredPrediction
 from tasks.datasets import load_dataset
-from training import basket, sweep, validity
+from training import basket
+from training.config import validity
+from training.config.plan import RunPlan
 from training.errors import UserError
-from training.loop import evaluate, summary
-from training.pack import Pack
-from training.plan import RunPlan
+from training.pack.loop import evaluate, summary
+from training.pack.pack import Pack
+from training.pack.run import train_runs
 from training.progress import PackLine
-from training.run import train_runs
-from training.streams import Streams
+from training.replicas.streams import Streams
+from training.sweep import scheduler as sweep
 
 CPU = torch.device("cpu")
 TASKS = {

@@ -12,7 +12,7 @@ from tasks.datasets import Dataset, Split
 from tasks.latents import latents_of
 from tasks.layers import StackedMLP, stacked_linear
 from tasks.likelihoods import bernoulli_nats
-from training.streams import Streams
+from training.replicas.streams import Streams
 
 PIXELS = 6
 

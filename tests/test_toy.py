@@ -4,13 +4,14 @@ import pytest
 import torch
 from test_training import config
 
-from analysis import records, statistics
+from analysis import records
+from analysis.statistics import summary as statistics
 from estimators import Exact
+from training.config.plan import RunPlan
 from training.errors import UserError
-from training.pack import Pack
-from training.plan import RunPlan
+from training.pack.pack import Pack
+from training.pack.run import train_runs
 from training.progress import PackLine
-from training.run import train_runs
 
 CPU = torch.device("cpu")
 TOY = ["task=toy", "data=none", "task.latents=1", "batch_size=1"]

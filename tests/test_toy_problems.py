@@ -9,17 +9,20 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from analysis import figures, records, statistics
+from analysis import records
+from analysis.figures import curves as figures
+from analysis.statistics import summary as statistics
 from estimators import RLOO, Exact, ReinMax, StraightThrough
 from estimators.exact import enumerate_states
 from estimators.memory import Allocations
-from training import estimate, schema
+from training.config import schema
+from training.config.plan import RunPlan
 from training.errors import UserError
-from training.loop import summary
-from training.pack import Pack
-from training.plan import RunPlan
+from training.pack.loop import summary
+from training.pack.pack import Pack
+from training.pack.run import train_runs
 from training.progress import PackLine
-from training.run import train_runs
+from training.sweep import estimate
 
 CPU = torch.device("cpu")
 FAST = ["data=none", "steps=40", "evaluate_every=20", "batch_size=4", "progress=false"]

@@ -12,13 +12,14 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from analysis import records
-from training import schedules, schema
+from training.config import schema
+from training.config.plan import RunPlan, replicated
 from training.errors import UserError
-from training.pack import Pack
-from training.plan import RunPlan, replicated
+from training.pack.pack import Pack
+from training.pack.run import train_runs
 from training.progress import PackLine
-from training.run import train_runs
-from training.streams import Streams
+from training.replicas import schedules
+from training.replicas.streams import Streams
 
 CPU = torch.device("cpu")
 FAST = ["steps=40", "evaluate_every=20", "test_samples=3", "valid_samples=2", "progress=false", "task.latents=6"]

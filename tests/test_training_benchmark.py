@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from training import benchmark, peers
+from training import benchmark
+from training.benchmarks import peers
 
 IMAGES = (torch.rand(200, 50, generator=torch.Generator().manual_seed(0)) < 0.1).to(torch.uint8)
 

@@ -7,10 +7,11 @@ import torch
 from test_cli import call
 
 from tasks.datasets import BINARIZATIONS, CLASSES, DATASETS, DataError, blank_dataset, load_dataset
-from training import sweep, validity
+from training.config import validity
+from training.config.plan import runs_of_command
 from training.errors import UserError
-from training.pack import Pack
-from training.plan import runs_of_command
+from training.pack.pack import Pack
+from training.sweep import scheduler as sweep
 
 FEW = "task.latents=3 steps=2 evaluate_every=2 valid_samples=1 test_samples=1"
 

@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 from fake_runs import make_config, write_run
 
-from analysis import command, records, variance, variance_figures
+from analysis import command, records
+from analysis.figures import variance as variance_figures
+from analysis.statistics import variance
 
 ROW = {"objective": "mean", "unbiased": True, "evaluations": 2, "draws": 100, "variance_error": 0.1, "cosine": 0.9}
 ROW |= {"signal_to_noise": 0.5, "relative_variance": 4.0, "bias_square": 0.0, "bias_square_error": 0.01}
@@ -19,7 +21,7 @@ def measured(sweep, *rows, **settings):
     """A run that measured ``rows`` at the steps 1 and 1000."""
     path = write_run(sweep, make_config("rloo", basket=BASKET, **settings))
     record = records.RunRecord(path)
-    result = records._read_json(path / records.RESULT)
+    result = records.format._read_json(path / records.RESULT)
     for step in (1, 1000):
         for row in rows:
             record.append({"step": step, **ROW, "method": row["measured"], **row}, records.BASKET)

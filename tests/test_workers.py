@@ -15,11 +15,13 @@ from test_training import config, drop_times, rows
 
 from analysis import records
 from estimators.memory import Allocations
-from training import interrupt, memory, run, sweep
+from training import interrupt
+from training.config.plan import RunPlan, replicated
 from training.errors import UserError
 from training.interrupt import Stopped
-from training.pack import Pack
-from training.plan import RunPlan, replicated
+from training.pack import memory, run
+from training.pack.pack import Pack
+from training.sweep import scheduler as sweep
 
 ROOT = Path(__file__).parents[1]
 LONG = ["steps=4000", "evaluate_every=200", "checkpoint_seconds=0.1"]
@@ -49,7 +51,7 @@ def workers_of(process):
     """The numbers of a process's workers."""
     command = ["ps", "-o", "pid=,args=", "--ppid", str(process)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    return [int(line.split()[0]) for line in lines if "training.worker" in line]
+    return [int(line.split()[0]) for line in lines if "training.sweep.worker" in line]
 
 
 @pytest.fixture(scope="module")

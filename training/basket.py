@@ -2,8 +2,8 @@
 
 ``python -m training.basket runs/SWEEP/RUN [NAME ...]`` measures the estimators ``NAME`` (by default
 ``nvil muprop rebar``) at the parameters of the run's checkpoint; ``basket=default`` measures along a run while it
-trains (:mod:`training.along`). The variance that is recorded while estimators train compares models, too, and
-contains the spread over minibatches; here only the noise of the estimator is left.
+trains (:mod:`training.gradients.watcher`). The variance that is recorded while estimators train compares models, too,
+and contains the spread over minibatches; here only the noise of the estimator is left.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ import torch
 import yaml
 
 from analysis.records import CHECKPOINT, CONFIG, RunRecord
-from training import checkpoints, moments, schema
+from training.config import schema
 from training.devices import pick_device
 from training.errors import UserError
-from training.moments import Moments
-from training.pack import Config, Pack
-from training.point import Point, draw, reference_gradient, warmed_up
+from training.gradients import moments
+from training.gradients.moments import Moments
+from training.gradients.point import Point, draw, reference_gradient, warmed_up
+from training.pack import checkpoints
+from training.pack.pack import Config, Pack
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class PointVariance:
             a reference, and where its noise is larger than itself.
         bias_square: ``|E g - r|^2 / |r|^2``, corrected for the noise of both: its mean is 0 without bias, and it may be
             negative.
-        bias_square_error: its standard error (:func:`training.moments.relative_bias`).
+        bias_square_error: its standard error (:func:`training.gradients.moments.relative_bias`).
         cosine: of the angle between E g and r, with corrected norms; NaN where its standard error is above 0.5.
         cosine_error: its standard error.
     """

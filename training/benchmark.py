@@ -2,8 +2,9 @@
 
 The floor of a step on a CPU is the time of its matrix products by torch's own kernels: encoder and decoder forward,
 their weights' gradients and the decoder's input's gradient (five for a linear auto-encoder), and for NVIL the two of
-its baseline. Where the harness has products by oneDNN (``training/matmul.py``) a second floor is the time of the same
-products by those. On a GPU the floor is the time to move the bytes of parameters, gradients and optimiser state.
+its baseline. Where the harness has products by oneDNN (``training/kernels/matmul.py``) a second floor is the time of
+the same products by those. On a GPU the floor is the time to move the bytes of parameters, gradients and optimiser
+state.
 
 Everything that is compared is timed in turns, so that a machine that changes speed changes all of it. Printed are lower
 quartiles (other processes share the caches, which only ever adds) and ratios.
@@ -22,11 +23,12 @@ import torch
 from torch import Tensor
 
 from tasks.datasets import Dataset, Split
-from training import matmul, peers
+from training.benchmarks import peers
 from training.devices import pick_device
-from training.heap import keep_freed_memory
-from training.loop import device_name
-from training.pack import Pack
+from training.kernels import matmul
+from training.kernels.heap import keep_freed_memory
+from training.pack.loop import device_name
+from training.pack.pack import Pack
 
 PIXELS, LATENTS, BATCH, BASELINE = 784, 200, 100, 100
 ON_CPU = ("gumbel_softmax", "st_gumbel_softmax", "straight_through", "nvil")
@@ -45,7 +47,7 @@ def make_pack(estimator: str, replicas: int, device: torch.device) -> Pack:
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
-    from training import schema
+    from training.config import schema
 
     schema.register()
     with initialize_config_module("conf", version_base="1.3"):

@@ -22,9 +22,9 @@ from typing import Any
 import yaml
 
 from analysis.records import DamagedRecord
-from training import validity
+from training.config import validity
+from training.config.plan import RunPlan, runs_of_command
 from training.errors import UserError
-from training.plan import RunPlan, runs_of_command
 
 RESULTS = Path("docs/results")
 

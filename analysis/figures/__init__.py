@@ -1,0 +1,1 @@
+"""Figures of any sweep, and the looks of estimators."""

@@ -1,0 +1,106 @@
+"""How much an estimator depends on its learning rate, or on any other number of the config: data and a figure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.figures.style import RC, in_order, look
+from analysis.statistics.intervals import interval
+from analysis.statistics.summary import CELL, COMPARISON, check_protocols, final_rows, select
+
+COLUMNS = 3
+ABOVE = 1.0
+"""How far the axis reaches above the worst estimator at its chosen value, in spans of these; arrows: beyond."""
+SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7}
+
+
+def sensitivity(frame: pd.DataFrame, field: str = "optimizer.lr") -> pd.DataFrame:
+    """A row per estimator, task, data set and value of ``field``, of the long ``frame``; empty if it does not vary.
+
+    ``mean``, ``low``, ``high``: the negative test bound in nats with 95 % interval over the ``n`` finished seeds, of
+    the ``setting`` of all other hyperparameters that is best on validation at this value. ``diverged``, ``failed``,
+    ``unfinished``: its other runs. ``chosen``: whether the value is that of the cell's row in the table.
+
+    Raises :class:`~analysis.statistics.summary.ProtocolsDiffer`.
+    """
+    runs = final_rows(frame)
+    check_protocols(runs)
+    rows: list[dict[str, Any]] = []
+    for cell, tried in runs.groupby(CELL) if field in runs else []:
+        if tried[field].nunique() < 2:
+            continue
+        best = select(tried)
+        for value, at_value in tried.groupby(field):
+            kept = select(at_value)
+            finished = kept[kept["status"] == "finished"]
+            mean, low, high = interval(-finished["test"]) if len(finished) else (np.nan, np.nan, np.nan)
+            counts = {word: int((kept["status"] == word).sum()) for word in ("diverged", "failed")}
+            row = {**dict(zip(CELL, cell, strict=True)), field: value, "mean": mean, "low": low, "high": high}
+            row |= {"n": len(finished), **counts, "unfinished": len(kept) - len(finished) - sum(counts.values())}
+            chosen = bool(best["setting"].notna().all() and (best[field] == value).all())
+            rows.append({**row, "setting": kept["setting"].iloc[0], "chosen": chosen})
+    columns = [*CELL, field, "mean", "low", "high", "n", "diverged", "failed", "unfinished", "setting", "chosen"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@matplotlib.rc_context(RC)
+def figure(table: pd.DataFrame, field: str = "optimizer.lr") -> Figure | None:
+    """The table of :func:`sensitivity` drawn: negative test bound against ``field``, a panel per task and data set.
+
+    A ring marks the chosen value, a cross one at which runs diverged, with their number; an arrow at the upper edge a
+    mean beyond it, with its value. ``None`` for an empty table.
+    """
+    if table.empty:
+        return None
+    panels = list(table.groupby(COMPARISON))
+    columns = min(len(panels), COLUMNS)
+    rows = -(-len(panels) // columns)
+    names = in_order(set(table["estimator"]))
+    legend_columns = max(2, 2 * columns)
+    legend_height = 0.2 * -(-(len(names) + 2) // legend_columns) + 0.1
+    drawn = Figure(figsize=(3.4 * columns + (1.0 if columns == 1 else 0), 2.7 * rows + legend_height))
+    for place, ((task, data), group) in enumerate(panels):
+        axes = drawn.add_subplot(rows, columns, place + 1)
+        axes.set_title(str(task) if data == "none" else f"{task}, {data}")
+        axes.set_xlabel("learning rate" if field == "optimizer.lr" else field)
+        axes.set_ylabel("negative test bound [nats]")
+        if (group[field] > 0).all():
+            axes.set_xscale("log")
+        _panel(axes, group, field)
+    handles = [Line2D([], [], **look(name).line()) for name in names]
+    handles.append(Line2D([], [], color="0.3", marker="x", linestyle=""))
+    handles.append(Line2D([], [], color="0.3", marker="o", markersize=9, markerfacecolor="none", linestyle=""))
+    labels = [*(look(name).label for name in names), "runs diverged", "chosen"]
+    drawn.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), legend_columns))
+    return drawn
+
+
+def _panel(axes: Axes, group: pd.DataFrame, field: str) -> None:
+    best, means = group.loc[group["chosen"], "mean"].dropna(), group["mean"].dropna()
+    shown = best if len(best) > 1 else means
+    span = (shown.max() - shown.min()) if len(shown) else 0.0
+    top = (best if len(best) else means).max() + ABOVE * (span or 1.0) if len(means) else 1.0
+    for name in in_order(set(group["estimator"])):
+        own, style = group[group["estimator"] == name].sort_values(field), look(name)
+        shown = own["mean"].clip(upper=top)
+        half = (own["high"] - own["mean"]).where(own["mean"] <= top).fillna(0.0)
+        axes.errorbar(own[field], shown, half, capsize=2, elinewidth=0.8, **style.line())
+        ring = own[own["chosen"]]
+        axes.plot(ring[field], ring["mean"].clip(upper=top), "o", markersize=9, mfc="none", mec=style.color)
+        beyond = own[own["mean"] > top]
+        for x, mean in zip(beyond[field], beyond["mean"], strict=True):
+            axes.annotate(f"\u2191{mean:.0f}", (x, top), (-5, 4), **SMALL, color=style.color, ha="right")
+        lost = own[own["diverged"] > 0]
+        heights = lost["mean"].clip(upper=top).fillna(top)
+        axes.plot(lost[field], heights, "x", color=style.color, markersize=8)
+        for x, y, number in zip(lost[field], heights, lost["diverged"], strict=True):
+            axes.annotate(str(number), (x, y), (4, 3), **SMALL, color=style.color)
+    low, _ = axes.get_ylim()
+    axes.set_ylim(low, top + 0.08 * (top - low))

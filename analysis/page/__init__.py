@@ -1,0 +1,1 @@
+"""The interactive report: one offline HTML file."""

@@ -1,0 +1,193 @@
+"""What the interactive report shows, as one dictionary for JSON; no number is computed in the page.
+
+``comparisons`` (one per task and data set) hold ``rows``: an estimator with one of the settings that were tried. A row
+has the cells of its table, its protocol, its curves and the places of its runs in ``runs``. The first row of each
+estimator is the setting chosen on validation: the line that ``python -m analysis`` prints.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+
+from analysis.command import reason
+from analysis.figures.style import SOLID, in_order, look
+from analysis.page.curves import AXES, Curves, curve_columns, metrics_of
+from analysis.records import STATUSES, RunRecord
+from analysis.statistics.summary import CELL, COMPARISON, as_text, final_rows, ranked, summarise, varying
+from analysis.tables import summary as tables
+from analysis.tables.summary import Markup
+
+RANKED = ["setting", "settings", "place", "valid", "test", "metric"]
+"""What final_rows and ranked add to the columns of the records."""
+PLAIN = Markup(" ± ", "-", "-", best=str, tie=str)
+NAMES = {"optimizer.lr": "learning rate", "estimator.temperature": "temperature"}
+SYMBOLS = {
+    **{".": "circle", "o": "circle", "s": "square", "D": "diamond", "d": "diamond-tall", "*": "star"},
+    **{"^": "triangle-up", "v": "triangle-down", "<": "triangle-left", ">": "triangle-right"},
+    **{"P": "cross", "X": "x", "h": "hexagon", "H": "hexagon2", "p": "pentagon", "8": "octagon"},
+}
+
+
+def page_data(frame: pd.DataFrame, folder: Path) -> dict[str, Any]:
+    """Everything that the page in ``folder`` shows of the long ``frame``.
+
+    Raises :class:`~analysis.statistics.summary.ProtocolsDiffer`.
+    """
+    summary = summarise(frame)
+    runs = ranked(final_rows(frame))
+    filters = {key: _filters(group.drop(columns=RANKED)) for key, group in runs.groupby(COMPARISON)}
+    counts = runs["status"].value_counts()
+    return {
+        "counts": [[word, int(counts[word])] for word in STATUSES if word in counts],
+        "repeated": int(frame["path"].nunique() - len(runs)),
+        "damaged": list(frame.attrs.get("damaged", [])),
+        "looks": {name: _look(name) for name in in_order(set(runs["estimator"]))},
+        "axes": {"step": "training steps", "loss_evaluations": "loss evaluations", "seconds": "seconds of training"},
+        "runs": [_run(run, folder, filters[run["task"], run["data"]]) for _, run in runs.iterrows()],
+        "comparisons": list(_comparisons(frame, runs, summary, filters)),
+    }
+
+
+def _look(estimator: str) -> dict[str, Any]:
+    """Colour, dashes and marker of an estimator, as plotly and SVG name them."""
+    style = look(estimator)
+    line = style.linestyle
+    dash = "solid" if isinstance(line, str) else ",".join(f"{2 * length:g}px" for length in line[1])
+    symbol, size = SYMBOLS[style.marker], 4 if style.marker == "." else 7
+    return {
+        **{"label": style.label, "color": style.color, "dash": dash, "symbol": symbol, "size": size},
+        "hollow": line != SOLID,
+    }
+
+
+def _run(run: pd.Series, folder: Path, filters: Iterable[str]) -> dict[str, Any]:
+    words = as_text(run["error"])
+    words = (RunRecord(Path(run["path"])).error() or "") if words == "none" else words
+    words = "" if run["status"] == "finished" else words.strip()
+    return {
+        **{name: as_text(run[name]) for name in ("run", "sweep", "estimator", "task", "data", "seed", "setting")},
+        "status": run["status"],
+        "href": quote(os.path.relpath(run["path"], folder)) + "/",
+        "reason": "" if run["status"] == "finished" else words.rpartition("\n")[2] or reason(run),
+        "values": _values(run, filters),
+        "details": words if "\n" in words else "",
+        "step": None if pd.isna(run["step"]) else int(run["step"]),
+    }
+
+
+def _values(run: pd.Series, filters: Iterable[str]) -> dict[str, str]:
+    return {column: as_text(run[column]) for column in filters}
+
+
+def _comparisons(
+    frame: pd.DataFrame, runs: pd.DataFrame, summary: pd.DataFrame, filters: Mapping[Any, dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    columns = curve_columns(frame)
+    along = frame.dropna(subset=["step"]).reindex(columns=["path", *AXES, *columns])
+    parts = dict(list(along.groupby("path")))
+    for (task, data), group in runs.groupby(COMPARISON):
+        shown = _settings(group, summary)
+        long = frame[frame["path"].isin(group["path"])]
+        metrics = list(metrics_of(long, columns))
+        drawn = Curves(parts, metrics)
+        header, *cells = tables.cells(shown, PLAIN)
+        rows = [_row(row, header, line) for (_, row), line in zip(shown.iterrows(), cells, strict=True)]
+        for row in rows:
+            members = group.loc[row["runs"]]
+            row["values"] = _values(members.iloc[0], filters[task, data]) if row["setting"] != "none" else {}
+            row["curves"] = drawn.of(members)
+        first = shown[shown["place"] == 0].reset_index(drop=True)
+        yield {
+            **{"task": task, "data": data, "title": tables.title(first), "caption": tables.caption(first)},
+            **{"notes": tables.notes(first), "header": header, "rows": rows},
+            "filters": list(filters[task, data].values()),
+            "metrics": [{"name": m.name, "label": m.label, "log": m.log} for m in metrics],
+            "grids": drawn.grids,
+            "optimum": group["protocol.optimum"].dropna().unique().tolist() if "protocol.optimum" in group else [],
+        }
+
+
+def _row(row: pd.Series, header: list[str], cells: list[str]) -> dict[str, Any]:
+    return {
+        **{"estimator": row["estimator"], "place": int(row["place"]), "setting": as_text(row["setting"])},
+        **{"settings": int(row["settings"]), "interval": row["interval"], "n": int(row["n"]), "mark": row["mark"]},
+        **{"cells": cells, "keys": [_key(row, name, cell) for name, cell in zip(header, cells, strict=True)]},
+        **{"protocol": _protocol(row), "published": _published(row), "runs": row["runs"]},
+    }
+
+
+def _settings(group: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the summary of one comparison and rows like them for the settings that were not chosen, best first.
+
+    Each has its ``place``, the labels of its ``runs`` in ``group`` and, if it was chosen, the ``mark`` of the tables.
+    """
+    plain = group.drop(columns=RANKED)
+    chosen = summary[(summary[COMPARISON] == group[COMPARISON].iloc[0].tolist()).all(axis=1)].reset_index(drop=True)
+    parts = [chosen.assign(place=0, mark=tables.ties(chosen))]
+    lost = group["estimator"].isin(chosen.loc[chosen["setting"].isna(), "estimator"])  # one row has all their runs
+    for place in range(1, int(group["place"].max()) + 1):
+        if (here := group["place"].eq(place) & ~lost).any():
+            parts.append(summarise(plain[here]).assign(place=place, mark=""))
+    shown = pd.concat(parts, ignore_index=True).sort_values("mean", kind="stable", ignore_index=True)
+    members, settings = [], []
+    for estimator, place in zip(shown["estimator"], shown["place"], strict=True):
+        own = group[(group["estimator"] == estimator) & (group["place"].eq(place) | lost)]
+        members.append([int(label) for label in own.index])
+        settings.append((None if lost[own.index[0]] else own["setting"].iloc[0], own["settings"].iloc[0]))
+    text, number = zip(*settings, strict=True)
+    return shown.assign(runs=members, setting=list(text), settings=list(number))
+
+
+def _filters(group: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """What runs of one comparison may be chosen by: what varies within a cell, learning rates, temperatures."""
+    names = {name for _, cell in group.groupby(CELL) for name in varying(cell)}
+    names |= {name for name in NAMES if name in group and group[name].map(as_text).nunique() > 1}
+    found = {}
+    for name in sorted(names, key=lambda name: (name not in NAMES, name)):
+        values = sorted(set(group[name].map(as_text)) - {"none"}, key=_numbers_first)
+        if len(values) > 1:
+            found[name] = {"column": name, "label": NAMES.get(name, name), "values": values}
+    return found
+
+
+def _numbers_first(text: str) -> tuple[bool, float, str]:
+    try:
+        return False, float(text), text
+    except ValueError:
+        return True, 0.0, text
+
+
+def _key(row: pd.Series, column: str, cell: str) -> float | str | None:
+    """What a table is sorted by, where the cell's text is not it."""
+    values = {"nats": "mean", "loss": "mean", "seeds": "n", "published": "published", "difference": "difference"}
+    if column in values:
+        return _number(row[values[column]])
+    if column == "not finished":
+        return int(row["diverged"] + row["failed"] + row["unfinished"])
+    return look(row["estimator"]).label if column == "estimator" else cell
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _protocol(row: pd.Series) -> list[tuple[str, str]]:
+    names = [name for name in map(str, row.index) if name.startswith("protocol.")]
+    names += [name for name in ("task.kl", "steps", "optimizer", "batch_size", "metric") if name in row]
+    stated = [(name.removeprefix("protocol.").replace("_", " "), as_text(row[name])) for name in names]
+    stated.append(("validation", "none" if np.isnan(row["valid"]) else f"{row['valid']:.6g}"))
+    return [(name, value) for name, value in stated if value != "none"]
+
+
+def _published(row: pd.Series) -> str:
+    if np.isnan(row["published"]):
+        return ""
+    words = [row["published_source"], row["published_differences"] and f"there {row['published_differences']}"]
+    return "; ".join(str(word) for word in [*words, row["published_note"]] if word)

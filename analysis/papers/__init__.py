@@ -1,0 +1,1 @@
+"""Published numbers, papers' layouts and papers' own figures."""

@@ -1,0 +1,241 @@
+"""Tables in the layout of a paper: rows and columns by fields of the config, ours above the published number.
+
+``layouts.json`` declares them: a title, the ``rows`` and the ``columns``, each a mapping of fields of the runs (named
+as by :func:`analysis.records.load`) to the values that the table has and their labels (empty: not shown); of several
+fields, every combination. The field ``metric`` stands for what is reported: ``bound`` (the negative test bound) or the
+name of another test metric, of which more is better. ``compare`` says within what numbers are compared: ``row`` or
+``column``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.papers.published import differences, published
+from analysis.statistics.intervals import interval
+from analysis.statistics.summary import as_text, final_rows, select, summarise_runs
+from analysis.tables.summary import LATEX, MARKDOWN, Markup, latex_sentence, protocol, signed, ties
+
+FILE = Path(__file__).with_name("layouts.json")
+LINES = ("ours", "interval", "published", "difference", "seeds")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A row or a column: its label and the values, as text, that the fields of a run have in it."""
+
+    label: str
+    values: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One table of a paper."""
+
+    name: str
+    title: str
+    rows: tuple[Place, ...]
+    columns: tuple[Place, ...]
+    compare: str
+
+
+@cache
+def layouts() -> Mapping[str, Layout]:
+    """All layouts by their names, which are those of the experiments that train them."""
+    found = {}
+    for name, entry in json.loads(FILE.read_text()).items():
+        if entry["compare"] not in ("row", "column"):
+            raise ValueError(f"{FILE.name}: compare of {name} must be row or column, not {entry['compare']!r}")
+        places = (_places(entry["rows"]), _places(entry["columns"]))
+        found[name] = Layout(name, entry["title"], *places, entry["compare"])
+    return found
+
+
+def _places(fields: Mapping[str, Mapping[str, str]]) -> tuple[Place, ...]:
+    combinations = product(*(labels.items() for labels in fields.values()))
+    return tuple(
+        Place(
+            ", ".join(label for _, label in chosen if label),
+            dict(zip(fields, (value for value, _ in chosen), strict=True)),
+        )
+        for chosen in combinations
+    )
+
+
+def fill(layout: Layout, frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per cell of ``layout`` that has runs in the long ``frame``:
+    :func:`~analysis.statistics.summary.summarise`'s.
+
+    Adds the labels ``row`` and ``column``, ``reported`` (the metric) and ``mark``: ``best``, ``tie`` (its interval
+    overlaps the best's) or empty, as in the other tables. Rows in which no column has runs are missing.
+
+    Raises:
+        ValueError: if there is no run for any cell, or if several (estimator, task, data) are in one.
+        ProtocolsDiffer: as :func:`~analysis.statistics.summary.summarise`.
+    """
+    runs = final_rows(frame)
+    cells = []
+    for row, column in product(layout.rows, layout.columns):
+        wanted = {**row.values, **column.values}
+        metric = wanted.pop("metric", "bound")
+        kept = runs
+        for field, value in wanted.items():
+            kept = kept[kept[field].map(as_text) == value] if field in kept else kept.iloc[:0]
+        if kept.empty:
+            continue
+        summary = summarise_runs(kept)
+        if len(summary) > 1:
+            several = "; ".join(" ".join(map(str, key)) for key in summary[["estimator", "task", "data"]].to_numpy())
+            raise ValueError(
+                f"the cell {row.label}, {column.label} of {layout.name} has {several}: choose with --where"
+            )
+        cell = summary.iloc[0].to_dict()
+        if metric != "bound":
+            cell |= _another(metric, kept)
+        cells.append({"row": row.label, "column": column.label, "reported": metric, **cell})
+    if not cells:
+        raise ValueError(
+            f"no run stands in a cell of {layout.name}: see {FILE.name} for the fields and values that it has"
+        )
+    table = pd.DataFrame(cells)
+    table["mark"] = ""
+    for _, group in table.groupby([layout.compare, "reported"]):
+        up = group["reported"].iloc[0] != "bound"
+        compared = group.assign(mean=-group["mean"], low=-group["high"], high=-group["low"]) if up else group
+        table.loc[group.index, "mark"] = ties(compared)
+    return table
+
+
+def _another(metric: str, runs: pd.DataFrame) -> dict[str, Any]:
+    """The mean of another test metric over the finished runs of the setting that is chosen on the validation bound."""
+    chosen = select(runs)
+    finished, column = chosen[chosen["status"] == "finished"], f"test_{metric}"
+    values = finished[column].dropna() if column in finished else []
+    mean, low, high = interval(values) if len(values) else (np.nan, np.nan, np.nan)
+    cell: dict[str, Any] = {"mean": mean, "low": low, "high": high, "n": len(values), "published": np.nan}
+    cell |= {"difference": np.nan, "published_source": None, "published_differences": None, "published_note": None}
+    run = chosen.iloc[0].to_dict()
+    value = published(run["task"], run["data"], run["estimator"], run, metrics=(metric,))
+    if value is not None:
+        cell |= {"published": value.value, "difference": mean - value.value, "published_note": value.note}
+        cell |= {"published_source": f"{value.short}, {value.table}", "published_differences": differences(value, run)}
+    return cell
+
+
+def body(layout: Layout, table: pd.DataFrame, markup: Markup) -> list[list[str]]:
+    """The table as strings: a header, then of each row the lines ``LINES``, of those that have a number."""
+    lines = [["", "", *(column.label for column in layout.columns)]]
+    for row in layout.rows:
+        cells = {cell["column"]: cell for cell in table[table["row"] == row.label].to_dict("records")}
+        for number, name in enumerate(LINES if cells else ()):
+            texts = [_text(cells.get(column.label), name, markup) for column in layout.columns]
+            if name in ("ours", "seeds") or any(text != markup.none for text in texts):
+                lines.append([row.label if number == 0 else "", name, *texts])
+    return [
+        [markup.escape(text) if place < 2 or not number else text for place, text in enumerate(line)]
+        for number, line in enumerate(lines)
+    ]
+
+
+def _text(cell: Mapping[str, Any] | None, name: str, markup: Markup) -> str:
+    if cell is None:
+        return markup.none
+    mean, low, high = cell["mean"], cell["low"], cell["high"]
+    if name == "ours":
+        text = markup.none if np.isnan(mean) else f"{mean:.2f}"
+        return {"best": markup.best, "tie": markup.tie}.get(cell["mark"], str)(text)
+    if name == "interval":
+        if np.isnan(low):
+            return markup.none
+        if cell["interval"] == "BCa bootstrap":
+            return f"[{low:.2f}, {high:.2f}]"
+        return f"{markup.plus_minus.strip()}{high - mean:.2f}"
+    if name == "published":
+        return markup.none if np.isnan(cell["published"]) else f"{cell['published']:.1f}"
+    if name == "difference":
+        return markup.none if np.isnan(cell["difference"]) else signed(cell["difference"], markup)
+    lost = ", ".join(f"{cell[word]} {word}" for word in ("diverged", "failed", "unfinished") if cell[word])
+    return f"{cell['n']}" + (f" ({lost})" if lost else "")
+
+
+def notes(layout: Layout, table: pd.DataFrame) -> list[str]:
+    """What the numbers mean: intervals and marks, the protocol, chosen settings, and how the published ones differ."""
+    kinds = [kind for kind in table["interval"].unique() if kind != "none"]
+    first = (
+        f"Mean over seeds{f', 95 % interval ({chr(44).join(kinds)})' if kinds else ''}; best of each {layout.compare}"
+    )
+    first += " marked" + (", ~: its interval overlaps with the best's" if (table["mark"] == "tie").any() else "")
+    lines = [first + ("; a single seed has no interval" if (table["n"] == 1).any() else "") + "."]
+    lines.append(f"Protocol: {protocol(table)}.")
+    tried = table[table["settings"] > 1]
+    for (row, column), cells in tried.groupby(["row", "column"], sort=False):
+        cell = cells.iloc[0]
+        chosen = cell["setting"] if cell["setting"] else "none has finished"
+        lines.append(f"{row}, {column}: {chosen}, best of {cell['settings']} on validation.")
+    for (source, different), _ in table.groupby(["published_source", "published_differences"], sort=False):
+        lines.append(f"Published: {source}" + (f"; there {different}." if different else "."))
+    noted = table[table["published_note"].fillna("") != ""]
+    for note, cells in noted.groupby("published_note", sort=False):
+        where = "; ".join(f"{row}, {column}" for row, column in cells[["row", "column"]].to_numpy())
+        lines.append(f"Published for {where}: {note}.")
+    return lines
+
+
+def to_markdown(layout: Layout, table: pd.DataFrame) -> str:
+    """GitHub-flavoured Markdown: a heading, the table, its notes."""
+    header, *lines = body(layout, table, MARKDOWN)
+    rules = ["---", "---", *["---:"] * len(layout.columns)]
+    rows = [f"| {' | '.join(line)} |" for line in (header, rules, *lines)]
+    return "\n".join([f"### {layout.title}", "", *rows, "", *(f"- {note}" for note in notes(layout, table))]) + "\n"
+
+
+def to_latex(layout: Layout, table: pd.DataFrame) -> str:
+    r"""LaTeX for ``\input``; needs ``\usepackage{booktabs}``."""
+    header, *lines = body(layout, table, LATEX)
+    ruled: list[str] = []
+    for line in lines:
+        if line[0] and ruled:
+            ruled.append(r"\addlinespace")
+        ruled.append(" & ".join(line) + r" \\")
+    about = latex_sentence(f"{layout.title}.")
+    below = latex_sentence(" ".join(notes(layout, table)))
+    size = r"\scriptsize\setlength{\tabcolsep}{2pt}" if len(layout.columns) > 4 else r"\small"
+    parts = ["% needs \\usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{about}}}", size]
+    parts += [rf"\begin{{tabular}}{{ll{'r' * len(layout.columns)}}}", r"\toprule", " & ".join(header) + r" \\"]
+    parts += [r"\midrule", *ruled, r"\bottomrule", r"\end{tabular}"]
+    parts += [rf"\par\smallskip\footnotesize\raggedright {below}\par", r"\end{table}"]
+    return "\n".join(parts) + "\n"
+
+
+def to_csv(table: pd.DataFrame) -> str:
+    """One line per cell with every number at full precision, and the protocol."""
+    columns = ["row", "column", "estimator", "task", "data", "reported", "mean", "low", "high", "interval", "n"]
+    columns += ["diverged", "failed", "unfinished", "mark", "setting", "settings", "published", "difference"]
+    columns += ["published_source", "published_differences", "published_note"]
+    columns += sorted(str(name) for name in table if str(name).startswith("protocol."))
+    return table.reindex(columns=columns).to_csv(index=False)
+
+
+def write(layout: Layout, frame: pd.DataFrame, output: Path) -> list[Path]:
+    """Write the table as Markdown, LaTeX and CSV into ``output``; returns the files. Raises as :func:`fill`."""
+    table = fill(layout, frame)
+    texts = {"md": to_markdown(layout, table), "tex": to_latex(layout, table), "csv": to_csv(table)}
+    files = []
+    for kind, text in texts.items():
+        files.append(output / f"{layout.name}.{kind}")
+        files[-1].write_text(text, encoding="utf-8")
+    return files
+
+
+def of_sweeps(sweeps: Sequence[str]) -> list[Layout]:
+    """The layouts of the experiments that wrote ``sweeps``: an experiment's sweep has its name."""
+    return [layouts()[name] for name in dict.fromkeys(sweeps) if name in layouts()]

@@ -1,0 +1,173 @@
+"""Results that are kept in the repository, so that a new estimator stands beside ours without training ours again.
+
+``reference.json`` in a folder of ``docs/results`` holds one entry per estimator, task and data set: the summary, the
+bound of every seed, the protocol, the config, and with which command, on which machine, how long and from which commit
+it was trained. Its runs are put beside those of another sweep, under the name ``ESTIMATOR (reference)``, where the
+protocol, the model and the budget (steps, batch size, optimiser) agree; otherwise a sentence says in what they differ.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.records import DamagedRecord, read_overrides, unscientific, write_atomically
+from analysis.statistics.summary import CELL, COMPARISON, as_text, final_rows, is_setting, select, summarise_runs
+
+FILE = "reference.json"
+FORMAT = 1
+BUDGET = ("steps", "batch_size", "optimizer")
+SUMMARY = ["metric", "mean", "low", "high", "interval", "n", "diverged", "failed", "unfinished", "valid"]
+SUMMARY += ["setting", "settings"]
+MARK = " (reference)"
+
+
+def write(frame: pd.DataFrame, folder: Path) -> Path:
+    """Write the chosen settings of the long ``frame`` as ``folder/reference.json`` and return its path.
+
+    The same runs give the same bytes. Raises ``ValueError`` if no run is finished, and
+    :class:`~analysis.statistics.summary.ProtocolsDiffer`.
+    """
+    runs = final_rows(frame)
+    summary, chosen = summarise_runs(runs), select(runs)
+    if not (chosen["status"] == "finished").any():
+        raise ValueError("no run is finished: there is no reference to write")
+    entries = []
+    for row in summary.to_dict("records"):
+        kept = chosen[(chosen[CELL] == [row[name] for name in CELL]).all(axis=1)].sort_values("seed")
+        entries.append({**{name: row[name] for name in (*CELL, *SUMMARY)}, **_details(kept)})
+    content = {"format": FORMAT, "unit": "negative test bound in nats, lower is better", "entries": entries}
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_plain(content), indent=1, allow_nan=False, ensure_ascii=False)
+    write_atomically(folder / FILE, (text + "\n").encode())
+    return folder / FILE
+
+
+def _details(kept: pd.DataFrame) -> dict[str, Any]:
+    finished = kept[kept["status"] == "finished"]
+    of_all = finished if len(finished) else kept
+    constant = {str(name): of_all[name].iloc[0] for name in of_all if of_all[name].map(as_text).nunique() == 1}
+    protocol = {
+        name.removeprefix("protocol."): value for name, value in constant.items() if name.startswith("protocol.")
+    }
+    config = {name: value for name, value in constant.items() if is_setting(name) and name not in SUMMARY}
+    seconds = finished["wall_seconds"].dropna().tolist() if "wall_seconds" in finished else []
+    known = [name for name in ("device", "commit", "pack_replicas") if name in of_all]
+    return {
+        "seeds": [
+            {"seed": run["seed"], "status": run["status"], "bound": -run["test"], "valid": -run["valid"]}
+            for run in kept.to_dict("records")
+        ],
+        "protocol": {name: value for name, value in protocol.items() if as_text(value) != "none"},
+        "config": {name: value for name, value in config.items() if as_text(value) != "none"},
+        "wall_seconds": round(sum(seconds) / len(seconds), 3) if seconds else None,
+        **{name: sorted(set(of_all[name].dropna().map(as_text))) for name in known},
+        "command": _command(kept),
+    }
+
+
+def _command(kept: pd.DataFrame) -> str | None:
+    """The command that trains these runs, from the overrides of the first; without where and how fast it happens."""
+    try:
+        overrides = read_overrides(Path(kept["path"].iloc[0]))
+    except DamagedRecord:
+        return None
+    words = [word for word in overrides if not unscientific(word.split("=")[0].lstrip("+~")) and word[:5] != "seed="]
+    seeds = ",".join(str(seed) for seed in kept["seed"])
+    return " ".join(["python train.py -m", *map(shlex.quote, words), "replicas=1", f"seed={seeds}"])
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON has it: numpy's numbers as Python's, what is missing or not finite as ``None``."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if as_text(value) == "none" or (isinstance(value, float) and not np.isfinite(value)) else value
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The entries of ``folder/reference.json``. Raises ``ValueError``, with one sentence, if it cannot be read."""
+    file = folder / FILE if folder.is_dir() else folder
+    try:
+        content = json.loads(file.read_bytes())
+        if content["format"] != FORMAT:
+            raise ValueError(f"{file}: has format {content['format']}, this code reads {FORMAT}")
+        entries: list[dict[str, Any]] = content["entries"]
+        for entry in entries:
+            missing = {*CELL, "metric", "seeds", "protocol", "config", "settings"} - set(entry)
+            if missing:
+                raise ValueError(f"{file}: an entry lacks {', '.join(sorted(missing))}")
+    except FileNotFoundError:
+        raise ValueError(
+            f"no reference at {file}: python -m analysis RUNS --write-reference {folder} writes one"
+        ) from None
+    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file}: not a reference ({type(error).__name__}: {error})") from None
+    return entries
+
+
+def beside(runs: pd.DataFrame, entries: Sequence[dict[str, Any]]) -> tuple[pd.DataFrame, list[str]]:
+    """The ``runs`` (of :func:`~analysis.statistics.summary.final_rows`) with those of the ``entries`` that agree
+    with them.
+
+    Returns the runs and one sentence per entry of the same task and data set that does not agree: it says in what.
+    """
+    added: list[dict[str, Any]] = []
+    sentences = []
+    for entry in entries:
+        ours = runs[(runs[COMPARISON] == [entry[name] for name in COMPARISON]).all(axis=1)]
+        ours = ours[ours["status"] == "finished"]
+        if ours.empty:
+            continue
+        if different := differences(entry, ours):
+            where = f"{entry['estimator']} on {entry['task']}, {entry['data']}"
+            sentences.append(f"reference left out: {where}: {'; '.join(different)}")
+            continue
+        protocol = {f"protocol.{name}": value for name, value in entry["protocol"].items()}
+        shared = {**entry["config"], **protocol, "task": entry["task"], "data": entry["data"]}
+        shared |= {"metric": entry["metric"], "estimator": entry["estimator"] + MARK, "sweep": "reference"}
+        for seed in entry["seeds"]:
+            own = {"seed": seed["seed"], "status": seed["status"]}
+            own |= {
+                name: np.nan if seed[key] is None else -seed[key] for name, key in (("test", "bound"), ("valid",) * 2)
+            }
+            run = f"reference-{entry['estimator']}-{entry['task']}-{entry['data']}-s{seed['seed']}"
+            added.append({**shared, **own, "run": run, "path": run})
+    both = pd.concat([runs, pd.DataFrame(added)], ignore_index=True) if added else runs
+    return both, sentences
+
+
+def restore(summary: pd.DataFrame, entries: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """The summary of runs :func:`beside` others, with the settings that were tried for the reference's rows."""
+    summary = summary.copy()
+    for entry in entries:
+        names = [entry["estimator"] + MARK, *(entry[name] for name in COMPARISON)]
+        own = (summary[CELL] == names).all(axis=1)
+        summary.loc[own, ["setting", "settings"]] = [entry.get("setting") or "", entry["settings"]]
+    return summary
+
+
+def differences(entry: Mapping[str, Any], ours: pd.DataFrame) -> list[str]:
+    """In what an entry differs from the finished runs ``ours`` of its task and data set, a text each.
+
+    Compared are the metric, the protocol, the budget, and the fields of the task that both have.
+    """
+    found = []
+    theirs = {"metric": entry["metric"], **{f"protocol.{name}": value for name, value in entry["protocol"].items()}}
+    compared = {name for name in [*ours, *theirs] if str(name).startswith("protocol.")} | {"metric"}
+    config = entry["config"]
+    compared |= {name for name in config if name in BUDGET or name.startswith("task.")} & set(ours)
+    theirs |= {name: config[name] for name in compared & set(config)}
+    for name in sorted(compared):
+        values = sorted({as_text(value) for value in ours[name]}) if name in ours else ["none"]
+        if values != [as_text(theirs.get(name))]:
+            found.append(f"{name.removeprefix('protocol.')} {as_text(theirs.get(name))} (here {' and '.join(values)})")
+    return found

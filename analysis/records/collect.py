@@ -1,0 +1,279 @@
+"""From run records to the long frame, fast: metrics are parsed by pyarrow, and what was read is kept beside the runs.
+
+A sweep's folder gets one file, ``.frame.parquet``, with the metrics of its runs and, in the metadata, what is constant
+over each run and the times and sizes of the files that it was read from. A run is read again if one of these differs;
+a file that cannot be read, that other code wrote or that holds something else is ignored. It may be deleted at any
+time, need not be writable, and is replaced atomically, so that several processes may load one sweep at once.
+
+With and without that file the frame is the same, since both ways lead through the same :class:`Piece` per run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.json
+import pyarrow.parquet as parquet
+
+from analysis.records import format
+from analysis.records.format import CONFIG, METRICS, RESULT, STATUS, DamagedRecord
+
+FILE = ".frame.parquet"
+WORTH = 1 << 20
+"""Fewer bytes of records than this are read anew each time: that takes less time than to keep them takes space."""
+SETTLED = 2.0
+"""A file that was changed less than these seconds ago may change again within its clock's tick: it is not kept."""
+
+Key = list[tuple[int, int] | None]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One run as it was read.
+
+    ``rows`` has the column ``step`` (int64) and one float64 column for each metric, at least one row (one without a
+    step if the run has none). A metric that is not a number in every row is a column of JSON text instead.
+    """
+
+    constants: dict[str, Any]
+    rows: pa.Table
+    key: Key
+
+    def numeric(self) -> bool:
+        """Whether all metrics are numbers; only then it can be kept."""
+        return all(pa.types.is_floating(kind) for kind in self.rows.schema.types[1:])
+
+
+def collect(path: Path) -> pd.DataFrame:
+    """The frame of :func:`analysis.records.load`; damaged records stand in ``attrs["damaged"]``, nothing is warned."""
+    runs = format.find_runs(path)
+    if not runs:
+        raise FileNotFoundError(f"no runs at {path}: expected a run directory, a sweep, or a folder of sweeps")
+    pieces: list[Piece] = []
+    paths: list[Path] = []
+    damaged: list[str] = []
+    for folder, group in groupby(runs, key=lambda run: run.parent):
+        members = list(group)
+        kept = {} if members == [path] else read_cache(folder)
+        read: dict[str, Piece] = {}
+        fresh = 0
+        for run in members:
+            key = _key(run)
+            piece = kept.get(run.name)
+            if piece is None or piece.key != key:
+                try:
+                    piece = read_piece(run, key)
+                except DamagedRecord as error:
+                    damaged.append(str(error))
+                    continue
+                fresh += sum(stat[1] for stat in key if stat)
+            read[run.name] = piece
+            paths.append(run)
+        pieces += read.values()
+        if fresh > WORTH and members != [path]:
+            write_cache(folder, read)
+    frame = assemble(pieces, paths)
+    frame.attrs["damaged"] = damaged
+    return frame
+
+
+def read_piece(run: Path, key: Key) -> Piece:
+    """Read one run. Raises :class:`DamagedRecord`."""
+    constants, last = format.read_constants(run)
+    rows = read_rows(run / METRICS)
+    if last is not None and rows.column("step")[-1].as_py() != last:
+        raise DamagedRecord(f"{run / METRICS}: rows of the finished run are missing")
+    return Piece(constants, rows, key)
+
+
+def read_rows(path: Path) -> pa.Table:
+    """The rows of a metrics file as in :class:`Piece`. Raises :class:`DamagedRecord`.
+
+    What is not, line by line, one object of numbers and nulls by rising step is left to
+    :func:`analysis.records.read_metrics`, which names what is wrong; so is a torn last line.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError:
+        content = b""
+    lines = content.count(b"\n")
+    one_object_a_line = (
+        content.startswith(b"{")
+        and content.endswith(b"}\n")
+        and content.count(b"\n{") == lines - 1
+        and content.count(b"}\n") == lines
+        and b"}{" not in content
+    )
+    if one_object_a_line:
+        try:
+            options = pa.json.ReadOptions(use_threads=False, block_size=len(content))
+            table = pa.json.read_json(pa.BufferReader(content), read_options=options)
+            if table.num_rows == lines and (rows := _numbers(table)) is not None:
+                return rows
+        except (pa.ArrowException, ValueError):
+            pass
+    return _from_objects(format.read_metrics(path))
+
+
+def _numbers(table: pa.Table) -> pa.Table | None:
+    """``table`` with float64 metrics, or ``None`` if it has anything but numbers and strictly rising steps."""
+    if "step" not in table.column_names or table.column("step").type != pa.int64():
+        return None
+    step = table.column("step")
+    if step.null_count or (np.diff(step.to_numpy()) <= 0).any():
+        return None
+    columns = {"step": step}
+    for name in table.column_names:
+        if name != "step":
+            kind = table.column(name).type
+            if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+                return None
+            columns[name] = table.column(name).cast(pa.float64(), safe=False)
+    return pa.table(columns)
+
+
+def _from_objects(rows: list[dict[str, Any]]) -> pa.Table:
+    columns: dict[str, Any] = {"step": pa.array([row["step"] for row in rows] or [None], pa.int64())}
+    for name in dict.fromkeys(name for row in rows for name in row if name != "step"):
+        values = [row.get(name) for row in rows]
+        if any(isinstance(value, (bool, str, list, dict)) for value in values):
+            columns[name] = pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
+        else:  # by way of text a number beyond float64 is infinite, as it is to pyarrow
+            numbers = [None if value is None else float(str(value)) for value in values]
+            columns[name] = pa.array(numbers, pa.float64())
+    return pa.table(columns)
+
+
+def assemble(pieces: Sequence[Piece], paths: Sequence[Path]) -> pd.DataFrame:
+    """The long frame of the runs ``pieces`` at ``paths``."""
+    if not pieces:
+        return pd.DataFrame(columns=["run", "step", "status", "error"])
+    places = [{"sweep": path.parent.name, "path": str(path)} for path in paths]
+    constants = pd.DataFrame([{**piece.constants, **place} for piece, place in zip(pieces, places, strict=True)])
+    if "error" not in constants:
+        constants["error"] = None
+    of_run = np.repeat(np.arange(len(pieces)), [piece.rows.num_rows for piece in pieces])
+    constants = constants.take(of_run).reset_index(drop=True)
+    metrics = _metrics(pieces)
+    shared = [name for name in metrics if name in constants]
+    for name in shared:
+        metrics[name] = _else(metrics[name], constants[name])
+    return pd.concat([constants.drop(columns=shared), metrics], axis=1)
+
+
+def _metrics(pieces: Sequence[Piece]) -> pd.DataFrame:
+    tables = [piece.rows for piece in pieces]
+    names = list(dict.fromkeys(name for table in tables for name in table.column_names))
+    texts = {field.name for table in tables for field in table.schema if pa.types.is_string(field.type)}
+    numbers = [table.drop_columns(sorted(texts & set(table.column_names))) for table in tables] if texts else tables
+    table = pa.concat_tables(numbers, promote_options="default")
+    floats = np.empty((len(table.column_names) - 1, table.num_rows))
+    for place, name in enumerate(table.column_names[1:]):
+        floats[place] = table.column(name).to_numpy()
+    metrics = pd.DataFrame(floats.T, columns=table.column_names[1:], copy=False)
+    metrics.insert(0, "step", table.column("step").to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get))
+    for name in texts:
+        metrics[name] = pd.Series([value for rows in tables for value in _values(rows, name)], dtype=object)
+    return metrics[names]
+
+
+def _values(rows: pa.Table, name: str) -> list[Any]:
+    if name not in rows.column_names:
+        return [None] * rows.num_rows
+    values = rows.column(name).to_pylist()
+    text = pa.types.is_string(rows.schema.field(name).type)
+    return [json.loads(value) if text and value is not None else value for value in values]
+
+
+def _else(metric: pd.Series, constant: pd.Series) -> pd.Series:
+    """The metric and, in rows without it, the constant of the same name."""
+    try:
+        constant = pd.to_numeric(constant)
+    except (TypeError, ValueError):
+        metric, constant = metric.astype(object), constant.astype(object)
+    return metric.where(metric.notna(), constant)
+
+
+def _key(run: Path) -> Key:
+    """Time of change [ns] and size [bytes] of each file that a frame is read from; ``None`` for one that is missing."""
+    key: Key = []
+    for name in (CONFIG, METRICS, STATUS, RESULT):
+        try:
+            stat = os.stat(f"{run}/{name}")
+            key.append((stat.st_mtime_ns, stat.st_size))
+        except OSError:
+            key.append(None)
+    return key
+
+
+@cache
+def _reader() -> str:
+    """What tells files that other code wrote: a digest of the code that reads records."""
+    code = b"".join(Path(file).read_bytes() for file in (__file__, format.__file__))
+    return hashlib.sha256(code).hexdigest()
+
+
+def read_cache(folder: Path) -> dict[str, Piece]:
+    """The kept pieces by the names of their runs; none if there is no file that this code wrote."""
+    try:
+        table = parquet.read_table(folder / FILE, page_checksum_verification=True, partitioning=None)
+        metadata = table.schema.metadata
+        if metadata[b"reader"] != _reader().encode() or metadata[b"crc"] != b"%d" % zlib.crc32(metadata[b"runs"]):
+            return {}
+        return dict(_pieces(table.replace_schema_metadata(), json.loads(metadata[b"runs"])))
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return {}
+
+
+def _pieces(table: pa.Table, runs: list[dict[str, Any]]) -> Iterator[tuple[str, Piece]]:
+    start = 0
+    for run in runs:
+        rows = table.select(run["columns"]).slice(start, run["rows"])
+        start += run["rows"]
+        yield (
+            run["constants"]["run"],
+            Piece(run["constants"], rows, [tuple(stat) if stat else None for stat in run["key"]]),
+        )
+
+
+def write_cache(folder: Path, pieces: dict[str, Piece]) -> None:
+    """Keep the pieces of the sweep in ``folder``, but those that :class:`Piece` excludes or that are just changing."""
+    newest = (time.time() - SETTLED) * 1e9
+    kept = [
+        piece for piece in pieces.values() if piece.numeric() and all(stat[0] < newest for stat in piece.key if stat)
+    ]
+    if not kept:
+        return
+    runs = json.dumps(
+        [
+            {
+                "constants": piece.constants,
+                "key": piece.key,
+                "columns": piece.rows.column_names,
+                "rows": piece.rows.num_rows,
+            }
+            for piece in kept
+        ]
+    ).encode()
+    metadata = {"reader": _reader(), "crc": str(zlib.crc32(runs)), "runs": runs}
+    table = pa.concat_tables([piece.rows for piece in kept], promote_options="default").replace_schema_metadata(
+        metadata
+    )
+    buffer = pa.BufferOutputStream()
+    parquet.write_table(table, buffer, compression="lz4", use_dictionary=False, write_page_checksum=True)
+    with suppress(OSError):  # a folder that is read-only, or a full disk: the frame is there all the same
+        format.write_atomically(folder / FILE, buffer.getvalue())

@@ -1,0 +1,250 @@
+"""From runs to one summary row per estimator, task and data set: the choice of hyperparameters, protocols, curves.
+
+Intervals are in :mod:`analysis.statistics.intervals`, tests and what compares estimators in
+:mod:`analysis.statistics.comparisons`.
+
+Everything here is a pure function of arrays or of the frame of :func:`analysis.records.load`. Four rules hold:
+
+- A hyperparameter setting is chosen on the validation bound, averaged over its seeds, and reported on test.
+- Settings of which the largest share of runs finished go first, whatever their bound; so a setting cannot win by losing
+  its bad seeds. Among them the best validation mean wins; of equals, the first in the order of their text.
+- Every run counts somewhere: beside a mean over finished runs stands how many diverged, failed or are unfinished.
+- Runs of different protocols are neither averaged nor ranked together: :class:`ProtocolsDiffer`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.papers.published import differences, published
+from analysis.records import unscientific
+from analysis.statistics.intervals import interval, interval_name
+
+CELL = ["estimator", "task", "data"]
+COMPARISON = ["task", "data"]
+BOUNDS = ("bound", "pseudo_bound", "value")
+
+_NOT_SETTINGS = {
+    *("run", "sweep", "path", "status", "error", "seed", *CELL),
+    *("step", "seconds", "loss_evaluations", "gradient_variance"),
+    *("wall_seconds", "peak_memory_bytes", "pack_replicas", "device", "commit", "diverged_at", "data.root"),
+    *("valid", "test", "metric"),
+}
+_METRIC = re.compile(r"(train|valid|test)_(?!samples$)|temperature(_\d+)?$")
+
+
+class ProtocolsDiffer(ValueError):
+    """Runs that would be compared were evaluated differently; the message says in what, and what to do."""
+
+
+def curve(frame: pd.DataFrame, metric: str, x: str = "step") -> tuple[NDArray[Any], NDArray[Any]]:
+    """``x [m]`` at the steps at which every run of the long ``frame`` has ``metric``, and its ``values [runs, m]``.
+
+    ``x`` is ``step``, ``loss_evaluations`` (calls of the loss so far, in samples per example) or ``seconds`` (of
+    training without evaluation). Where runs differ in ``x`` at a step, which seconds do, it is their mean.
+    """
+    frame = frame.dropna(subset=["step", metric])
+    table = frame.pivot(index="path", columns="step", values=metric).dropna(axis=1)
+    if x == "step":
+        return table.columns.to_numpy(dtype=int), table.to_numpy(dtype=float)
+    places = frame.groupby("step")[x].mean().reindex(table.columns)
+    known = places.notna().to_numpy()
+    return places.to_numpy(dtype=float)[known], table.to_numpy(dtype=float)[:, known]
+
+
+def curve_metrics(frame: pd.DataFrame) -> tuple[str, ...]:
+    """Which columns a learning curve may show, the best first: of each comparison the first that it has.
+
+    The importance-weighted bound that the table has, if it was evaluated along the way with as many samples as at the
+    end, and the ELBO otherwise; of a toy problem the expected loss.
+    """
+    along = {name: frame[name] for name in ("evaluate_samples", "valid_samples") if name in frame}
+    same = len(along) == 2 and (along["evaluate_samples"] == along["valid_samples"]).all()
+    bounds = ("bound", "pseudo_bound") if same and (along["evaluate_samples"] > 1).all() else ("elbo", "pseudo_elbo")
+    return tuple(f"valid_{name}" for name in (*bounds, "value"))
+
+
+def final_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per run, its last, with the bound on both splits under one name.
+
+    Adds ``valid`` and ``test`` (nats, higher is better; ``test`` only of finished runs) and ``metric`` (``bound``,
+    ``pseudo_bound`` for grey targets, or ``value``, the negative expected loss of a toy problem). A finished run
+    without a finite bound is counted as ``failed``, with the reason in ``error``. A run that stands in several sweeps
+    (same name, hence same config) counts once, a finished one first.
+    """
+    runs = frame.sort_values(["path", "step"], na_position="first").groupby("path", sort=False).tail(1).copy()
+    runs["valid"], runs["test"], runs["metric"] = np.nan, np.nan, None
+    runs = runs.astype({"metric": object, "error": object})
+    finished = runs["status"] == "finished"
+    for bound in BOUNDS:
+        if f"test_{bound}" in runs and f"valid_{bound}" in runs:
+            has = finished & runs[f"test_{bound}"].notna()
+            runs.loc[has, "valid"] = runs.loc[has, f"valid_{bound}"].astype(float)
+            runs.loc[has, "test"] = runs.loc[has, f"test_{bound}"].astype(float)
+            runs.loc[has, "metric"] = bound
+    useless = finished & ~np.isfinite((runs["valid"] + runs["test"]).to_numpy(dtype=float))
+    runs.loc[useless, ["status", "error"]] = ["failed", "finished without a finite validation and test bound"]
+    order = (runs["status"] != "finished").astype(int)
+    runs = runs.assign(_order=order).sort_values(["_order", "path"]).drop_duplicates("run").drop(columns="_order")
+    return runs.sort_values([*CELL, "seed", "run"]).reset_index(drop=True)
+
+
+def check_protocols(runs: pd.DataFrame) -> None:
+    """Raise :class:`ProtocolsDiffer` unless runs of one task and data set agree in every ``protocol.*`` column.
+
+    ``runs`` are those of :func:`final_rows`. Runs without any protocol (unfinished ones) are not looked at.
+    """
+    columns = [column for column in map(str, runs) if column.startswith("protocol.")]
+    recorded = runs[runs[columns].notna().any(axis=1)] if columns else runs.iloc[:0]
+    for (task, data), group in recorded.groupby(COMPARISON):
+        differing = {column: group[column].map(as_text).value_counts() for column in columns}
+        differing["metric"] = group["metric"].dropna().value_counts()
+        differing = {column: counts for column, counts in differing.items() if len(counts) > 1}
+        if differing:
+            fields = "; ".join(
+                f"{column.removeprefix('protocol.')} is "
+                + " and ".join(f"{value} ({n} runs)" for value, n in sorted(counts.items(), key=str))
+                for column, counts in differing.items()
+            )
+            column, counts = next(iter(differing.items()))
+            one = f" (--where {column}={min(counts.index, key=str)})" if column in columns else ""
+            raise ProtocolsDiffer(
+                f"{task} on {data}: these runs were evaluated differently and cannot be averaged or ranked together: "
+                f"{fields}. Analyse one kind at a time{one}, or keep them in different sweeps."
+            )
+
+
+def ranked(runs: pd.DataFrame) -> pd.DataFrame:
+    """All runs of :func:`final_rows`, with what orders the settings of each cell (estimator, task, data).
+
+    A setting is what varies in the config within a cell, other than the seed. Adds ``setting``
+    (``"optimizer.lr=0.001"``; empty if nothing varies), ``settings`` (how many were tried) and ``place`` (0 for the
+    best by the rules of this module; settings without a finished run come last).
+    """
+    placed = []
+    for _, cell in runs.groupby(CELL):
+        names = varying(cell)
+        text = cell.apply(lambda run, names=names: _setting(run, names), axis=1)
+        scores = []
+        for setting, tried in cell.groupby(text):
+            finished = tried[tried["status"] == "finished"]
+            valid = finished["valid"].mean() if len(finished) else -np.inf
+            scores.append((-len(finished) / len(tried), -valid, setting))
+        place = {setting: number for number, (*_, setting) in enumerate(sorted(scores))}
+        placed.append(cell.assign(setting=text, settings=len(place), place=text.map(place)))
+    return pd.concat(placed, ignore_index=True) if placed else runs.assign(setting=None, settings=0, place=0)
+
+
+def select(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs, of every status, of the chosen setting of each cell: the first of :func:`ranked`, without ``place``.
+
+    A cell without any finished run keeps all its runs, with ``setting`` missing.
+    """
+    placed = ranked(runs)
+    none = ~(placed["status"] == "finished").groupby([placed[name] for name in CELL]).transform("any")
+    placed["setting"] = placed["setting"].astype(object).mask(none, None)
+    return placed[none | (placed["place"] == 0)].drop(columns="place").reset_index(drop=True)
+
+
+def varying(cell: pd.DataFrame) -> list[str]:
+    """Of the runs of a cell the config columns with more than one value; what a column holds is told by its name."""
+    names = []
+    for column in map(str, cell.columns):
+        if is_setting(column) and cell[column].map(as_text).nunique() > 1:
+            names.append(column)
+    return sorted(names)
+
+
+def is_setting(column: str) -> bool:
+    """Whether a column of the runs is a field of the config that may change numbers, the seed and the names aside."""
+    if column in _NOT_SETTINGS or column.startswith("protocol.") or column.endswith(".seed") or unscientific(column):
+        return False
+    return not _METRIC.match(column)
+
+
+def _setting(run: pd.Series, names: Iterable[str]) -> str:
+    texts = {name: as_text(run[name]) for name in names}
+    given = {name: text for name, text in texts.items() if text != "none"}
+    return ", ".join(f"{name}={text}" for name, text in (given or texts).items())
+
+
+def as_text(value: Any) -> str:
+    """One text per value: the same for ``1`` and ``1.0``, which pandas mixes up, and ``none`` for every missing one."""
+    if isinstance(value, (dict, list, tuple)):
+        return json.dumps(value, sort_keys=True, default=str)
+    if value is None or value is pd.NA or value != value:
+        return "none"
+    if isinstance(value, (bool, np.bool_)):
+        return str(bool(value)).lower()
+    if isinstance(value, (float, np.floating)):
+        number = float(value)
+        return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
+    return str(value)
+
+
+def summarise(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per cell (estimator, task, data), best first, of the long frame of :func:`analysis.records.load`.
+
+    ``mean``, ``low``, ``high``: the *negative* test bound in nats (lower is better) over the ``n`` finished runs of the
+    chosen ``setting``. ``diverged``, ``failed``, ``unfinished``: its other runs (the cell's, if none finished).
+    ``settings``: how many were tried, and ``cell_diverged``, ``cell_failed``, ``cell_unfinished``: over all of these.
+    ``published``, ``difference`` (ours - theirs), ``published_source``, ``published_differences`` (of settings) and
+    ``published_note`` (its trap): see :mod:`analysis.papers.published`.
+    Further columns say what the chosen runs have: ``protocol.*``, ``task.kl``, ``steps``, ``optimizer`` and others.
+
+    Raises :class:`ProtocolsDiffer`.
+    """
+    return summarise_runs(final_rows(frame))
+
+
+def summarise_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """:func:`summarise` of the runs of :func:`final_rows`."""
+    check_protocols(runs)
+    chosen = select(runs)
+    shared = [c for c in map(str, chosen) if c.startswith("protocol.")]
+    shared += [c for c in ("task.kl", "steps", "optimizer", "batch_size", "test_samples", "metric") if c in chosen]
+    rows = []
+    for cell, kept in chosen.groupby(CELL):
+        tried = runs[(runs[CELL] == list(cell)).all(axis=1)]
+        finished = kept[kept["status"] == "finished"]
+        first = (finished if len(finished) else kept).iloc[0]
+        agreed = {name: first[name] for name in shared}
+        row: dict[str, Any] = dict(zip(CELL, cell, strict=True))
+        mean, low, high = interval(-finished["test"]) if len(finished) else (np.nan, np.nan, np.nan)
+        row |= {"mean": mean, "low": low, "high": high, "n": len(finished), "interval": interval_name(len(finished))}
+        row |= {"valid": -finished["valid"].mean(), **_lost(kept)}
+        row |= {f"cell_{word}": count for word, count in _lost(tried).items()}
+        row |= {"setting": kept["setting"].iloc[0], "settings": kept["settings"].iloc[0]}
+        rows.append({**row, **_beside(row, agreed, first.to_dict()), **agreed})
+    summary = pd.DataFrame(rows)
+    return summary.sort_values([*COMPARISON, "mean", "estimator"], ignore_index=True) if rows else summary
+
+
+def _lost(runs: pd.DataFrame) -> dict[str, int]:
+    diverged, failed, finished = (int((runs["status"] == word).sum()) for word in ("diverged", "failed", "finished"))
+    return {"diverged": diverged, "failed": failed, "unfinished": len(runs) - diverged - failed - finished}
+
+
+def _beside(row: dict[str, Any], agreed: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    is_bound = agreed.get("metric") != "pseudo_bound"
+    value = published(row["task"], row["data"], row["estimator"], run) if is_bound else None
+    likelihood = agreed.get("protocol.likelihood")
+    if value and isinstance(likelihood, str) and value.settings.get("likelihood", "bernoulli") != likelihood:
+        value = None  # a density and a probability are different quantities
+    if value is None:
+        nothing = dict.fromkeys(("published_source", "published_differences", "published_note"))
+        return {"published": np.nan, "difference": np.nan, **nothing}
+    return {
+        "published": value.nats,
+        "difference": row["mean"] - value.nats,
+        "published_source": f"{value.short}, {value.table}",
+        "published_differences": differences(value, agreed),
+        "published_note": f"{value.method}: {value.note}" if value.note else "",
+    }

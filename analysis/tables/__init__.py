@@ -1,0 +1,1 @@
+"""Numbers as text: for the screen, Markdown, LaTeX, CSV."""

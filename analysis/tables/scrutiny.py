@@ -1,0 +1,93 @@
+"""What stands beside a report's tables: pairs of estimators, all tasks together, sensitivity to the learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.figures import sensitivity
+from analysis.statistics.comparisons import across_tasks, pairs, verdict
+from analysis.statistics.summary import COMPARISON, as_text, select
+
+
+def write(runs: pd.DataFrame, output: Path) -> tuple[list[str], list[Path]]:
+    """Write ``comparisons.md``, ``pairs.csv`` and ``across_tasks.csv`` into ``output``; returns sentences and files.
+
+    ``runs`` are those of :func:`~analysis.statistics.summary.final_rows`. What there is not enough of is not written.
+    """
+    chosen = select(runs)
+    compared, together = pairs(chosen), across_tasks(chosen)
+    blocks, files = [], []
+    if not compared.empty:
+        files.append(output / "pairs.csv")
+        compared.to_csv(files[-1], index=False)
+    for (task, data), group in compared.groupby(COMPARISON):
+        blocks.append(_best_against_the_others(str(task) if data == "none" else f"{task} on {data}", group))
+    if not together.empty:
+        files.append(output / "across_tasks.csv")
+        together.to_csv(files[-1], index=False)
+        blocks.append(_together(together))
+    if blocks:
+        files.append(output / "comparisons.md")
+        files[-1].write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+    return verdict(compared), files
+
+
+def write_sensitivity(frame: pd.DataFrame, output: Path) -> list[Path]:
+    """Write ``sensitivity.csv`` and its figure into ``output`` if some estimator has several learning rates."""
+    from analysis.figures import curves as figures
+
+    table = sensitivity.sensitivity(frame)
+    figure = sensitivity.figure(table)
+    if figure is None:
+        return []
+    table.to_csv(output / "sensitivity.csv", index=False)
+    return [output / "sensitivity.csv", *figures.save(figure, output / "sensitivity")]
+
+
+def _best_against_the_others(where: str, group: pd.DataFrame) -> str:
+    """The pairs of the estimator that is before most of the others."""
+    ahead = group[group["n"] > 0]["estimator"].value_counts()
+    best = str(ahead.index[0]) if len(ahead) else str(group["estimator"].iloc[0])
+    own = group[(group["estimator"] == best) | (group["other"] == best)]
+    header = [f"{best} against", "difference", "95 % interval", "seeds", "p", "p (Holm)", "P(lower)", "95 % interval"]
+    rows = []
+    for pair in own.to_dict("records"):
+        first = pair["estimator"] == best
+        sign = 1.0 if first else -1.0
+        low, high = sorted((sign * pair["low"], sign * pair["high"]))
+        p = [pair[name] for name in ("probability_low", "probability", "probability_high")]
+        p = p if first else [1.0 - value for value in reversed(p)]
+        numbers = [_number(sign * pair["difference"]), f"[{_number(low)}, {_number(high)}]", str(pair["n"])]
+        numbers += [_number(pair["p"], 3), _number(pair["p_holm"], 3), _number(p[1])]
+        numbers.append(f"[{_number(p[0])}, {_number(p[2])}]")
+        rows.append([str(pair["other"] if first else pair["estimator"]), *numbers])
+    about = "Differences of negative test bounds in nats, paired by seed; P(lower): the share of seeds in which it is."
+    lines = [*verdict(group), about]
+    return "\n".join([f"### {where}", "", *_markdown(header, rows), "", *(f"- {line}" for line in lines)])
+
+
+def _together(table: pd.DataFrame) -> str:
+    header = ["estimator", "interquartile mean", "95 % interval", "runs", "diverged", "failed", "unfinished"]
+    rows = []
+    for row in table.to_dict("records"):
+        interval = f"[{_number(row['low'])}, {_number(row['high'])}]"
+        counts = [str(row[name]) for name in ("n", "diverged", "failed", "unfinished")]
+        rows.append([row["estimator"], _number(row["iqm"]), interval, *counts])
+    tasks = int(table["tasks"].iloc[0])
+    lines = [f"- {tasks} tasks, each scaled to 0 for the lowest mean and 1 for the highest: lower is better."]
+    lines.append("- Stratified bootstrap over seeds; with few seeds it is too narrow.")
+    if left_out := table.attrs["left_out"]:
+        lines.append(f"- Without a finished run on some task, hence left out: {', '.join(left_out)}.")
+    return "\n".join(["### All tasks together", "", *_markdown(header, rows), "", *lines])
+
+
+def _number(value: float, digits: int = 2) -> str:
+    return "-" if as_text(value) == "none" else f"{value:.{digits}f}"
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]

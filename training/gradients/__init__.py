@@ -1,0 +1,1 @@
+"""Bias and variance of gradient estimators at a point of a run."""

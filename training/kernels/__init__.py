@@ -1,0 +1,1 @@
+"""Fast matrix products, memory that is kept, captured steps."""

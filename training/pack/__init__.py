@@ -1,0 +1,1 @@
+"""A pack of runs: building, its step, the loop, checkpoints, memory."""

@@ -1,0 +1,210 @@
+"""Train runs: claim them, go on from their checkpoints, pack them, record what happens to each."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import yaml
+
+from analysis.records import CONFIG, DamagedRecord, RunRecord
+from analysis.records.claims import HEARTBEAT_SECONDS
+from training.config.plan import RunPlan
+from training.devices import pick_device
+from training.errors import UserError
+from training.interrupt import Stopped
+from training.kernels.heap import keep_freed_memory
+from training.kernels.matmul import use_onednn, use_tf32
+from training.pack import checkpoints, memory
+from training.pack.loop import train
+from training.pack.pack import Pack
+from training.progress import Report
+
+
+@dataclass
+class Member:
+    """A run of a pack: what is asked for, its record, and where it goes on."""
+
+    plan: RunPlan
+    record: RunRecord
+    state: dict[str, Any] | None = None
+
+    @property
+    def step(self) -> int:
+        return self.state["step"] if self.state else 0
+
+
+def train_runs(runs: Sequence[RunPlan], report: Report, solo: bool = False) -> None:
+    """Train the runs of one pack that are neither finished nor being trained elsewhere.
+
+    Runs at different steps, or more than fit into memory, are trained one group after the other. What goes wrong is
+    recorded as ``failed`` with its traceback in the run's log; other groups go on.
+
+    Args:
+        runs: with equal structure (:func:`training.config.plan.structure`).
+        report: told what happens, as events (:mod:`training.progress`).
+        solo: raise errors after recording them; a mistake of the user raises before any record is touched.
+
+    Raises:
+        Stopped: if a signal asked for it; checkpoints are written.
+        UserError: for a mistake of the user, or a folder that cannot be written (``solo`` only).
+    """
+    first = runs[0].config
+    device = pick_device(first["device"])
+    torch.set_num_threads(first["threads"])
+    keep_freed_memory()
+    use_onednn()
+    use_tf32(first["allow_tf32"])
+    members: list[Member] = []
+    try:
+        for run in runs:
+            try:
+                if record := _take(run, report):
+                    members.append(Member(run, record))
+            except OSError as error:
+                mistake = f"runs_dir: cannot write to {run.path} ({error.strerror}); see runs_dir=PATH"
+                if solo:
+                    raise UserError(mistake) from None
+                report({"event": "run", "run": run.name, "status": "failed", "error": mistake})
+        with _heartbeats([member.record for member in members]) as lost:
+            for group in _groups(members, device, report):
+                _train_group(group, device, report, lost, solo)
+    finally:
+        for member in members:
+            member.record.claim.release()
+            with contextlib.suppress(OSError):
+                member.record.path.rmdir()  # nothing was written: leave nothing behind
+
+
+def _take(run: RunPlan, report: Report) -> RunRecord | None:
+    """Claim a run that is to be trained."""
+    record = run.record
+    if record.is_finished():
+        report({"event": "skipped", "run": run.name, "reason": "finished already"})
+        return None
+    if not record.claim.take():
+        report({"event": "skipped", "run": run.name, "reason": "being trained by another process"})
+        return None
+    try:
+        finished = record.outcome() is not None  # by another process, between the two looks
+    except DamagedRecord as error:
+        report({"event": "message", "text": f"{error}; the run is redone"})
+        finished = False
+    if finished:
+        record.claim.release()
+        return None
+    return record
+
+
+def _groups(members: list[Member], device: torch.device, report: Report) -> list[list[Member]]:
+    """Members that can be trained together: of one step, and no more than fit into memory."""
+    by_step: dict[int, list[Member]] = {}
+    for member in members:
+        member.state, trouble = checkpoints.load(member.record, member.plan.config["steps"])
+        if trouble:
+            report({"event": "message", "text": f"{trouble}; the run starts again"})
+        by_step.setdefault(member.step, []).append(member)
+    groups = []
+    for group in by_step.values():
+        size = memory.largest_pack([member.plan.config for member in group], device)
+        groups += [group[start : start + size] for start in range(0, len(group), size)]
+    return groups
+
+
+def _train_group(group: list[Member], device: torch.device, report: Report, lost: set[RunRecord], solo: bool) -> None:
+    try:
+        _train_pack(group, device, report, lost)
+    except Exception as error:
+        if not isinstance(error, Stopped) and _is_out_of_memory(error) and len(group) > 1:
+            smaller = len(group) // 2
+        elif isinstance(error, Stopped) or (solo and isinstance(error, UserError)):
+            raise
+        else:
+            _record_failure(group, error, report)
+            if solo:
+                raise
+            return
+    else:
+        return
+    # Outside of the handler: the traceback keeps the pack's tensors alive.
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    report({"event": "message", "text": f"out of memory with {len(group)} runs in a pack: going on with {smaller}"})
+    for half in (group[:smaller], group[smaller:]):
+        for part in _groups(half, device, report):
+            _train_group(part, device, report, lost, solo)
+
+
+def _train_pack(group: list[Member], device: torch.device, report: Report, lost: set[RunRecord]) -> None:
+    configs, records = [member.plan.config for member in group], [member.record for member in group]
+    pack = Pack(configs, device)
+    states = [member.state for member in group if member.state is not None]
+    if states:
+        try:
+            pack.restore(states)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            text = f"{records[0].path}: the checkpoint does not fit this version of the code ({error}); starting again"
+            report({"event": "message", "text": text})
+            pack = Pack(configs, device)
+    for member in group:
+        _begin(member, keep_until=pack.step)
+        member.record.log(f"{'goes on' if pack.step else 'starts'} at step {pack.step} in a pack of {len(group)}")
+    train(pack, records, report, lost)
+
+
+def _begin(member: Member, keep_until: int = 0) -> None:
+    config = yaml.dump(member.plan.config, sort_keys=False, Dumper=_DUMPER)
+    member.record.start(config, list(member.plan.overrides), keep_until=keep_until)
+
+
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+def _record_failure(group: list[Member], error: Exception, report: Report) -> None:
+    """``failed`` for each run that is not over, with the traceback in its log."""
+    sentence = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    if _is_out_of_memory(error):
+        sentence = f"one run alone does not fit into memory ({sentence}); use a smaller model or batch_size"
+    for member in group:
+        record = member.record
+        if record.is_finished():
+            continue
+        with contextlib.suppress(OSError):  # a full disk, mostly: then the report is all there is
+            if not (record.path / CONFIG).exists():  # the pack could not be built: the analysis counts its runs, too
+                _begin(member)
+            record.log("failed\n" + "".join(traceback.format_exception(error)))
+            record.status("failed", error=sentence)
+        report({"event": "run", "run": record.path.name, "status": "failed", "error": sentence})
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+@contextlib.contextmanager
+def _heartbeats(records: Sequence[RunRecord]) -> Iterator[set[RunRecord]]:
+    """Keep the claims alive from a thread: an evaluation can take longer than a claim lasts. Yields a set that fills
+    with the records whose claim another process has taken over."""
+    done, lost = threading.Event(), set[RunRecord]()
+
+    def beat() -> None:
+        while not done.wait(HEARTBEAT_SECONDS / 6):
+            lost.update(record for record in records if not record.claim.beat())
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield lost
+    finally:
+        done.set()
+        thread.join()

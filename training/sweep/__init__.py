@@ -1,0 +1,1 @@
+"""A sweep: planning, the scheduler, worker processes, SLURM, the screen."""
