@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.records import DamagedRecord, read_overrides, unscientific, write_atomically
+from analysis.records import DamagedRecord, read_overrides, write_atomically
+from analysis.records.legacy import role_of
 from analysis.statistics.summary import CELL, COMPARISON, as_text, final_rows, is_setting, select, summarise_runs
 
 FILE = "reference.json"
@@ -78,7 +79,7 @@ def _command(kept: pd.DataFrame) -> str | None:
         overrides = read_overrides(Path(kept["path"].iloc[0]))
     except DamagedRecord:
         return None
-    words = [word for word in overrides if not unscientific(word.split("=")[0].lstrip("+~")) and word[:5] != "seed="]
+    words = [word for word in overrides if role_of(word.split("=")[0].lstrip("+~")) != "places" and word[:5] != "seed="]
     seeds = ",".join(str(seed) for seed in kept["seed"])
     return " ".join(["python train.py -m", *map(shlex.quote, words), "replicas=1", f"seed={seeds}"])
 

@@ -24,7 +24,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.papers.published import differences, published
-from analysis.records import unscientific
+from analysis.records.legacy import role_of
 from analysis.statistics.intervals import interval, interval_name
 
 CELL = ["estimator", "task", "data"]
@@ -164,7 +164,12 @@ def varying(cell: pd.DataFrame) -> list[str]:
 
 def is_setting(column: str) -> bool:
     """Whether a column of the runs is a field of the config that may change numbers, the seed and the names aside."""
-    if column in _NOT_SETTINGS or column.startswith("protocol.") or column.endswith(".seed") or unscientific(column):
+    if (
+        column in _NOT_SETTINGS
+        or column.startswith("protocol.")
+        or column.endswith(".seed")
+        or role_of(column) == "places"
+    ):
         return False
     return not _METRIC.match(column)
 

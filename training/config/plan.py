@@ -25,8 +25,8 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from analysis.records import RunRecord, run_name, scientific
-from training.config import schema
+from analysis.records import DamagedRecord, RunRecord, Target
+from training.config import identity, schema
 from training.errors import UserError
 
 Config = dict[str, Any]
@@ -46,11 +46,27 @@ class RunPlan:
 
     @functools.cached_property
     def name(self) -> str:
-        return run_name(self.config)
+        return identity.run_name(self.config)
 
     @property
     def record(self) -> RunRecord:
         return RunRecord(self.path)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Tells runs of a sweep apart: what trains, how long, and what is measured."""
+        return f"{self.name} {identity.canonical(identity.with_role(self.config, 'lasts', 'evaluates', 'watches'))}"
+
+    @property
+    def target(self) -> Target:
+        return identity.target_of(self.config)
+
+    def is_over(self) -> bool:
+        """Whether its record holds what is asked for, or that it diverged."""
+        try:
+            return self.record.answer(self.target) is not None
+        except DamagedRecord:
+            return False
 
     @property
     def label(self) -> str:
@@ -77,14 +93,17 @@ def replicated(config: Config, overrides: Sequence[str] = ()) -> Iterator[RunPla
 
 
 def structure(config: Config) -> str:
-    """What the runs of a pack have in common, as text: the scientific config without each replica's own numbers."""
+    """What the runs of a pack have in common, as text: all that is not theirs alone or a matter of place."""
 
     def common(node: Any) -> Any:
         if isinstance(node, dict):
             return {key: common(value) for key, value in node.items()}
         return "number" if isinstance(node, float) else node
 
-    kept = {key: common(value) if key in PER_REPLICA_GROUPS else value for key, value in scientific(config).items()}
+    kept = {
+        option: common(value) if option.split(".")[0] in PER_REPLICA_GROUPS else value
+        for option, value in identity.with_role(config, "trains", "lasts", "evaluates", "watches").items()
+    }
     return json.dumps(kept | {"seed": "own"}, sort_keys=True)
 
 
@@ -131,7 +150,7 @@ def runs_of_experiment(arguments: Sequence[str], master: DictConfig, loader: Any
     for cases in itertools.product(*(group.values() for group in (sweeper.cases or {}).values())):
         options = {**params, **{key: value for case in cases for key, value in case.items()}, **budgets[budget]}
         own = [f"{key}={'null' if value is None else value}" for key, value in options.items()]
-        runs |= {run.name: run for run in runs_of([*own, *arguments], master, loader, compose)}
+        runs |= {run.key: run for run in runs_of([*own, *arguments], master, loader, compose)}
     return list(runs.values())
 
 
@@ -163,7 +182,7 @@ def runs_of(
     for job in itertools.product(*_choices(overrides)):
         config = compose([choice for choice, _ in job])
         for run in replicated(config, [text for _, text in job]):
-            runs.setdefault(run.name, run)
+            runs.setdefault(run.key, run)
     return list(runs.values())
 
 

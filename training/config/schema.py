@@ -37,15 +37,20 @@ TASKS = {
 """By the name of their schema."""
 
 
+def option(default: Any, role: str, **metadata: Any) -> Any:
+    """A field with its role (:mod:`training.config.identity`)."""
+    return field(default=default, metadata={"role": role, **metadata})
+
+
 @dataclass
 class Data:
     """Which images, where they are, and how they become bits."""
 
     name: str = MISSING
-    root: str = "data"
+    root: str = option("data", "places")
     binarization: str = "dynamic"
-    download: bool = True
-    train_evaluated: int = 10_000
+    download: bool = option(True, "places")
+    train_evaluated: int = option(10_000, "evaluates")
 
 
 @dataclass
@@ -188,37 +193,37 @@ class Config:
     nobody's.
     """
 
-    estimator: Any = MISSING
-    task: Any = MISSING
-    data: Data = field(default_factory=Data)
-    optimizer: Any = MISSING
-    schedule: Any = MISSING
-    basket: Any = MISSING
-    logger: Any = MISSING
-    seed: int = 0
-    replicas: int = 1
-    steps: int = 2000
-    batch_size: int = 100
-    evaluate_every: int = 500
-    evaluate_samples: int = 1
-    train_samples: int = 100
-    valid_samples: int = 100
-    test_samples: int = 100
-    checkpoint_seconds: float = 60.0
-    runs_dir: str = "runs"
-    sweep: str = "main"
-    budget: str = "full"
-    source: str = "jang2017"
-    device: str = "auto"
-    threads: int = 1
-    allow_tf32: bool = False
-    progress: bool = True
-    cluster: Any = MISSING
-    workers: int = 0
-    pack_size: int = 0
-    retries: int = 2
-    retry: str = ""
-    dry_run: bool = False
+    estimator: Any = option(MISSING, "trains")
+    task: Any = option(MISSING, "trains")
+    data: Data = field(default_factory=Data, metadata={"role": "trains"})
+    optimizer: Any = option(MISSING, "trains")
+    schedule: Any = option(MISSING, "trains")
+    basket: Any = option(MISSING, "watches")
+    logger: Any = option(MISSING, "places")
+    seed: int = option(0, "trains")
+    replicas: int = option(1, "places")
+    steps: int = option(2000, "lasts")
+    batch_size: int = option(100, "trains")
+    evaluate_every: int = option(500, "watches")
+    evaluate_samples: int = option(1, "watches")
+    train_samples: int = option(100, "evaluates")
+    valid_samples: int = option(100, "evaluates")
+    test_samples: int = option(100, "evaluates")
+    checkpoint_seconds: float = option(60.0, "places")
+    runs_dir: str = option("runs", "places")
+    sweep: str = option("main", "places")
+    budget: str = option("full", "places")
+    source: str = option("jang2017", "places")
+    device: str = option("auto", "places")
+    threads: int = option(1, "places")
+    allow_tf32: bool = option(False, "trains")
+    progress: bool = option(True, "places")
+    cluster: Any = option(MISSING, "places")
+    workers: int = option(0, "places")
+    pack_size: int = option(0, "places")
+    retries: int = option(2, "places")
+    retry: str = option("", "places")
+    dry_run: bool = option(False, "places")
 
 
 def schema_of(target: type, filled_in: Sequence[str] = FILLED_IN) -> type:
@@ -252,6 +257,24 @@ def _option_type(hint: Any) -> Any:
     if origin is typing.Literal:
         return str
     return list[int] if origin is collections.abc.Sequence else hint
+
+
+GROUPS: dict[str, tuple[type, ...]] = {
+    "data": (Data,),
+    "optimizer": (Adam, SGD),
+    "schedule": (Constant, Exponential),
+    "basket": (NoBasket, Basket),
+    "logger": (NoLogger, Wandb),
+    "cluster": (NoCluster, Local, Slurm),
+}
+
+
+@functools.cache
+def nodes_of(group: str) -> tuple[type, ...]:
+    """The schemas that a group of options may have."""
+    if group == "estimator":
+        return tuple(schema_of(method, (*FILLED_IN, *FILLED_IN_FOR_ESTIMATORS)) for method in estimators.METHODS)
+    return tuple(map(schema_of, TASKS.values())) if group == "task" else GROUPS.get(group, ())
 
 
 def register() -> None:

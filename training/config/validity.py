@@ -11,8 +11,8 @@ from estimators import UnorderedSet
 from tasks.datasets import CLASSES, DATASETS
 from tasks.free_logits import FreeLogits
 from tasks.likelihoods import check_likelihood
+from training import loggers
 from training.errors import UserError
-from training.pack import loggers
 from training.replicas import optimisers, schedules
 
 AT_LEAST_ONE = ("steps", "batch_size", "evaluate_every", "evaluate_samples", "valid_samples", "test_samples")

@@ -13,7 +13,8 @@ import torch
 from estimators.memory import Allocations
 from tasks.chunks import BLOCK_SAMPLES, images_per_block
 from training.config.plan import structure
-from training.pack.pack import Pack, load_once
+from training.pack.build import build, load_once
+from training.pack.pack import Pack
 
 USABLE = 0.8
 """Of the free memory: allocators round up, and other processes want some."""
@@ -46,7 +47,7 @@ def trial_pack(config: dict[str, Any], replicas: int, device: torch.device) -> P
     """A pack like that of ``config`` with a block of images to evaluate, to try what a step and an evaluation take."""
     data = load_once(**config["data"])
     valid = replace(data.valid, pixels=data.valid.pixels[: images_per_block(TRIAL_SAMPLES, device)])
-    return Pack([config] * replicas, device, replace(data, valid=valid))
+    return build([config] * replicas, device, replace(data, valid=valid))
 
 
 def largest_pack(configs: list[dict[str, Any]], device: torch.device) -> int:
