@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.command import DIFFERENT, NOTHING, OK, read, refuse
+from analysis.command import DIFFERENT, NOTHING, OK, add_runs, read, refuse
 from analysis.page.data import page_data
 from analysis.statistics.summary import ProtocolsDiffer
 
@@ -30,12 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m analysis.report",
         description="An interactive page of a sweep, one HTML file; no run is changed.",
     )
-    parser.add_argument("path", type=Path, help="a sweep (runs/NAME), one run, or a folder of sweeps")
+    add_runs(parser)
     parser.add_argument("--output", type=Path, help="the file to write (default: PATH/report/report.html)")
-    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only these runs")
     options = parser.parse_args(arguments)
     try:
-        frame = read(options.path, options.where)
+        frame = read(options.path, options.where, options.tune, options.compare)
         output = options.output or options.path / "report" / "report.html"
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(page(frame, output.parent), encoding="utf-8")

@@ -8,8 +8,9 @@ import torch
 import yaml
 
 from analysis.papers.published import published
-from analysis.records.format import _flat_config
+from analysis.records.format import columns
 from training.config import validity
+from training.config.identity import leaves
 from training.config.plan import runs_of_command, structure
 from training.pack.build import build
 from training.pack.loop import evaluate, summary
@@ -182,7 +183,7 @@ def test_the_published_numbers_beside_an_experiment(name):
     """In the order of its runs, where they are those of the paper; none where the paper was not read."""
     beside = {}
     for run in runs_of(name, "full"):
-        config = _flat_config(run.config)
+        config = columns(dict(leaves(run.config)))
         cell = config["task"], config["data"]
         value = published(*cell, config["estimator"], config, split="train" if name in TRAIN else "test")
         if value and not validity.against(run.config):

@@ -7,7 +7,8 @@ import pytest
 from test_plan import composer  # noqa: F401  a fixture
 
 from analysis.papers.published import BOUNDS, FILE, all_published, differences, published, sources
-from analysis.records.format import _flat_config
+from analysis.records.format import columns
+from training.config.identity import leaves
 
 VALUES = all_published()
 COLUMNS = ["nvil", "darn", "muprop", "straight_through", "annealed_straight_through", "gumbel_softmax"]
@@ -24,7 +25,7 @@ VAE = {"task.latents": 200, "task.categories": 2, "task.hidden": "[]", "task.kl"
 
 
 def flat(runs):
-    return [_flat_config(run.config) for run in runs]
+    return [columns(dict(leaves(run.config))) for run in runs]
 
 
 def chosen(**wanted):

@@ -250,7 +250,7 @@ def _unmapped(pieces: Sequence[Piece]) -> list[str]:
 
 
 def _roles(pieces: Sequence[Piece], frame: pd.DataFrame) -> dict[str, str]:
-    roles = dict.fromkeys(("run", "sweep", "path", "status", "error"), "record")
+    roles = dict.fromkeys(("run", "sweep", "path", "status", "error", "primary", "primary_sign"), "record")
     roles |= dict.fromkeys(format.COSTS, "cost")
     for piece in pieces:
         roles |= {

@@ -369,8 +369,11 @@ def read_constants(path: Path) -> tuple[dict[str, Any], dict[str, Any], int | No
     record = RunRecord(path)
     result = record.result()
     facts = read_facts(path, result)
-    constants = {column_of(name): _plain(value) for each in facts["options"].values() for name, value in each.items()}
+    constants = columns({name: value for each in facts["options"].values() for name, value in each.items()})
     constants["run"] = record.name
+    if primary := facts.get("primary"):
+        constants["primary"] = primary["metric"]
+        constants["primary_sign"] = 1 if primary["higher_is_better"] else -1
     if result is None:
         try:
             status = _read_json(path / STATUS)
@@ -396,8 +399,12 @@ def column_of(option: str) -> str:
     return option.removesuffix(".name")
 
 
-def _plain(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, (list, dict)) else value
+def columns(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with dots as the columns of a frame; a list is JSON text."""
+    return {
+        column_of(name): json.dumps(value) if isinstance(value, (list, dict)) else value
+        for name, value in options.items()
+    }
 
 
 def read_overrides(path: Path) -> list[str]:

@@ -7,7 +7,19 @@ from typing import Any
 
 PLACES = {
     *("runs_dir", "sweep", "budget", "source", "logger", "device", "threads", "replicas", "checkpoint_seconds"),
-    *("progress", "workers", "pack_size", "retries", "retry", "dry_run", "cluster", "data.root", "data.download"),
+    *(
+        "progress",
+        "workers",
+        "pack_size",
+        "retries",
+        "retry",
+        "dry_run",
+        "cluster",
+        "tune",
+        "compare",
+        "data.root",
+        "data.download",
+    ),
 }
 EVALUATES = {"train_samples", "valid_samples", "test_samples", "data.train_evaluated"}
 WATCHES = {"evaluate_every", "evaluate_samples", "basket"}

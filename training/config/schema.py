@@ -190,7 +190,8 @@ class Config:
     """One run (or ``replicas`` runs with the seeds ``seed .. seed + replicas - 1``).
 
     ``source``: whose published numbers stand beside the run's, a key of ``analysis/papers/published.json``; empty:
-    nobody's.
+    nobody's. ``tune``, ``compare``: options, or groups of them, of which the analysis chooses a value on validation, or
+    shows each in a row, whatever it does by default (:mod:`analysis.statistics.settings`).
     """
 
     estimator: Any = option(MISSING, "trains")
@@ -214,6 +215,8 @@ class Config:
     sweep: str = option("main", "places")
     budget: str = option("full", "places")
     source: str = option("jang2017", "places")
+    tune: list[str] = field(default_factory=list, metadata={"role": "places"})
+    compare: list[str] = field(default_factory=list, metadata={"role": "places"})
     device: str = option("auto", "places")
     threads: int = option(1, "places")
     allow_tf32: bool = option(False, "trains")

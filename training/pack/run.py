@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import threading
 import traceback
@@ -194,6 +195,7 @@ def _begin(member: Member, pack: Pack | None = None) -> None:
     facts = identity.facts(member.plan.config)
     if pack is None:
         return member.record.start(config, list(member.plan.overrides), facts)
+    facts["primary"] = dataclasses.asdict(pack.task.primary)
     along = member.state["along"] if member.state and pack.step else None
     member.record.start(config, list(member.plan.overrides), facts, pack.step, along)
 
