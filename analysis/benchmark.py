@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from analysis.records import RunRecord, run_name
+from analysis.records import RunRecord
 
 ESTIMATORS = ("nvil", "darn", "muprop", "straight_through", "gumbel_softmax")
 LOAD = """
@@ -40,7 +40,7 @@ def write_sweep(folder: Path, runs: int, rows: int) -> None:
     noise = random.Random(0)
     for number in range(runs):
         config = _config(ESTIMATORS[number % len(ESTIMATORS)], number // len(ESTIMATORS), rows)
-        record = RunRecord(folder / run_name(config))
+        record = RunRecord(folder / f"run-{number}")
         record.claim.take()
         record.start(yaml.safe_dump(config, sort_keys=False), ["seed=0"])
         lines, row = [], {}

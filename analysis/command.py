@@ -20,7 +20,8 @@ from analysis.output import Parser
 from analysis.papers import reference
 from analysis.papers.layouts import layouts, of_sweeps
 from analysis.papers.layouts import write as write_layout
-from analysis.statistics.summary import COMPARISON, ProtocolsDiffer, as_text, final_rows, summarise_runs
+from analysis.statistics.settings import as_text
+from analysis.statistics.summary import COMPARISON, ProtocolsDiffer, final_rows, summarise_runs
 from analysis.tables import scrutiny
 from analysis.tables import summary as tables
 
@@ -32,16 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="python -m analysis", description="Tables, figures and statuses of a sweep; no run is changed."
     )
-    parser.add_argument("path", type=Path, help="a sweep (runs/NAME), one run, or a folder of sweeps")
+    add_runs(parser)
     parser.add_argument("--output", type=Path, help="where the report is written (default: PATH/report)")
-    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only these runs")
     kept_results = "results kept by --write-reference, shown beside these where protocol, model and budget agree"
     parser.add_argument("--reference", type=Path, action="append", default=[], metavar="DIR", help=kept_results)
     parser.add_argument("--write-reference", type=Path, metavar="DIR", help="keep these results as DIR/reference.json")
     parser.add_argument("--table", choices=sorted(layouts()), help="a paper's layout (default: that of the experiment)")
     options = parser.parse_args(arguments)
     try:
-        kept = read(options.path, options.where)
+        kept = read(options.path, options.where, options.tune, options.compare)
     except ValueError as error:
         return refuse(str(error), NOTHING)
     for sentence in kept.attrs["damaged"]:
@@ -59,6 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return refuse(unwritable(error), NOTHING)
     return code
+
+
+def add_runs(parser: Parser) -> None:
+    """The arguments that say which runs, and how their options are used."""
+    parser.add_argument("path", type=Path, help="a sweep (runs/NAME), one run, or a folder of sweeps")
+    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only these runs")
+    chosen, shown = "choose its value on validation", "a row and a curve for each of its values"
+    parser.add_argument("--tune", action="append", default=[], metavar="OPTION", help=f"{chosen} (also a group: task)")
+    parser.add_argument("--compare", action="append", default=[], metavar="OPTION", help=shown)
 
 
 def report(frame: pd.DataFrame, output: Path, entries: Sequence[dict[str, Any]] = (), table: str | None = None) -> int:
@@ -90,8 +99,11 @@ def report(frame: pd.DataFrame, output: Path, entries: Sequence[dict[str, Any]] 
     return OK
 
 
-def read(path: Path, conditions: Sequence[str]) -> pd.DataFrame:
+def read(path: Path, conditions: Sequence[str], tune: Sequence[str] = (), compare: Sequence[str] = ()) -> pd.DataFrame:
     """The long frame of the runs at ``path`` for which every condition (:func:`where`) holds.
+
+    ``tune`` and ``compare`` name options that are used so (:mod:`analysis.statistics.settings`). Of several evaluations
+    of one state only the last is read, if no condition is about how it was evaluated.
 
     Raises ``ValueError``, with one sentence, if there is none. ``attrs["damaged"]`` tells what could not be read.
     """
@@ -101,8 +113,16 @@ def read(path: Path, conditions: Sequence[str]) -> pd.DataFrame:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the damaged records are in attrs
             frame = records.load(path)
+            if any(
+                frame.attrs["roles"].get(text.partition("=")[0]) in ("evaluates", "protocol") for text in conditions
+            ):
+                frame = records.load(path, superseded=True)
     except FileNotFoundError as error:
         raise ValueError(str(error)) from None
+    for option in (*tune, *compare):
+        if not any(column == option or column.startswith(f"{option}.") for column in map(str, frame)):
+            raise ValueError(f"--tune and --compare take options of the runs, and {option} is none")
+    frame.attrs |= {"tune": tuple(tune), "compare": tuple(compare)}
     kept = where(frame, conditions)
     if kept.empty:
         damaged = "".join(f"damaged, left out: {sentence}\n" for sentence in frame.attrs["damaged"])

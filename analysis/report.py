@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.command import DIFFERENT, NOTHING, OK, read, refuse, unwritable
+from analysis.command import DIFFERENT, NOTHING, OK, add_runs, read, refuse, unwritable
 from analysis.output import Parser, run
 from analysis.page.data import page_data
 from analysis.statistics.summary import ProtocolsDiffer
@@ -29,12 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m analysis.report",
         description="An interactive page of a sweep, one HTML file; no run is changed.",
     )
-    parser.add_argument("path", type=Path, help="a sweep (runs/NAME), one run, or a folder of sweeps")
+    add_runs(parser)
     parser.add_argument("--output", type=Path, help="the file to write (default: PATH/report/report.html)")
-    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only these runs")
     options = parser.parse_args(arguments)
     try:
-        frame = read(options.path, options.where)
+        frame = read(options.path, options.where, options.tune, options.compare)
         output = options.output or options.path / "report" / "report.html"
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(page(frame, output.parent), encoding="utf-8")

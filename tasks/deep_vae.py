@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks import bounds, enumeration
+from tasks.base import Primary, primary_bound
 from tasks.bounds import RandomStreams
 from tasks.datasets import Dataset
 from tasks.kl import KLS, check_prior_temperature, for_log_q, kl_beside
@@ -160,6 +161,11 @@ class DeepVAE(nn.Module):
             ValueError: for ``kl=relaxed`` with an estimator whose samples have no Concrete density.
         """
         return kl_beside(estimator, self.kl)
+
+    @property
+    def primary(self) -> Primary:
+        """By which runs are compared."""
+        return primary_bound(self.data.test.levels == 1)
 
     def protocol(self) -> dict[str, Any]:
         """What an evaluation of this task depends on; numbers of different protocols must not be compared."""

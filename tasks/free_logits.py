@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tasks.base import Primary
 from tasks.bounds import RandomStreams
 from tasks.datasets import Dataset
 from tasks.latents import latents_of
@@ -92,6 +93,11 @@ class FreeLogits(nn.Module, ABC):
     def kl_for(self, estimator: Callable[..., Tensor]) -> str:
         """There is none."""
         return "none"
+
+    @property
+    def primary(self) -> Primary:
+        """By which runs are compared: the negative expected loss."""
+        return Primary("value")
 
     def protocol(self) -> dict[str, Any]:
         """What an evaluation depends on; a tensor ``[replicas]`` has a number for each run."""

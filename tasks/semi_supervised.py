@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks import bounds
+from tasks.base import Primary, primary_bound
 from tasks.bounds import RandomStreams
 from tasks.chunks import intensities
 from tasks.datasets import Dataset
@@ -138,6 +139,11 @@ class SemiSupervised(nn.Module):
     def encoder_parameters(self) -> list[nn.Parameter]:
         """The parameters whose gradient variance is reported: those of q(y|x)."""
         return list(self.classifier.parameters())
+
+    @property
+    def primary(self) -> Primary:
+        """By which runs are compared."""
+        return primary_bound(self.data.test.levels == 1)
 
     def protocol(self) -> dict[str, Any]:
         """What an evaluation of this task depends on; numbers of different protocols must not be compared."""

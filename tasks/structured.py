@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks import bounds, enumeration
+from tasks.base import Primary, primary_bound
 from tasks.bounds import RandomStreams
 from tasks.datasets import Dataset
 from tasks.latents import Bernoulli, Categorical, latents_of
@@ -100,6 +101,11 @@ class StructuredPrediction(nn.Module):
     def kl_for(self, estimator: Callable[..., Tensor]) -> str:
         """There is none."""
         return "none"
+
+    @property
+    def primary(self) -> Primary:
+        """By which runs are compared."""
+        return primary_bound(self.data.test.levels == 1)
 
     def protocol(self) -> dict[str, Any]:
         """What an evaluation of this task depends on; numbers of different protocols must not be compared."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks import bounds, enumeration
+from tasks.base import Primary, primary_bound
 from tasks.bounds import RandomStreams
 from tasks.datasets import Dataset
 from tasks.kl import KLS, check_prior_temperature, for_log_q, kl_beside
@@ -124,6 +125,11 @@ class VAE(nn.Module):
     def encoder_parameters(self) -> list[nn.Parameter]:
         """The parameters whose gradient variance is reported."""
         return list(self.encoder.parameters())
+
+    @property
+    def primary(self) -> Primary:
+        """By which runs are compared."""
+        return primary_bound(bool(self.likelihood.density) or self.data.test.levels == 1)
 
     def protocol(self) -> dict[str, Any]:
         """What an evaluation of this task depends on; numbers of different protocols must not be compared."""

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from analysis.records import IMAGES, RunRecord, run_name
+from analysis.records import IMAGES, RunRecord
+from training.config.identity import facts, run_name
 
 PROTOCOL = {
     "data": "binarized_mnist",
@@ -65,7 +66,7 @@ def write_run(
     config = config or make_config()
     record = RunRecord(sweep / run_name(config))
     assert record.claim.take()
-    record.start(yaml.safe_dump(config), [])
+    record.start(yaml.safe_dump(config), [], facts(config))
     kind = "pseudo_" if pseudo else ""
     last = 0
     for number in range(1, steps + 1):

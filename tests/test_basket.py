@@ -9,12 +9,12 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from estimators.exact import enumerate_states
-from training import basket
-from training.basket import Point
 from training.config import schema
 from training.config.plan import replicated
 from training.errors import UserError
-from training.pack.pack import Pack
+from training.gradients import basket
+from training.gradients.basket import Point
+from training.pack.build import build
 from training.pack.run import train_runs
 from training.progress import PackLine
 
@@ -37,7 +37,7 @@ def measure(pack, estimators, **settings):
 
 
 def trained(steps, *overrides, seed=3):
-    pack = Pack([config(*overrides, f"seed={seed}")], CPU)
+    pack = build([config(*overrides, f"seed={seed}")], CPU)
     for _ in range(steps):
         pack.train_step()
     return pack
@@ -119,7 +119,7 @@ def test_mistakes_are_explained(small, tmp_path):
     with pytest.raises(UserError, match="not a run's directory"):
         basket.load_run(tmp_path, CPU)
     with pytest.raises(UserError, match="task=toy has no option kl"):
-        Point(Pack([config("task=toy", "data=none")], CPU), kl="sampled")
+        Point(build([config("task=toy", "data=none")], CPU), kl="sampled")
 
 
 def test_the_command_measures_at_a_checkpoint(tmp_path, capsys):

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.config import schema
 from training.errors import UserError
-from training.pack.pack import Pack
+from training.pack.build import build
 from training.replicas.streams import STEPS_PER_BLOCK, BlockSource, Streams
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def pack(*overrides, seeds=(0, 1), device=CPU):
     with initialize_config_module("conf", version_base="1.3"):
         small = ["task.latents=5", "batch_size=20", "optimizer.lr=1e-3", *overrides]
         config = OmegaConf.to_container(compose("config", overrides=small), resolve=True)
-    return Pack([{**config, "seed": seed} for seed in seeds], device)
+    return build([{**config, "seed": seed} for seed in seeds], device)
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_learning_rates_of_many_replicas_on_a_gpu():
     for seed in range(12):
         (config,) = pack(f"optimizer.lr={1e-4 * (seed + 1)}", seeds=(seed,)).configs
         configs.append(config)
-    together, alone = Pack(configs, device), Pack(configs[9:10], device)
+    together, alone = build(configs, device), build(configs[9:10], device)
     for _ in range(10):
         assert torch.allclose(together.train_step()[9], alone.train_step()[0], rtol=1e-4)
     assert together.optimizer._numbers and not alone.optimizer._numbers

@@ -14,7 +14,7 @@ from training.config import schema
 from training.config.plan import replicated
 from training.devices import pick_device
 from training.errors import explained
-from training.pack.pack import Pack
+from training.pack.build import build
 
 ROOT = Path(__file__).parents[1]
 FAST = ["steps=10", "evaluate_every=10", "test_samples=1", "valid_samples=1", "progress=false", "task.latents=4"]
@@ -126,5 +126,5 @@ def test_exact_trains_where_it_can_enumerate():
     with initialize_config_module("conf", version_base="1.3"):
         composed = compose("config", overrides=["estimator=exact", "task.latents=4", "steps=1"])
     (run,) = replicated(OmegaConf.to_container(composed, resolve=True))
-    pack = Pack([run.config], pick_device("cpu"))
+    pack = build([run.config], pick_device("cpu"))
     assert pack.train_step().isfinite().all()

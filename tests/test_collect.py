@@ -82,7 +82,7 @@ def plainly(path):
     table = []
     for run in records.find_runs(path):
         try:
-            constants, _ = records.read_constants(run)
+            constants, *_ = records.read_constants(run)
             rows = records.read_metrics(run / METRICS)
         except records.DamagedRecord:
             continue
@@ -130,7 +130,7 @@ def test_a_sweep_that_goes_on_is_the_same_as_read_anew(sweep, tmp_path, seed):
 
 
 def test_only_changed_runs_are_read_again(sweep, monkeypatch):
-    paths = [write_run(sweep, make_config(seed=seed)) for seed in range(4)]
+    paths = [write_run(sweep, make_config(seed=seed), status="running") for seed in range(4)]
     load(sweep)
     read = []
     real = collect.read_piece
@@ -222,7 +222,7 @@ def test_several_processes_at_once(sweep):
     for seed in range(20):
         write_run(sweep, make_config(seed=seed), steps=20)
     code = (
-        "import sys, pandas as pd; from analysis import collect; from analysis.records import load\n"
+        "import sys, pandas as pd; from analysis.records import collect; from analysis.records import load\n"
         "collect.WORTH, collect.SETTLED = 0, -3600.0\n"
         "for _ in range(3):\n"
         "    frame = load(sys.argv[1])\n"

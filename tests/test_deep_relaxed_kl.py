@@ -15,8 +15,8 @@ from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 from estimators import GumbelSoftmax
 from tasks import VAE, DeepVAE
 from training.errors import UserError
+from training.pack.build import build
 from training.pack.loop import evaluate, summary
-from training.pack.pack import Pack
 from training.replicas.streams import Streams
 
 CPU = torch.device("cpu")
@@ -96,7 +96,7 @@ def test_replicas_with_temperatures_of_their_own_train_as_alone(prior_temperatur
     variants = [
         replica(job, s, own, p) for s, (own, p) in enumerate(zip((2 / 3, 1.0), prior_temperatures, strict=True))
     ]
-    together, solos = Pack(variants, CPU), [Pack([variant], CPU) for variant in variants]
+    together, solos = build(variants, CPU), [build([variant], CPU) for variant in variants]
     for _ in range(6):
         losses = together.train_step()
         for r, solo in enumerate(solos):

@@ -15,8 +15,8 @@ from tasks import VAE, DeepVAE
 from tasks.datasets import load_dataset
 from training.config import validity
 from training.errors import UserError
+from training.pack.build import build
 from training.pack.loop import evaluate, summary
-from training.pack.pack import Pack
 from training.replicas.streams import Streams
 
 CPU = torch.device("cpu")
@@ -341,7 +341,7 @@ def test_options_out_of_range(options, sentence):
 
 def pack(*overrides, task="deep_vae_bernoulli", seeds=(4,)):
     job = config(*TASKS[task], "batch_size=8", "optimizer.lr=1e-3", *overrides)
-    return Pack([{**job, "seed": seed} for seed in seeds], CPU)
+    return build([{**job, "seed": seed} for seed in seeds], CPU)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -376,9 +376,9 @@ def test_what_does_not_nest_is_refused_unless_there_is_one_layer():
     two = config(*TASKS["deep_vae_bernoulli"], "estimator=vimco")
     assert "does not nest: with the 2 layers of task=deep_vae_bernoulli" in validity.against(two)
     one = config(*TASKS["deep_vae_bernoulli"], "task.layers=1", "estimator=vimco")
-    assert validity.against(one) is None and Pack([one], CPU).train_step().isfinite().all()
+    assert validity.against(one) is None and build([one], CPU).train_step().isfinite().all()
     with pytest.raises(UserError, match="on data=none: the task needs images"):
-        Pack([config("task=deep_vae_bernoulli", "data=none")], CPU)
+        build([config("task=deep_vae_bernoulli", "data=none")], CPU)
     with pytest.raises(ValueError, match="the VAE tasks need images: data=none has none"):
         DeepVAE(load_dataset("none"), Streams([0]))
 

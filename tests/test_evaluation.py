@@ -17,7 +17,7 @@ from tasks import bounds, chunks, enumeration, latents
 from tasks.datasets import DataError, load_dataset
 from tasks.latents import latents_of
 from tasks.likelihoods import bernoulli_log_prob_
-from training.pack.pack import Pack
+from training.pack.build import build
 from training.replicas.streams import Streams
 
 SAME = 200
@@ -239,7 +239,7 @@ def test_a_learned_prior_improves_the_bound_on_digits():
     found = {}
     for prior in ("uniform", "learned"):
         job = config("task.latents=10", f"task.prior={prior}", "estimator=rloo", "optimizer.lr=1e-2")
-        pack = Pack([{**job, "seed": seed} for seed in range(5)], torch.device("cpu"))
+        pack = build([{**job, "seed": seed} for seed in range(5)], torch.device("cpu"))
         for _ in range(4000):
             pack.train_step()
         found[prior] = pack.task.evaluate("test", 100, details=True)

@@ -13,7 +13,7 @@ from training.config import schema, validity
 from training.config.plan import RunPlan
 from training.errors import UserError
 from training.pack import checkpoints
-from training.pack.pack import Pack
+from training.pack.build import build
 from training.pack.run import train_runs
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -66,11 +66,11 @@ def test_a_task_with_every_estimator(task, tmp_path):
         if reason := validity.against(config):
             assert any(known in reason for known in REASONS), f"{estimator} {reason}"
             with pytest.raises(UserError, match="estimator="):
-                Pack([config], torch.device("cpu"))
+                build([config], torch.device("cpu"))
             continue
         expected.append(estimator)
         train_runs([whole], lambda event: None, solo=True)
-        pack, record = Pack([config], torch.device("cpu")), parts.record
+        pack, record = build([config], torch.device("cpu")), parts.record
         assert record.claim.take()
         record.start("", [])
         pack.train_step()

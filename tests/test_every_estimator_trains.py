@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 import estimators
 from training.config import schema
 from training.errors import UserError
+from training.pack.build import build
 from training.pack.loop import evaluate, summary
-from training.pack.pack import Pack
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "estimator").glob("*.yaml"))
 TASKS = {
@@ -28,7 +28,7 @@ def pack(name, task, seeds):
     with initialize_config_module("conf", version_base="1.3"):
         overrides = [f"estimator={name}", *TASKS[task], "batch_size=20", "optimizer.lr=1e-3", "test_samples=2"]
         config = OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
-    return Pack([{**config, "seed": seed} for seed in seeds], torch.device("cpu"))
+    return build([{**config, "seed": seed} for seed in seeds], torch.device("cpu"))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -86,7 +86,7 @@ def test_an_estimator_of_ones_own_without_a_schema():
         config = OmegaConf.to_container(compose("config", overrides=["task.latents=4"]), resolve=True)
     own = {"name": "constant_baseline", "_target_": f"{__name__}.ConstantBaseline", "constant": 30.0}
     packs = [
-        Pack([{**config, "estimator": own, "seed": s} for s in seeds], torch.device("cpu")) for seeds in ([1, 2], [2])
+        build([{**config, "estimator": own, "seed": s} for s in seeds], torch.device("cpu")) for seeds in ([1, 2], [2])
     ]
     for _ in range(5):
         together, alone = (pack.train_step() for pack in packs)

@@ -11,8 +11,8 @@ from analysis.papers.published import published
 from analysis.records import flat_config
 from training.config import validity
 from training.config.plan import runs_of_command, structure
+from training.pack.build import build
 from training.pack.loop import evaluate, summary
-from training.pack.pack import Pack
 
 FOLDER = Path(__file__).parents[1] / "conf" / "experiment"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -84,7 +84,7 @@ def test_each_kind_of_its_runs_trains(name):
         if structure(config) in tried or validity.against(config):
             continue
         tried.add(structure(config))
-        pack = Pack([config], torch.device("cpu"))
+        pack = build([config], torch.device("cpu"))
         for _ in range(2):
             assert pack.train_step().isfinite().all(), run.label
         kind = (config["task"]["name"], config["task"].get("likelihood"), config["task"].get("layers"))

@@ -15,7 +15,7 @@ from analysis import records
 from training import basket
 from training.errors import UserError
 from training.pack import loop
-from training.pack.pack import Pack
+from training.pack.build import build
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def hostile(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected():
     """The gradient variance of the code of this checkout, in this process."""
-    pack = Pack([config(*TOY)], CPU)
+    pack = build([config(*TOY)], CPU)
     for _ in range(200):
         pack.train_step()
     (value,) = pack.variance.value().tolist()

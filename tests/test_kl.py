@@ -17,7 +17,7 @@ from estimators import METHODS, RELAX, VIMCO, Exact, GumbelSoftmax, MuProp, Stra
 from tasks import VAE, SemiSupervised
 from tasks.kl import for_log_q, kl_beside
 from training.basket import Point, measure
-from training.pack.pack import Pack
+from training.pack.build import build
 from training.replicas.streams import Streams
 
 DRAWS = 1500
@@ -135,7 +135,7 @@ def test_auto_has_less_variance_at_a_trained_point():
     """DisARM and RLOO on 50 bits of the digits have a ninth and a fifth of the analytic KL's variance after 1500 steps.
 
     Half of it is many standard errors away (60 draws each): false alarms below 1e-6."""
-    pack = Pack([config("estimator=disarm", "task.latents=50", "seed=3")], torch.device("cpu"))
+    pack = build([config("estimator=disarm", "task.latents=50", "seed=3")], torch.device("cpu"))
     for _ in range(1500):
         pack.train_step()
     found = {}
@@ -149,7 +149,7 @@ def test_auto_has_less_variance_at_a_trained_point():
 
 def test_a_sampled_kl_adds_no_variance_to_straight_through():
     """50 bits on the digits after 1500 steps: the ratio of the variances is 1 where it was 24 and more."""
-    pack = Pack([config("estimator=straight_through", "task.latents=50", "seed=3")], torch.device("cpu"))
+    pack = build([config("estimator=straight_through", "task.latents=50", "seed=3")], torch.device("cpu"))
     for _ in range(1500):
         pack.train_step()
     variance = {}

@@ -19,8 +19,8 @@ from tasks.likelihoods import VARIANCE_FLOOR, Gaussian, VonMisesFisher
 from tasks.von_mises_fisher import LogNormaliser
 from training.config import schema, validity
 from training.errors import UserError
+from training.pack.build import build
 from training.pack.loop import evaluate, summary
-from training.pack.pack import Pack
 from training.replicas.streams import Streams
 
 DENSITIES = ("gaussian", "von_mises_fisher")
@@ -298,7 +298,7 @@ def test_training_alone_and_in_a_pack(likelihood, estimator):
     """Two steps, from a checkpoint on, and a record; the likelihood's parameter is each replica's own."""
     own = config(f"estimator={estimator}", *TASKS[likelihood], *ON_DIGITS, "optimizer.lr=1e-2")
     together, alone = (
-        Pack([{**own, "seed": seed} for seed in seeds], torch.device("cpu")) for seeds in ([3, 4, 5], [4])
+        build([{**own, "seed": seed} for seed in seeds], torch.device("cpu")) for seeds in ([3, 4, 5], [4])
     )
     before = [parameter.detach().clone() for parameter in alone.task.likelihood.parameters()]
     for _ in range(2):
@@ -307,7 +307,7 @@ def test_training_alone_and_in_a_pack(likelihood, estimator):
     for ours, theirs in zip(alone.parameters, together.parameters, strict=True):
         assert torch.allclose(ours[0], theirs[1], rtol=1e-2, atol=1e-4)
     assert all((now != then).any() for now, then in zip(alone.task.likelihood.parameters(), before, strict=True))
-    again = Pack(alone.configs, alone.device)
+    again = build(alone.configs, alone.device)
     again.restore([alone.state(0)])
     assert torch.equal(again.train_step(), alone.train_step())
     (row,) = evaluate(alone, last=True)
@@ -320,7 +320,7 @@ def test_training_alone_and_in_a_pack(likelihood, estimator):
 
 def test_each_replica_has_the_concentration_of_its_config():
     packs = [
-        Pack(
+        build(
             [config(*TASKS["von_mises_fisher"], *ON_DIGITS, f"task.concentration={k}") for k in own],
             torch.device("cpu"),
         )
@@ -352,7 +352,7 @@ def test_a_short_training_beats_the_best_constant(likelihood):
     """On the test split, as a bound; 600 steps at a high rate. The margins seen are 10 and 14 nats."""
     own = config("estimator=rloo", f"task.likelihood={likelihood}", "data.binarization=none", "task.latents=30")
     own["task"]["output_bias"], own["optimizer"]["lr"] = "data_mean", 1e-2
-    pack = Pack([own], torch.device("cpu"))
+    pack = build([own], torch.device("cpu"))
     start = pack.task.evaluate("test", 10)["bound"].item()
     for _ in range(600):
         pack.train_step()

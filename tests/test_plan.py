@@ -15,10 +15,10 @@ from omegaconf import OmegaConf
 from test_cli import call
 
 from analysis import records
-from training.config import schema
-from training.config.plan import packs_of, runs_of, structure
+from training.config import identity, schema
+from training.config.plan import RunPlan, packs_of, runs_of, structure
 from training.errors import UserError
-from training.pack.pack import Pack
+from training.pack.build import build
 from training.sweep import scheduler as sweep
 
 CPU = torch.device("cpu")
@@ -76,9 +76,9 @@ def test_runs_have_the_configs_that_hydra_composes(composer, arguments):
     got = runs_of_sweep(*arguments)
     seeds = [config["seed"] + r for config in expected for r in range(config["replicas"])]
     assert [run.config["seed"] for run in got] == seeds
-    by_name = {run.name: run for run in got}
+    by_key = {run.key: run for run in got}
     for config in expected:
-        run = by_name[records.run_name(config | {"replicas": 1})]
+        run = by_key[RunPlan(config | {"replicas": 1}).key]
         assert run.config == config | {"replicas": 1}
 
 
@@ -98,7 +98,7 @@ def test_what_differs_in_numbers_is_one_pack(composer):
     assert [len(pack) for pack in packs] == [48, 48]
     for pack in packs:
         assert len({run.config["task"]["name"] for run in pack}) == 1
-        built = Pack([run.config for run in pack], CPU)
+        built = build([run.config for run in pack], CPU)
         assert built.train_step().isfinite().all()
     apart = runs("steps=4,5") + runs("batch_size=7") + runs("task.hidden=[3]") + runs("estimator=nvil")
     assert len(packs_of(apart, workers=1, largest=1000)) == 5
@@ -133,9 +133,9 @@ def test_a_plan_says_what_is_done_skipped_and_left(composer, tmp_path):
     def finish(run, status="finished"):
         record = run.record
         assert record.claim.take()
-        record.start(yaml.safe_dump(run.config), [])
-        record.append({"step": 4})
-        record.finish({"status": status, "step": 4, "protocol": {}})
+        record.start(yaml.safe_dump(run.config), [], identity.facts(run.config))
+        record.append({"step": run.target.steps})
+        record.finish({"status": status, "step": run.target.steps, "evaluation": run.target.evaluation})
         record.claim.release()
         return record
 
@@ -169,9 +169,9 @@ def test_a_damaged_record_is_named_and_its_run_redone(composer, tmp_path, file, 
     (run,) = composer[0](f"runs_dir={tmp_path}", "device=cpu", "workers=1")
     record = run.record
     record.claim.take()
-    record.start(yaml.safe_dump(run.config), [])
-    record.append({"step": 4})
-    record.finish({"status": "finished", "step": 4, "protocol": {}})
+    record.start(yaml.safe_dump(run.config), [], identity.facts(run.config))
+    record.append({"step": run.target.steps})
+    record.finish({"status": "finished", "step": run.target.steps, "evaluation": run.target.evaluation})
     assert sweep.make_plan([run]).todo == 0
     whole = (run.path / file).read_bytes()
     if content is None:
@@ -201,7 +201,7 @@ def test_odd_values_become_one_run_with_a_sane_name(composer, tmp_path, value):
     assert run.config["estimator"]["name"] == value
     assert run.path.parent == tmp_path / "main" and len(run.path.name) < 160 and run.path.name.isascii()
     run.path.mkdir(parents=True)
-    run.record.start(yaml.safe_dump(run.config), list(run.overrides))
+    run.record.start(yaml.safe_dump(run.config), list(run.overrides), identity.facts(run.config))
     assert yaml.safe_load((run.path / records.OVERRIDES).read_text()) == list(run.overrides)
     frame = records.load(tmp_path)
     assert frame["estimator"].tolist() == [value]

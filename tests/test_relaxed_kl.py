@@ -18,7 +18,7 @@ from tasks.datasets import Dataset, Split
 from training.config import schema
 from training.config.plan import replicated
 from training.errors import UserError
-from training.pack.pack import Pack
+from training.pack.build import build
 from training.pack.run import train_runs
 from training.progress import PackLine
 from training.replicas.streams import Streams
@@ -304,12 +304,12 @@ def test_replicas_with_temperatures_of_their_own_train_as_alone(task, prior, tem
         replica(job, seed, own, of_prior)
         for seed, (own, of_prior) in enumerate(zip((2 / 3, 1.0, 0.3), temperatures, strict=True))
     ]
-    together, solos = Pack(variants, CPU), [Pack([variant], CPU) for variant in variants]
+    together, solos = build(variants, CPU), [build([variant], CPU) for variant in variants]
     for _ in range(30):
         losses = together.train_step()
         for r, solo in enumerate(solos):
             assert torch.allclose(solo.train_step()[0], losses[r], rtol=1e-4)
-    again = Pack(variants[1:2], CPU)
+    again = build(variants[1:2], CPU)
     again.restore([together.state(1)])
     assert torch.allclose(again.train_step()[0], together.train_step()[1], rtol=1e-4)
     if prior == "learned":
@@ -336,12 +336,12 @@ def test_mistakes_are_told_before_anything_trains(tmp_path):
     assert not list(tmp_path.rglob("*.json")) and not list(tmp_path.rglob("*.pt"))
     job = config("task.kl=relaxed", "task.latents=2")
     with pytest.raises(UserError, match="task.prior_temperature is null in some runs of a pack and a number in others"):
-        Pack([replica(job, 0, 1.0, None), replica(job, 1, 1.0, 0.5)], CPU)
+        build([replica(job, 0, 1.0, None), replica(job, 1, 1.0, 0.5)], CPU)
 
 
 def test_a_divergence_with_the_relaxed_kl_is_told():
     """The estimator's sample and density are used, not its call, so nothing sees the logits."""
-    ours = Pack([config("task.kl=relaxed", "task.latents=3")], CPU)
+    ours = build([config("task.kl=relaxed", "task.latents=3")], CPU)
     with torch.no_grad():
         ours.task.encoder.weights[0][0] = torch.inf
     ours.train_step()

@@ -14,7 +14,7 @@ from estimators import NVIL, REBAR, REINFORCE, RLOO, VIMCO, Exact, GumbelSoftmax
 from tasks import SemiSupervised
 from tasks.datasets import Dataset, Split
 from training.config import schema, validity
-from training.pack.pack import Pack
+from training.pack.build import build
 from training.replicas.streams import Streams
 
 CPU = torch.device("cpu")
@@ -207,7 +207,7 @@ def test_no_other_label_is_read():
 
     def trained(change, **images):
         own = replace(given, train=replace(given.train, labels=given.train.labels.clone()))
-        pack = Pack([job | images.pop("config", {})], CPU, own)
+        pack = build([job | images.pop("config", {})], CPU, own)
         change(pack, own)
         return [pack.train_step().item() for _ in range(4)]
 
@@ -254,7 +254,7 @@ def test_a_separable_problem_is_learned_from_few_labels(estimator):
     own = ["task.labelled=6", "task.categories=3", "task.style=2", "task.hidden=[16]", "optimizer.lr=1e-2"]
     job = digits(f"estimator={estimator}", *own, "data.binarization=static", batch_size=50)
     job["data"]["name"] = given.name
-    pack = Pack([job], CPU, given)
+    pack = build([job], CPU, given)
     for _ in range(200):
         pack.train_step()
     found = pack.task.evaluate("test", 3)

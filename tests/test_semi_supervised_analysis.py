@@ -19,7 +19,7 @@ BASELINE = (75.0, 78.0, 78.0)
 
 
 def write(sweep, task, estimator, seed, accuracy, valid, alpha=1.0, images=False):
-    config = make_config(estimator, task, "mnist", seed, task__alpha=alpha)
+    config = make_config(estimator, task, "mnist", seed, task__alpha=alpha, tune=["task.alpha"])
 
     def row(step):
         return {"valid_accuracy": valid, **({"test_accuracy": accuracy} if step == 1000 else {})}

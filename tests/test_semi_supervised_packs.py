@@ -10,12 +10,12 @@ from test_semi_supervised import CPU, digits
 
 from analysis import records
 from analysis.statistics import summary as statistics
-from training import basket
 from training.config import validity
 from training.config.plan import RunPlan
 from training.errors import UserError
+from training.gradients import basket
+from training.pack.build import build
 from training.pack.loop import evaluate, summary
-from training.pack.pack import Pack
 from training.pack.run import train_runs
 from training.progress import PackLine
 from training.sweep import scheduler as sweep
@@ -23,7 +23,7 @@ from training.sweep import scheduler as sweep
 
 def pack(*overrides, seeds=(4,)):
     job = digits(*overrides)
-    return Pack([{**job, "seed": seed} for seed in seeds], CPU)
+    return build([{**job, "seed": seed} for seed in seeds], CPU)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,11 +83,11 @@ def test_noise_in_blocks_alone_and_resumed(in_blocks):  # noqa: F811
 
 def test_a_weight_for_each_replica():
     jobs = [digits(f"task.alpha={alpha}") for alpha in (0.0, 5.0)]
-    together = Pack(jobs, CPU)
+    together = build(jobs, CPU)
     for _ in range(3):
         losses = together.train_step()
     for job, loss in zip(jobs, losses, strict=True):
-        alone = Pack([job], CPU)
+        alone = build([job], CPU)
         for _ in range(3):
             own = alone.train_step()
         assert torch.allclose(own[0], loss, rtol=1e-4)

@@ -11,7 +11,7 @@ from estimators.memory import Allocations
 from tasks.latents import once
 from tasks.likelihoods import bernoulli_nats
 from training.config import validity
-from training.pack.pack import Pack
+from training.pack.build import build
 
 FAMILY = {"8x4": (8, 4), "4x24": (4, 24), "8x16": (8, 16), "16x12": (16, 12), "64x8": (64, 8), "10x30": (10, 30)}
 """Categories x latents (ReinMax, arXiv 2304.08612)."""
@@ -29,7 +29,7 @@ def job(size, *overrides):
 
 
 def trained(*arguments):
-    pack = Pack([job(*arguments, "task=vae_categorical", "optimizer.lr=5e-4")], torch.device("cpu"))
+    pack = build([job(*arguments, "task=vae_categorical", "optimizer.lr=5e-4")], torch.device("cpu"))
     return pack, [pack.train_step().item() for _ in range(2)]
 
 

@@ -17,12 +17,12 @@ from estimators import NVIL, REBAR, REINFORCE, RLOO, VIMCO, DisARM, Exact, Gumbe
 from estimators.exact import enumerate_states
 from tasks import StructuredPrediction
 from tasks.datasets import load_dataset
-from training import basket
 from training.config import validity
 from training.config.plan import RunPlan
 from training.errors import UserError
+from training.gradients import basket
+from training.pack.build import build
 from training.pack.loop import evaluate, summary
-from training.pack.pack import Pack
 from training.pack.run import train_runs
 from training.progress import PackLine
 from training.replicas.streams import Streams
@@ -219,7 +219,7 @@ def test_evaluation_refuses_no_samples_and_unknown_splits():
 
 def pack(*overrides, task="sbn_bernoulli", seeds=(4,)):
     job = config(*TASKS[task], "batch_size=8", "optimizer.lr=1e-3", *overrides)
-    return Pack([{**job, "seed": seed} for seed in seeds], CPU)
+    return build([{**job, "seed": seed} for seed in seeds], CPU)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -302,14 +302,14 @@ def test_what_does_not_nest_is_skipped_and_said():
     plan = sweep.make_plan([RunPlan(two)])
     assert plan.todo == 0 and any("1 run skipped: vimco: trains a multi-sample bound" in line for line in plan.lines())
     one = config(*TASKS["sbn_bernoulli"], "task.layers=1", "estimator=vimco")
-    assert validity.against(one) is None and Pack([one], CPU).train_step().isfinite().all()
+    assert validity.against(one) is None and build([one], CPU).train_step().isfinite().all()
     many = config("task=sbn_categorical", "task.latents=3", "task.categories=10", "estimator=exact")
     assert "would enumerate the 10**6 joint states" in validity.against(many)
     with pytest.raises(UserError, match=r"estimator=exact would enumerate the 10\*\*6 joint states"):
-        Pack([many], CPU)
+        build([many], CPU)
     assert validity.against(config("task=sbn_bernoulli", "task.latents=4", "estimator=exact")) is None
     with pytest.raises(UserError, match="on data=none: the task needs images"):
-        Pack([config("task=sbn_bernoulli", "data=none")], CPU)
+        build([config("task=sbn_bernoulli", "data=none")], CPU)
     with pytest.raises(ValueError, match="needs images of at least two rows: data=none has 0"):
         StructuredPrediction(load_dataset("none"), Streams([0]))
 

@@ -9,7 +9,7 @@ from analysis.statistics import summary as statistics
 from estimators import Exact
 from training.config.plan import RunPlan
 from training.errors import UserError
-from training.pack.pack import Pack
+from training.pack.build import build
 from training.pack.run import train_runs
 from training.progress import PackLine
 
@@ -19,7 +19,7 @@ TOY = ["task=toy", "data=none", "task.latents=1", "batch_size=1"]
 
 def pack(*overrides, replicas=1, **settings):
     job = config(*TOY, *overrides, **settings)
-    return Pack([{**job, "seed": seed} for seed in range(replicas)], CPU)
+    return build([{**job, "seed": seed} for seed in range(replicas)], CPU)
 
 
 @pytest.mark.parametrize("latents", [1, 3])
@@ -48,7 +48,7 @@ def test_unbiased_estimators_find_the_optimum_and_straight_through_does_not():
 
 def test_each_replica_has_its_target_and_trains_as_alone():
     jobs = [config(*TOY, "estimator=rebar", f"task.target={target}") for target in (0.2, 0.8)]
-    together, alone = Pack(jobs, CPU), [Pack([job], CPU) for job in jobs]
+    together, alone = build(jobs, CPU), [build([job], CPU) for job in jobs]
     for _ in range(20):
         losses = together.train_step()
         for r, solo in enumerate(alone):
@@ -75,4 +75,4 @@ def test_a_run_of_the_toy_is_recorded_and_analysed(tmp_path):
 )
 def test_mistakes_are_one_sentence(overrides, words):
     with pytest.raises(UserError, match=words):
-        Pack([config(*overrides)], CPU)
+        build([config(*overrides)], CPU)

@@ -18,8 +18,8 @@ from estimators.memory import Allocations
 from training.config import schema
 from training.config.plan import RunPlan
 from training.errors import UserError
+from training.pack.build import build
 from training.pack.loop import summary
-from training.pack.pack import Pack
 from training.pack.run import train_runs
 from training.progress import PackLine
 from training.sweep import estimate
@@ -47,7 +47,7 @@ def config(*overrides, **settings):
 
 def pack(*overrides, replicas=1, **settings):
     job = config(*overrides, **settings)
-    return Pack([{**job, "seed": seed} for seed in range(replicas)], CPU)
+    return build([{**job, "seed": seed} for seed in range(replicas)], CPU)
 
 
 def task(*overrides, replicas=1):
@@ -188,11 +188,11 @@ def test_the_initial_logits_are_each_seeds_own():
 @pytest.mark.parametrize("overrides", PROBLEMS, ids=" ".join)
 def test_alone_in_a_pack_and_resumed_give_the_same(overrides):
     estimator = "estimator=rebar"
-    together, alone = pack(*overrides, estimator, replicas=3), Pack([config(*overrides, estimator, seed=1)], CPU)
+    together, alone = pack(*overrides, estimator, replicas=3), build([config(*overrides, estimator, seed=1)], CPU)
     for _ in range(20):
         losses = together.train_step()
         torch.testing.assert_close(alone.train_step()[0], losses[1], rtol=1e-4, atol=1e-6)
-    again = Pack([config(*overrides, estimator, seed=1)], CPU)
+    again = build([config(*overrides, estimator, seed=1)], CPU)
     again.restore([alone.state(0)])
     for _ in range(5):
         assert torch.equal(again.train_step(), alone.train_step())
@@ -202,7 +202,7 @@ def test_runs_record_their_own_optimum_and_different_problems_are_not_ranked(tmp
     jobs = [
         config("task=toy", "estimator=rloo", f"task.target={target}", runs_dir=str(tmp_path)) for target in (0.2, 0.4)
     ]
-    together = Pack(jobs, CPU)
+    together = build(jobs, CPU)
     recorded = [summary(together, r, "finished", {})["protocol"] for r in range(2)]
     assert [(p["target"], p["exponent"], p["optimum"]) for p in recorded] == [(0.2, 2.0, 0.04), (0.4, 2.0, 0.16)]
     train_runs([RunPlan(job) for job in jobs], PackLine(False), solo=True)
@@ -233,7 +233,7 @@ def test_runs_record_their_own_optimum_and_different_problems_are_not_ranked(tmp
 )
 def test_mistakes_are_one_sentence(overrides, words):
     with pytest.raises(UserError, match=words) as caught:
-        Pack([config(*overrides)], CPU)
+        build([config(*overrides)], CPU)
     assert "\n" not in str(caught.value)
 
 

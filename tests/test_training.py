@@ -13,8 +13,10 @@ from omegaconf import OmegaConf
 
 from analysis import records
 from training.config import schema
+from training.config.identity import run_name
 from training.config.plan import RunPlan, replicated
 from training.errors import UserError
+from training.pack.build import build
 from training.pack.pack import Pack
 from training.pack.run import train_runs
 from training.progress import PackLine
@@ -63,8 +65,8 @@ ESTIMATORS = ["gumbel_softmax", "st_gumbel_softmax", "straight_through", "nvil",
 def test_a_run_alone_and_in_a_pack_of_eight(estimator, task):
     """Losses of 200 steps agree to 1e-4 relative, whatever is trained beside the run."""
     job = config(f"estimator={estimator}", f"task={task}", "task.latents=20", "batch_size=50")
-    together = Pack([{**job, "seed": seed} for seed in range(8)], CPU)
-    alone = Pack([{**job, "seed": 5}], CPU)
+    together = build([{**job, "seed": seed} for seed in range(8)], CPU)
+    alone = build([{**job, "seed": 5}], CPU)
     for _ in range(200):
         ours, all_losses = alone.train_step(), together.train_step()
         assert torch.allclose(ours[0], all_losses[5], rtol=1e-4)
@@ -91,8 +93,8 @@ def test_replicas_of_different_settings_train_as_alone():
         variant["optimizer"]["lr"], variant["estimator"]["temperature"] = lr, temperature
         variant["schedule"]["rate"] = rate
         variants.append(variant)
-    together = Pack(variants, CPU)
-    solos = [Pack([variant], CPU) for variant in variants]
+    together = build(variants, CPU)
+    solos = [build([variant], CPU) for variant in variants]
     for _ in range(30):
         losses = together.train_step()
         for r, solo in enumerate(solos):
@@ -106,9 +108,9 @@ def test_a_gap_is_a_number_per_replica_or_a_word():
     """``estimator.gap`` takes 1.0, 1 and p; replicas with numbers of their own train as each alone."""
     gaps = [config("estimator=gapped_straight_through", f"estimator.gap={gap}") for gap in ("0.5", "2", "p")]
     assert [job["estimator"]["gap"] for job in gaps] == [0.5, 2, "p"]
-    together = Pack(gaps[:2], CPU)
-    assert together.estimator.gap.flatten().tolist() == [0.5, 2.0] and Pack(gaps[2:], CPU).estimator.gap == "p"
-    solos = [Pack([job], CPU) for job in gaps]
+    together = build(gaps[:2], CPU)
+    assert together.estimator.gap.flatten().tolist() == [0.5, 2.0] and build(gaps[2:], CPU).estimator.gap == "p"
+    solos = [build([job], CPU) for job in gaps]
     for _ in range(3):
         numbers = together.train_step()
         losses = [solo.train_step()[0] for solo in solos]
@@ -122,7 +124,7 @@ def test_one_pack_is_a_plain_torch_loop():
     job = config(
         "estimator=gumbel_softmax", "estimator.temperature=0.6", "optimizer.lr=1e-2", "data.binarization=static"
     )
-    pack, streams = Pack([job], CPU), Streams([job["seed"]])
+    pack, streams = build([job], CPU), Streams([job["seed"]])
     encoder, decoder = torch.nn.Linear(64, 6), torch.nn.Linear(6, 64)
     with torch.no_grad():
         for layer, stacked in ((encoder, pack.task.encoder), (decoder, pack.task.decoder)):
@@ -248,11 +250,11 @@ def test_a_diverged_replica_does_not_touch_its_neighbours(tmp_path, monkeypatch)
     train_all([RunPlan(run) for run in variants(1e38)])
     train_all([RunPlan(run) for run in variants(1e-3)])
     by_name = {path.name: path for path in run_paths(tmp_path)}
-    sick, healthy = (by_name[records.run_name(variants(lr)[1])] for lr in (1e38, 1e-3))
+    sick, healthy = (by_name[run_name(variants(lr)[1])] for lr in (1e38, 1e-3))
     result = json.loads((sick / records.RESULT).read_text())
     assert result["status"] == "diverged" and 1 <= result["diverged_at"] <= 40
     assert json.loads((healthy / records.RESULT).read_text())["status"] == "finished"
-    pack = [Pack(variants(lr), CPU) for lr in (1e38, 1e-3)]
+    pack = [build(variants(lr), CPU) for lr in (1e38, 1e-3)]
     for _ in range(20):
         a, b = (p.train_step() for p in pack)
         assert torch.equal(a[[0, 2]], b[[0, 2]])
@@ -281,13 +283,13 @@ def test_the_papers_temperature_schedule(rate, floor):
 
 def test_only_the_named_estimators_are_annealed():
     job = config("estimator=nvil", "schedule=exponential", "schedule.only=[gumbel_softmax]")
-    Pack([job], CPU).train_step()
+    build([job], CPU).train_step()
     for only, anneals in (("gumbel_softmax", True), ("gumbel_softmax on vae_bernoulli", True), ("nvil on toy", False)):
         job = config("schedule=exponential", f"schedule.only=[{only}]")
         assert (job["estimator"]["name"], job["task"]["name"]) == ("gumbel_softmax", "vae_bernoulli")
         assert schedules.anneals(job) is anneals
     job = config("estimator=straight_through", "schedule=exponential", "schedule.rate=1", "schedule.every=1")
-    pack = Pack([job], CPU)
+    pack = build([job], CPU)
     pack.train_step()
     pack.train_step()
     assert pack.estimator.temperature.item() == pytest.approx(0.5)

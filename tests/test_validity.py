@@ -10,7 +10,7 @@ from tasks.datasets import BINARIZATIONS, CLASSES, DATASETS, DataError, blank_da
 from training.config import validity
 from training.config.plan import runs_of_command
 from training.errors import UserError
-from training.pack.pack import Pack
+from training.pack.build import build
 from training.sweep import scheduler as sweep
 
 FEW = "task.latents=3 steps=2 evaluate_every=2 valid_samples=1 test_samples=1"
@@ -120,8 +120,8 @@ def test_a_rehearsal_is_a_pack(tmp_path):
     """What it finds is what a pack with the real data finds."""
     (run,) = runs_of(f"estimator=rebar estimator.scale=0 {FEW}")
     sentences = []
-    for build in (sweep.rehearse, lambda config: Pack([config], torch.device("cpu"))):
+    for make in (sweep.rehearse, lambda config: build([config], torch.device("cpu"))):
         with pytest.raises(UserError) as error:
-            build(run.config)
+            make(run.config)
         sentences.append(str(error.value))
     assert sentences[0] == sentences[1]

@@ -20,6 +20,7 @@ from training.config.plan import RunPlan, replicated
 from training.errors import UserError
 from training.interrupt import Stopped
 from training.pack import memory, run
+from training.pack.build import build
 from training.pack.pack import Pack
 from training.sweep import scheduler as sweep
 
@@ -330,7 +331,7 @@ def test_a_divergence_says_where(tmp_path):
 def test_a_gradient_that_is_not_finite_freezes_its_replica():
     """The loss is fine, the gradient is not: the parameters stay what they were, the neighbours' are bit-identical."""
     job = config("estimator=gumbel_softmax")
-    packs = [Pack([{**job, "seed": s} for s in range(3)], torch.device("cpu")) for _ in range(2)]
+    packs = [build([{**job, "seed": s} for s in range(3)], torch.device("cpu")) for _ in range(2)]
     (weight,) = [p for p in packs[0].parameters if p.shape == packs[0].task.decoder.biases[-1].shape][-1:]
     before = [p.detach().clone() for p in packs[0].parameters]
 

@@ -27,7 +27,8 @@ from training.benchmarks import peers
 from training.devices import pick_device
 from training.kernels import matmul
 from training.kernels.heap import keep_freed_memory
-from training.pack.loop import device_name
+from training.pack.build import build
+from training.pack.evaluation import device_name
 from training.pack.pack import Pack
 
 PIXELS, LATENTS, BATCH, BASELINE = 784, 200, 100, 100
@@ -53,7 +54,7 @@ def make_pack(estimator: str, replicas: int, device: torch.device) -> Pack:
     with initialize_config_module("conf", version_base="1.3"):
         config = OmegaConf.to_container(compose("config", overrides=[f"estimator={estimator}"]), resolve=True)
     configs = [{**config, "seed": seed} for seed in range(replicas)]  # type: ignore[dict-item]
-    return Pack(configs, device, synthetic_data())
+    return build(configs, device, synthetic_data())
 
 
 def matrix_products(estimator: str, replicas: int, device: torch.device, *, own: bool) -> Callable[[], None]:

@@ -34,7 +34,7 @@ def unfinished(runs: Sequence[RunPlan]) -> list[RunPlan]:
 
     def is_over(run: RunPlan) -> bool:
         try:
-            return run.record.outcome() is not None
+            return run.is_over()
         except DamagedRecord:
             return False
 

@@ -44,9 +44,10 @@ def chosen(frame: pd.DataFrame) -> pd.DataFrame:
     that has none, whatever is under way, with status ``running``."""
     runs = select(final_rows(frame))
     shown = runs[(runs["status"] == "finished") | (runs["setting"].isna() & runs["status"].isin(["running", "queued"]))]
-    status = shown.set_index("path")["status"].replace("queued", "running")
-    kept = frame[frame["path"].isin(status.index)]
-    return kept.assign(status=kept["path"].map(status))
+    shown = shown.set_index("path")
+    kept = frame[frame["path"].isin(shown.index)]
+    status = shown["status"].replace("queued", "running")
+    return kept.assign(status=kept["path"].map(status), label=kept["path"].map(shown["label"]))
 
 
 @matplotlib.style.context(STYLE)
@@ -93,6 +94,7 @@ def temperatures(frame: pd.DataFrame) -> Figure | None:
 
 def _panels(frame: pd.DataFrame, metrics: tuple[str, ...], draw: Any, x: str = "step") -> Figure | None:
     panels = []
+    frame = frame if "label" in frame else frame.assign(label=frame["estimator"])
     for (task, data), group in frame.groupby(COMPARISON):
         metric = next((name for name in metrics if name in group and group[name].notna().any()), None)
         if metric:
@@ -101,7 +103,7 @@ def _panels(frame: pd.DataFrame, metrics: tuple[str, ...], draw: Any, x: str = "
         return None
     columns = 2 if len(panels) == 4 else min(len(panels), COLUMNS)
     rows = math.ceil(len(panels) / columns)
-    names = in_order({name for *_, group in panels for name in group["estimator"]})
+    names = in_order({name for *_, group in panels for name in group["label"]})
     legend_columns = max(1, min(len(names), 2 * columns))
     legend_height = 0.2 * math.ceil(len(names) / legend_columns) + 0.1
     figure = Figure(
@@ -142,11 +144,14 @@ def _learning_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[
     what = metric.removeprefix("valid_").replace("pseudo_", "pseudo-").replace("elbo", "ELBO")
     if what.endswith("bound"):
         axes.set_title(f"{axes.get_title()}, m = {group['valid_samples'].iloc[0]}")
-    axes.set_ylabel("expected loss" if what == "value" else f"negative validation {what} [nats]")
+    is_loss = what == "value" or what.endswith(("bound", "ELBO"))
+    nats = "expected loss" if what == "value" else f"negative validation {what} [nats]"
+    axes.set_ylabel(nats if is_loss else f"validation {what.replace('_', ' ')}")
     axes.ticklabel_format(axis="y", useOffset=False, style="plain")  # losses near 0.249 are no "+2.49e-1"
     optimum = _optimum(group)
     lowest, highest = list(optimum), list(optimum)
-    for steps, values in _curves(axes, group, metric, handles, np.negative, back=lambda mean: mean, x=x):
+    shown = np.negative if is_loss else np.asarray
+    for steps, values in _curves(axes, group, metric, handles, shown, back=lambda mean: mean, x=x):
         late = values[steps >= EARLY * steps.max()]
         lowest.append(late.min())
         highest.append(late.max())
@@ -167,7 +172,7 @@ def _optimum(group: pd.DataFrame) -> list[float]:
 def _variance_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[str, Any]) -> None:
     axes.set_ylabel("gradient variance")
     normalised = "estimator.variance_normalisation"
-    if normalised in group and (rescaled := in_order(set(group.loc[group[normalised].eq(True), "estimator"]))):
+    if normalised in group and (rescaled := in_order(set(group.loc[group[normalised].eq(True), "label"]))):
         labels = ", ".join(look(name).label for name in rescaled)
         axes.set_title(f"{axes.get_title()}\n({labels}: rescaled, not comparable)")
     axes.set_yscale("log")
@@ -193,9 +198,9 @@ def _curves(
 ) -> list[tuple[NDArray[Any], NDArray[Any]]]:
     """Draw one curve per estimator; returns each curve's ``x [m]`` and drawn ``means [m]``."""
     drawn = []
-    names = in_order(set(group["estimator"]))
+    names = in_order(set(group["label"]))
     for place, name in enumerate(names):
-        runs, style = group[group["estimator"] == name], look(name)
+        runs, style = group[group["label"] == name], look(name)
         unfinished = (runs["status"] != "finished").all()
         parts = [part for _, part in runs.groupby("path")] if unfinished else [runs]
         for part in parts:
@@ -232,8 +237,8 @@ def read_images(frame: pd.DataFrame) -> dict[str, dict[str, NDArray[Any]]]:
     ``frame`` holds runs of one task and data set. A file that cannot be read is warned of by name and left out.
     """
     found: dict[str, dict[str, NDArray[Any]]] = {}
-    finished = frame[frame["status"] == "finished"].drop_duplicates("path").sort_values(["estimator", "seed", "path"])
-    for estimator, path in zip(finished["estimator"], finished["path"], strict=True):
+    finished = frame[frame["status"] == "finished"].drop_duplicates("path").sort_values(["label", "seed", "path"])
+    for estimator, path in zip(finished["label"], finished["path"], strict=True):
         file = Path(path) / IMAGES
         if estimator in found or not file.exists():
             continue

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 
 from analysis.figures.style import STYLE, in_order, look
 from analysis.statistics.intervals import interval
+from analysis.statistics.settings import uses_of, with_settings
 from analysis.statistics.summary import CELL, COMPARISON, check_protocols, final_rows, select
 
 COLUMNS = 3
@@ -30,7 +31,7 @@ def sensitivity(frame: pd.DataFrame, field: str = "optimizer.lr") -> pd.DataFram
 
     Raises :class:`~analysis.statistics.summary.ProtocolsDiffer`.
     """
-    runs = final_rows(frame)
+    runs, uses = final_rows(frame), uses_of(frame)
     check_protocols(runs)
     rows: list[dict[str, Any]] = []
     for cell, tried in runs.groupby(CELL) if field in runs else []:
@@ -38,15 +39,35 @@ def sensitivity(frame: pd.DataFrame, field: str = "optimizer.lr") -> pd.DataFram
             continue
         best = select(tried)
         for value, at_value in tried.groupby(field):
-            kept = select(at_value)
+            kept = select(with_settings(at_value, uses))
             finished = kept[kept["status"] == "finished"]
             mean, low, high = interval(-finished["test"]) if len(finished) else (np.nan, np.nan, np.nan)
             counts = {word: int((kept["status"] == word).sum()) for word in ("diverged", "failed")}
-            row = {**dict(zip(CELL, cell, strict=True)), field: value, "mean": mean, "low": low, "high": high}
+            row = {
+                **dict(zip(CELL, cell, strict=True)),
+                "label": tried["label"].iloc[0],
+                field: value,
+                "mean": mean,
+                "low": low,
+                "high": high,
+            }
             row |= {"n": len(finished), **counts, "unfinished": len(kept) - len(finished) - sum(counts.values())}
             chosen = bool(best["setting"].notna().all() and (best[field] == value).all())
             rows.append({**row, "setting": kept["setting"].iloc[0], "chosen": chosen})
-    columns = [*CELL, field, "mean", "low", "high", "n", "diverged", "failed", "unfinished", "setting", "chosen"]
+    columns = [
+        *CELL,
+        "label",
+        field,
+        "mean",
+        "low",
+        "high",
+        "n",
+        "diverged",
+        "failed",
+        "unfinished",
+        "setting",
+        "chosen",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -62,7 +83,7 @@ def figure(table: pd.DataFrame, field: str = "optimizer.lr") -> Figure | None:
     panels = list(table.groupby(COMPARISON))
     columns = min(len(panels), COLUMNS)
     rows = -(-len(panels) // columns)
-    names = in_order(set(table["estimator"]))
+    names = in_order(set(table["label"]))
     legend_columns = max(2, 2 * columns)
     legend_height = 0.2 * -(-(len(names) + 2) // legend_columns) + 0.1
     drawn = Figure(figsize=(3.4 * columns + (1.0 if columns == 1 else 0), 2.7 * rows + legend_height))
@@ -87,8 +108,8 @@ def _panel(axes: Axes, group: pd.DataFrame, field: str) -> None:
     shown = best if len(best) > 1 else means
     span = (shown.max() - shown.min()) if len(shown) else 0.0
     top = (best if len(best) else means).max() + ABOVE * (span or 1.0) if len(means) else 1.0
-    for name in in_order(set(group["estimator"])):
-        own, style = group[group["estimator"] == name].sort_values(field), look(name)
+    for name in in_order(set(group["label"])):
+        own, style = group[group["label"] == name].sort_values(field), look(name)
         shown = own["mean"].clip(upper=top)
         half = (own["high"] - own["mean"]).where(own["mean"] <= top).fillna(0.0)
         axes.errorbar(own[field], shown, half, capsize=2, elinewidth=0.8, **style.line())

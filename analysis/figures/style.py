@@ -107,11 +107,17 @@ def look(estimator: str) -> Look:
     """The estimator's look; an unknown name gets one that depends on the name alone, and stands for itself as label."""
     if estimator in LOOKS:
         return LOOKS[estimator]
+    name, _, variant = estimator.partition(", ")
+    if variant and name in LOOKS:  # the same colour; the line tells the variants apart
+        number = int.from_bytes(hashlib.sha256(variant.encode()).digest()[:4], "big")
+        base = LOOKS[name]
+        return Look(f"{base.label}, {variant}", base.color, _LINES[number % 4], _MARKERS[number // 4 % 8])
     number = int.from_bytes(hashlib.sha256(estimator.encode()).digest()[:4], "big")
     color, line = _COLORS[number % 7], _LINES[number // 7 % 4]
     return Look(estimator, color, line, _MARKERS[number // 28 % 8])
 
 
 def in_order(estimators: set[str]) -> list[str]:
-    """Known estimators in the order of ``LOOKS``, then the others by name."""
-    return [name for name in LOOKS if name in estimators] + sorted(estimators - set(LOOKS))
+    """Known estimators in the order of ``LOOKS``, each with its variants, then the others by name."""
+    order = {name: place for place, name in enumerate(LOOKS)}
+    return sorted(estimators, key=lambda name: (order.get(name.partition(", ")[0], len(order)), name))

@@ -20,12 +20,11 @@ from analysis.command import reason
 from analysis.figures.style import SOLID, in_order, look
 from analysis.page.curves import AXES, Curves, curve_columns, metrics_of
 from analysis.records import STATUSES, RunRecord
-from analysis.statistics.summary import CELL, COMPARISON, as_text, final_rows, ranked, summarise, varying
+from analysis.statistics.settings import Uses, as_text, uses_of, varying
+from analysis.statistics.summary import COMPARISON, final_rows, ranked, summarise, summarise_runs
 from analysis.tables import summary as tables
 from analysis.tables.summary import Markup
 
-RANKED = ["setting", "settings", "place", "valid", "test", "metric"]
-"""What final_rows and ranked add to the columns of the records."""
 PLAIN = Markup(" ± ", "-", "-", best=str, tie=str)
 NAMES = {"optimizer.lr": "learning rate", "estimator.temperature": "temperature"}
 SYMBOLS = {
@@ -42,13 +41,14 @@ def page_data(frame: pd.DataFrame, folder: Path) -> dict[str, Any]:
     """
     summary = summarise(frame)
     runs = ranked(final_rows(frame))
-    filters = {key: _filters(group.drop(columns=RANKED)) for key, group in runs.groupby(COMPARISON)}
+    uses = uses_of(frame)
+    filters = {key: _filters(group, uses) for key, group in runs.groupby(COMPARISON)}
     counts = runs["status"].value_counts()
     return {
         "counts": [[word, int(counts[word])] for word in STATUSES if word in counts],
         "repeated": int(frame["path"].nunique() - len(runs)),
         "damaged": list(frame.attrs.get("damaged", [])),
-        "looks": {name: _look(name) for name in in_order(set(runs["estimator"]))},
+        "looks": {name: _look(name) for name in in_order(set(runs["label"]))},
         "axes": {"step": "training steps", "loss_evaluations": "loss evaluations", "seconds": "seconds of training"},
         "runs": [_run(run, folder, filters[run["task"], run["data"]]) for _, run in runs.iterrows()],
         "comparisons": list(_comparisons(frame, runs, summary, filters)),
@@ -72,7 +72,8 @@ def _run(run: pd.Series, folder: Path, filters: Iterable[str]) -> dict[str, Any]
     words = (RunRecord(Path(run["path"])).error() or "") if words == "none" else words
     words = "" if run["status"] == "finished" else words.strip()
     return {
-        **{name: as_text(run[name]) for name in ("run", "sweep", "estimator", "task", "data", "seed", "setting")},
+        **{name: as_text(run[name]) for name in ("run", "sweep", "task", "data", "seed", "setting")},
+        "estimator": run["label"],
         "status": run["status"],
         "href": quote(os.path.relpath(run["path"], folder)) + "/",
         "reason": "" if run["status"] == "finished" else words.rpartition("\n")[2] or reason(run),
@@ -116,7 +117,7 @@ def _comparisons(
 
 def _row(row: pd.Series, header: list[str], cells: list[str]) -> dict[str, Any]:
     return {
-        **{"estimator": row["estimator"], "place": int(row["place"]), "setting": as_text(row["setting"])},
+        **{"estimator": row["label"], "place": int(row["place"]), "setting": as_text(row["setting"])},
         **{"settings": int(row["settings"]), "interval": row["interval"], "n": int(row["n"]), "mark": row["mark"]},
         **{"cells": cells, "keys": [_key(row, name, cell) for name, cell in zip(header, cells, strict=True)]},
         **{"protocol": _protocol(row), "published": _published(row), "runs": row["runs"]},
@@ -128,26 +129,25 @@ def _settings(group: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
 
     Each has its ``place``, the labels of its ``runs`` in ``group`` and, if it was chosen, the ``mark`` of the tables.
     """
-    plain = group.drop(columns=RANKED)
     chosen = summary[(summary[COMPARISON] == group[COMPARISON].iloc[0].tolist()).all(axis=1)].reset_index(drop=True)
     parts = [chosen.assign(place=0, mark=tables.ties(chosen))]
-    lost = group["estimator"].isin(chosen.loc[chosen["setting"].isna(), "estimator"])  # one row has all their runs
+    lost = group["label"].isin(chosen.loc[chosen["setting"].isna(), "label"])  # one row has all their runs
     for place in range(1, int(group["place"].max()) + 1):
         if (here := group["place"].eq(place) & ~lost).any():
-            parts.append(summarise(plain[here]).assign(place=place, mark=""))
+            parts.append(summarise_runs(group[here]).assign(place=place, mark=""))
     shown = pd.concat(parts, ignore_index=True).sort_values("mean", kind="stable", ignore_index=True)
     members, settings = [], []
-    for estimator, place in zip(shown["estimator"], shown["place"], strict=True):
-        own = group[(group["estimator"] == estimator) & (group["place"].eq(place) | lost)]
+    for label, place in zip(shown["label"], shown["place"], strict=True):
+        own = group[(group["label"] == label) & (group["place"].eq(place) | lost)]
         members.append([int(label) for label in own.index])
         settings.append((None if lost[own.index[0]] else own["setting"].iloc[0], own["settings"].iloc[0]))
     text, number = zip(*settings, strict=True)
     return shown.assign(runs=members, setting=list(text), settings=list(number))
 
 
-def _filters(group: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def _filters(group: pd.DataFrame, uses: Uses) -> dict[str, dict[str, Any]]:
     """What runs of one comparison may be chosen by: what varies within a cell, learning rates, temperatures."""
-    names = {name for _, cell in group.groupby(CELL) for name in varying(cell)}
+    names = set(varying(group, uses))
     names |= {name for name in NAMES if name in group and group[name].map(as_text).nunique() > 1}
     found = {}
     for name in sorted(names, key=lambda name: (name not in NAMES, name)):
@@ -171,7 +171,7 @@ def _key(row: pd.Series, column: str, cell: str) -> float | str | None:
         return _number(row[values[column]])
     if column == "not finished":
         return int(row["diverged"] + row["failed"] + row["unfinished"])
-    return look(row["estimator"]).label if column == "estimator" else cell
+    return look(row["label"]).label if column == "estimator" else cell
 
 
 def _number(value: Any) -> float | None:

@@ -22,7 +22,8 @@ import pandas as pd
 
 from analysis.papers.published import differences, published
 from analysis.statistics.intervals import interval
-from analysis.statistics.summary import as_text, final_rows, select, summarise_runs
+from analysis.statistics.settings import as_text
+from analysis.statistics.summary import final_rows, select, summarise_runs
 from analysis.tables.summary import LATEX, MARKDOWN, Markup, latex_sentence, protocol, signed, ties
 
 FILE = Path(__file__).with_name("layouts.json")

@@ -18,8 +18,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.defaults import complete
-from analysis.records import DamagedRecord, flat_config, read_overrides, unscientific, write_atomically
-from analysis.statistics.summary import CELL, COMPARISON, as_text, final_rows, is_setting, select, summarise_runs
+from analysis.records import DamagedRecord, flat_config, read_overrides, write_atomically
+from analysis.records.legacy import role_of
+from analysis.statistics.settings import as_text, labelled, uses_of
+from analysis.statistics.summary import CELL, COMPARISON, final_rows, select, summarise_runs
 
 FILE = "reference.json"
 FORMAT = 1
@@ -35,14 +37,14 @@ def write(frame: pd.DataFrame, folder: Path) -> Path:
     The same runs give the same bytes. Raises ``ValueError`` if no run is finished, and
     :class:`~analysis.statistics.summary.ProtocolsDiffer`.
     """
-    runs = final_rows(frame)
+    runs, uses = final_rows(frame), uses_of(frame)
     summary, chosen = summarise_runs(runs), select(runs)
     if not (chosen["status"] == "finished").any():
         raise ValueError("no run is finished: there is no reference to write")
     entries = []
     for row in summary.to_dict("records"):
         kept = chosen[(chosen[CELL] == [row[name] for name in CELL]).all(axis=1)].sort_values("seed")
-        entries.append({**{name: row[name] for name in (*CELL, *SUMMARY)}, **_details(kept)})
+        entries.append({**{name: row[name] for name in (*CELL, *SUMMARY)}, **_details(kept, uses.roles)})
     content = {"format": FORMAT, "unit": "negative test bound in nats, lower is better", "entries": entries}
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_plain(content), indent=1, allow_nan=False, ensure_ascii=False)
@@ -50,14 +52,18 @@ def write(frame: pd.DataFrame, folder: Path) -> Path:
     return folder / FILE
 
 
-def _details(kept: pd.DataFrame) -> dict[str, Any]:
+def _details(kept: pd.DataFrame, roles: Mapping[str, str]) -> dict[str, Any]:
     finished = kept[kept["status"] == "finished"]
     of_all = finished if len(finished) else kept
     constant = {str(name): of_all[name].iloc[0] for name in of_all if of_all[name].map(as_text).nunique() == 1}
     protocol = {
         name.removeprefix("protocol."): value for name, value in constant.items() if name.startswith("protocol.")
     }
-    config = {name: value for name, value in constant.items() if is_setting(name) and name not in SUMMARY}
+    config = {
+        name: value
+        for name, value in constant.items()
+        if roles.get(name) in ("trains", "lasts", "evaluates", "watches") and name not in ("seed", *CELL)
+    }
     seconds = finished["wall_seconds"].dropna().tolist() if "wall_seconds" in finished else []
     known = [name for name in ("device", "commit", "pack_replicas") if name in of_all]
     return {
@@ -79,7 +85,7 @@ def _command(kept: pd.DataFrame) -> str | None:
         overrides = read_overrides(Path(kept["path"].iloc[0]))
     except DamagedRecord:
         return None
-    words = [word for word in overrides if not unscientific(word.split("=")[0].lstrip("+~")) and word[:5] != "seed="]
+    words = [word for word in overrides if role_of(word.split("=")[0].lstrip("+~")) != "places" and word[:5] != "seed="]
     seeds = ",".join(str(seed) for seed in kept["seed"])
     return " ".join(["python train.py -m", *map(shlex.quote, words), "replicas=1", f"seed={seeds}"])
 
@@ -106,6 +112,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{file}: has format {content['format']}, this code reads {FORMAT}")
         entries: list[dict[str, Any]] = content["entries"]
         for entry in entries:
+            entry.setdefault("variant", "")
             missing = {*CELL, "metric", "seeds", "protocol", "config", "settings"} - set(entry)
             if missing:
                 raise ValueError(f"{file}: an entry lacks {', '.join(sorted(missing))}")
@@ -151,13 +158,21 @@ def beside(runs: pd.DataFrame, entries: Sequence[dict[str, Any]]) -> tuple[pd.Da
             continue
         protocol = {f"protocol.{name}": value for name, value in entry["protocol"].items()}
         shared = {**entry["config"], **protocol, "task": entry["task"], "data": entry["data"]}
-        shared |= {"metric": entry["metric"], "estimator": entry["estimator"] + MARK, "sweep": "reference"}
+        name = entry["estimator"] + MARK
+        shared |= {"metric": entry["metric"], "estimator": name, "sweep": "reference"}
+        shared |= {
+            "variant": entry["variant"],
+            "setting": "",
+            "tuned": "",
+            "compared": "",
+            "label": labelled(name, entry["variant"]),
+        }
         for seed in entry["seeds"]:
             own = {"seed": seed["seed"], "status": seed["status"]}
             own |= {
                 name: np.nan if seed[key] is None else -seed[key] for name, key in (("test", "bound"), ("valid",) * 2)
             }
-            run = f"reference-{entry['estimator']}-{entry['task']}-{entry['data']}-s{seed['seed']}"
+            run = f"reference-{entry['estimator']}-{entry['task']}-{entry['data']}{entry['variant']}-s{seed['seed']}"
             added.append({**shared, **own, "run": run, "path": run})
     both = pd.concat([runs, pd.DataFrame(added)], ignore_index=True) if added else runs
     return both, sentences
@@ -167,7 +182,7 @@ def restore(summary: pd.DataFrame, entries: Sequence[dict[str, Any]]) -> pd.Data
     """The summary of runs :func:`beside` others, with the settings that were tried for the reference's rows."""
     summary = summary.copy()
     for entry in entries:
-        names = [entry["estimator"] + MARK, *(entry[name] for name in COMPARISON)]
+        names = [entry["estimator"] + MARK, entry["variant"], *(entry[name] for name in COMPARISON)]
         own = (summary[CELL] == names).all(axis=1)
         summary.loc[own, ["setting", "settings"]] = [entry.get("setting") or "", entry["settings"]]
     return summary

@@ -11,24 +11,24 @@ from analysis.records.format import (
     CHECKPOINT,
     CONFIG,
     COSTS,
+    FACTS,
     IMAGES,
     LOG,
     METRICS,
     OVERRIDES,
+    REPLAYED,
     RESULT,
     STATUS,
     STATUSES,
     DamagedRecord,
     RunRecord,
+    Target,
     find_runs,
     flat_config,
     read_constants,
     read_metrics,
     read_overrides,
     read_rows,
-    run_name,
-    scientific,
-    unscientific,
     write_atomically,
 )
 
@@ -47,40 +47,48 @@ __all__ = [
     "RESULT",
     "STATUS",
     "STATUSES",
+    "FACTS",
+    "REPLAYED",
     "DamagedRecord",
     "RunRecord",
+    "Target",
     "find_runs",
     "flat_config",
     "read_constants",
     "read_metrics",
     "read_overrides",
     "read_rows",
-    "run_name",
-    "scientific",
-    "unscientific",
     "write_atomically",
     "load",
     "load_basket",
 ]
 
 
-def load(path: str | Path) -> pd.DataFrame:
+def load(path: str | Path, superseded: bool = False) -> pd.DataFrame:
     """Load a run, a sweep or a folder of sweeps as one long frame.
 
     Returns a row per run and evaluated step with the columns ``run``, ``sweep``, ``path``, ``step``, ``status``,
     ``error``, the config's fields (``estimator``, ``task``, ``data``, ``seed``, ``optimizer.lr``, ...; those younger
-    than the record at their defaults), ``identity`` (the run's name with these), the protocol (``protocol.*``), costs,
-    and the metrics (float64; a missing one is NaN). A run without rows (queued, or failed early) stands in one row with
-    ``step`` missing. Damaged records are warned of, left out, and listed in ``frame.attrs["damaged"]``. What was read
-    is kept in a file beside the runs (:mod:`analysis.records.collect`).
+    than the record at their defaults), ``identity`` (a hash of what trains, with these), the protocol (``protocol.*``),
+    costs, and the metrics (float64; a missing one is NaN). A run without rows (queued, or failed early) stands in one
+    row with ``step`` missing. A run that went on after it was finished has a result for each number of steps, which
+    stand in the frame like runs of their own (``path`` is that of the result); of several evaluations of one state only
+    the last does, unless ``superseded`` asks for all.
+
+    ``frame.attrs["roles"]`` tells what a column is: an option that ``trains``, ``lasts``, ``evaluates``, ``watches`` or
+    ``places``, ``protocol``, ``cost``, ``metric``, or ``record``. Damaged records are warned of by name, left out, and
+    listed in ``frame.attrs["damaged"]``; what could not be told of records of older code is warned of, too, and listed
+    in ``frame.attrs["unmapped"]``. What was read is kept in a file beside the runs (:mod:`analysis.records.collect`).
 
     Raises ``FileNotFoundError`` if ``path`` holds no run at all.
     """
     from analysis.records.collect import collect
 
-    frame = collect(Path(path))
+    frame = collect(Path(path), superseded)
     for sentence in frame.attrs["damaged"]:
         warnings.warn(f"left out: {sentence}", stacklevel=2)
+    for sentence in frame.attrs["unmapped"]:
+        warnings.warn(sentence, stacklevel=2)
     return frame
 
 

@@ -31,7 +31,7 @@ import pyarrow.parquet as parquet
 
 from analysis import defaults
 from analysis.records import format
-from analysis.records.format import CONFIG, METRICS, RESULT, STATUS, DamagedRecord
+from analysis.records.format import CONFIG, FACTS, METRICS, RESULT, STATUS, DamagedRecord
 
 FILE = ".frame.parquet"
 WORTH = 1 << 20
@@ -44,13 +44,15 @@ Key = list[tuple[int, int] | None]
 
 @dataclass(frozen=True)
 class Piece:
-    """One run as it was read.
+    """One run, or one of its older results, as it was read.
 
-    ``rows`` has the column ``step`` (int64) and one float64 column for each metric, at least one row (one without a
-    step if the run has none). A metric that is not a number in every row is a column of JSON text instead.
+    ``facts``: the roles of its options (:func:`analysis.records.format.read_facts`). ``rows`` has the column ``step``
+    (int64) and one float64 column for each metric, at least one row (one without a step if the run has none). A metric
+    that is not a number in every row is a column of JSON text instead.
     """
 
     constants: dict[str, Any]
+    facts: dict[str, Any]
     rows: pa.Table
     key: Key
 
@@ -59,7 +61,7 @@ class Piece:
         return all(pa.types.is_floating(kind) for kind in self.rows.schema.types[1:])
 
 
-def collect(path: Path) -> pd.DataFrame:
+def collect(path: Path, superseded: bool = False) -> pd.DataFrame:
     """The frame of :func:`analysis.records.load`; damaged records stand in ``attrs["damaged"]``, nothing is warned."""
     runs = format.find_runs(path)
     if not runs:
@@ -72,9 +74,10 @@ def collect(path: Path) -> pd.DataFrame:
         kept = {} if members == [path] else read_cache(folder)
         read: dict[str, Piece] = {}
         fresh = 0
-        for run in members:
+        for run in (each for member in members for each in (member, *format.older_results(member))):
             key = _key(run)
-            piece = kept.get(run.name)
+            name = str(run.relative_to(folder))
+            piece = kept.get(name)
             if piece is None or piece.key != key:
                 try:
                     piece = read_piece(run, key)
@@ -82,23 +85,47 @@ def collect(path: Path) -> pd.DataFrame:
                     damaged.append(str(error))
                     continue
                 fresh += sum(stat[1] for stat in key if stat)
-            read[run.name] = piece
+            read[name] = piece
             paths.append(run)
         pieces += read.values()
         if fresh > WORTH and members != [path]:
             write_cache(folder, read)
+    if not superseded:
+        pieces, paths = _latest(pieces, paths)
     frame = assemble(pieces, paths)
     frame.attrs["damaged"] = damaged
     return frame
 
 
+def _latest(pieces: Sequence[Piece], paths: Sequence[Path]) -> tuple[list[Piece], list[Path]]:
+    """Of the results of a run that are of the same state only the last."""
+    last: dict[tuple[Path, Any], int] = {}
+    for number, (piece, path) in enumerate(zip(pieces, paths, strict=True)):
+        run = _run_of(path)
+        state = run, piece.constants.get("steps")
+        other = last.get(state)
+        if other is None or path == run or _ended(piece) > _ended(pieces[other]) and paths[other] != run:
+            last[state] = number
+    chosen = sorted(last.values())
+    return [pieces[number] for number in chosen], [paths[number] for number in chosen]
+
+
+def _ended(piece: Piece) -> float:
+    return float(piece.constants.get("ended") or 0.0)
+
+
+def _run_of(path: Path) -> Path:
+    """The run's directory, of one of its older results, too."""
+    return path.parents[1] if path.parent.name == format.OLDER else path
+
+
 def read_piece(run: Path, key: Key) -> Piece:
     """Read one run. Raises :class:`DamagedRecord`."""
-    constants, last = format.read_constants(run)
+    constants, facts, last = format.read_constants(run)
     rows = read_rows(run / METRICS)
     if last is not None and rows.column("step")[-1].as_py() != last:
         raise DamagedRecord(f"{run / METRICS}: rows of the finished run are missing")
-    return Piece(constants, rows, key)
+    return Piece(constants, facts, rows, key)
 
 
 def read_rows(path: Path) -> pa.Table:
@@ -162,8 +189,10 @@ def _from_objects(rows: list[dict[str, Any]]) -> pa.Table:
 def assemble(pieces: Sequence[Piece], paths: Sequence[Path]) -> pd.DataFrame:
     """The long frame of the runs ``pieces`` at ``paths``."""
     if not pieces:
-        return pd.DataFrame(columns=["run", "step", "status", "error"])
-    places = [{"sweep": path.parent.name, "path": str(path)} for path in paths]
+        empty = pd.DataFrame(columns=["run", "step", "status", "error"])
+        empty.attrs |= {"roles": {}, "unmapped": []}
+        return empty
+    places = [{"sweep": _run_of(path).parent.name, "path": str(path)} for path in paths]
     constants = pd.DataFrame([{**piece.constants, **place} for piece, place in zip(pieces, places, strict=True)])
     for name in ("error", *format.COSTS):  # none of the runs may have got that far
         if name not in constants:
@@ -174,7 +203,34 @@ def assemble(pieces: Sequence[Piece], paths: Sequence[Path]) -> pd.DataFrame:
     shared = [name for name in metrics if name in constants]
     for name in shared:
         metrics[name] = _else(metrics[name], constants[name])
-    return pd.concat([constants.drop(columns=shared), metrics], axis=1)
+    frame = pd.concat([constants.drop(columns=shared), metrics], axis=1)
+    frame.attrs |= {"roles": _roles(pieces, frame), "unmapped": _unmapped(pieces)}
+    return frame
+
+
+def _unmapped(pieces: Sequence[Piece]) -> list[str]:
+    """What cannot be told of records of older code, in words."""
+    old = [piece for piece in pieces if piece.facts.get("legacy")]
+    if not old:
+        return []
+    return [
+        f"{len(old)} runs were recorded by older code, which did not say what its options are for: they are told by "
+        "their names, an option that was added since stands at its default, and the name of a run is not that of the "
+        "same run today, so a sweep trains it again"
+    ]
+
+
+def _roles(pieces: Sequence[Piece], frame: pd.DataFrame) -> dict[str, str]:
+    roles = dict.fromkeys(("run", "identity", "sweep", "path", "status", "error", "primary", "primary_sign"), "record")
+    roles |= dict.fromkeys(format.COSTS, "cost")
+    for piece in pieces:
+        roles |= {
+            format.column_of(option): role for role, options in piece.facts["options"].items() for option in options
+        }
+    roles |= {name: "protocol" for name in map(str, frame) if name.startswith("protocol.")}
+    metrics = {name for piece in pieces for name in piece.rows.column_names}
+    roles |= dict.fromkeys(metrics, "metric")
+    return {name: roles.get(name, "trains") for name in map(str, frame)}
 
 
 def _metrics(pieces: Sequence[Piece]) -> pd.DataFrame:
@@ -213,7 +269,7 @@ def _else(metric: pd.Series, constant: pd.Series) -> pd.Series:
 def _key(run: Path) -> Key:
     """Time of change [ns] and size [bytes] of each file that a frame is read from; ``None`` for one that is missing."""
     key: Key = []
-    for name in (CONFIG, METRICS, STATUS, RESULT):
+    for name in (CONFIG, FACTS, METRICS, STATUS, RESULT):
         try:
             stat = os.stat(f"{run}/{name}")
             key.append((stat.st_mtime_ns, stat.st_size))
@@ -247,8 +303,8 @@ def _pieces(table: pa.Table, runs: list[dict[str, Any]]) -> Iterator[tuple[str, 
         rows = table.select(run["columns"]).slice(start, run["rows"])
         start += run["rows"]
         yield (
-            run["constants"]["run"],
-            Piece(run["constants"], rows, [tuple(stat) if stat else None for stat in run["key"]]),
+            run["name"],
+            Piece(run["constants"], run["facts"], rows, [tuple(stat) if stat else None for stat in run["key"]]),
         )
 
 
@@ -256,23 +312,27 @@ def write_cache(folder: Path, pieces: dict[str, Piece]) -> None:
     """Keep the pieces of the sweep in ``folder``, but those that :class:`Piece` excludes or that are just changing."""
     newest = (time.time() - SETTLED) * 1e9
     kept = [
-        piece for piece in pieces.values() if piece.numeric() and all(stat[0] < newest for stat in piece.key if stat)
+        (name, piece)
+        for name, piece in pieces.items()
+        if piece.numeric() and all(stat[0] < newest for stat in piece.key if stat)
     ]
     if not kept:
         return
     runs = json.dumps(
         [
             {
+                "name": name,
                 "constants": piece.constants,
+                "facts": piece.facts,
                 "key": piece.key,
                 "columns": piece.rows.column_names,
                 "rows": piece.rows.num_rows,
             }
-            for piece in kept
+            for name, piece in kept
         ]
     ).encode()
     metadata = {"reader": _reader(), "crc": str(zlib.crc32(runs)), "runs": runs}
-    table = pa.concat_tables([piece.rows for piece in kept], promote_options="default").replace_schema_metadata(
+    table = pa.concat_tables([piece.rows for _, piece in kept], promote_options="default").replace_schema_metadata(
         metadata
     )
     buffer = pa.BufferOutputStream()

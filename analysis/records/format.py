@@ -4,6 +4,7 @@ A run is a directory ``runs/<sweep>/<run>/`` with
 
 ==================  ==================================================================================
 ``.hydra/``         ``config.yaml`` (this run's own resolved config) and ``overrides.yaml``
+``run.json``        the options of the config by their roles, which tell what a column of a frame is
 ``status.json``     ``queued | running | finished | diverged | failed`` and, if failed, the error
 ``metrics.jsonl``   one row per evaluated step, appended and flushed as training goes
 ``basket.jsonl``    one row per estimator and step at which gradients were measured (with ``basket=``)
@@ -13,9 +14,12 @@ A run is a directory ``runs/<sweep>/<run>/`` with
 ``loggers.json``    the ids under which loggers beside this record know the run (optional)
 ``log.txt``         when it started, stopped, went on, failed (with the traceback), for people
 ``result.json``     written last and atomically: a run with a result is finished, one without is not
+``results/``        results that the run had before: of fewer steps, or evaluated otherwise
 ==================  ==================================================================================
 
-A diverged run has a result too (with ``status: diverged``): it is over, and it is counted. The sweep's folder may hold
+A diverged run has a result too (with ``status: diverged``): it is over, and it is counted. A run is what trains: how
+long, and how it is evaluated in the end, are a :class:`Target`, and a run may answer one after the other. A folder in
+``results/`` holds what the run's own directory held then, without checkpoint. The sweep's folder may hold
 ``.frame.parquet``, from which its frame is loaded faster (:mod:`analysis.records.collect`); it is safe to delete.
 """
 
@@ -24,56 +28,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
+import shutil
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 from analysis.defaults import complete
+from analysis.records import legacy
 from analysis.records.claims import Claim
 
 CONFIG = Path(".hydra") / "config.yaml"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
-METRICS, BASKET, STATUS, RESULT = "metrics.jsonl", "basket.jsonl", "status.json", "result.json"
-IMAGES, CHECKPOINT, LOG, LOGGERS = "images.npz", "checkpoint.pt", "log.txt", "loggers.json"
+FACTS, METRICS, BASKET, STATUS, RESULT = "run.json", "metrics.jsonl", "basket.jsonl", "status.json", "result.json"
+IMAGES, CHECKPOINT, LOG, LOGGERS, OLDER = "images.npz", "checkpoint.pt", "log.txt", "loggers.json", "results"
+REPLAYED = "basket.part.jsonl"
+"""Rows of a basket that is added to a finished run, until all are there."""
 COSTS = ("wall_seconds", "loss_evaluations", "peak_memory_bytes", "pack_replicas", "device", "commit", "diverged_at")
 STATUSES = ("queued", "running", "finished", "diverged", "failed")
-
-# Settings that change where, how fast or how visibly a run happens, but not its numbers.
-UNSCIENTIFIC = (
-    *("runs_dir", "sweep", "budget", "source", "logger", "device", "threads", "replicas", "checkpoint_seconds"),
-    *("progress", "workers", "pack_size", "retries", "retry", "dry_run", "cluster"),
-)
 
 
 class DamagedRecord(ValueError):
     """A file of a run record that cannot be what this module wrote; the message names the file."""
-
-
-def scientific(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a run's config that determines its numbers: everything but ``UNSCIENTIFIC`` and ``data.root``.
-
-    ``basket=none`` is left out, too: it says what a config without a basket says.
-    """
-    kept = {key: value for key, value in config.items() if key not in UNSCIENTIFIC}
-    if isinstance(kept.get("basket"), dict) and kept["basket"].get("name") == "none":
-        del kept["basket"]
-    if isinstance(kept.get("data"), dict):
-        kept["data"] = {key: value for key, value in kept["data"].items() if key != "root"}
-    return kept
-
-
-def unscientific(field: str) -> bool:
-    """Whether a field of the config, with dots, changes where, how fast or how visibly a run happens, and no number."""
-    return field == "data.root" or field.split(".")[0] in UNSCIENTIFIC
-
-
-def run_name(config: dict[str, Any]) -> str:
-    """``<estimator>-<task>-<data>-s<seed>-<hash of the scientific config>``: the same config, the same name."""
-    text = json.dumps(scientific(config), sort_keys=True, separators=(",", ":"))
-    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-    names = "-".join(config[group]["name"] for group in ("estimator", "task", "data"))
-    return f"{re.sub('[^A-Za-z0-9_.-]', '_', names)[:100]}-s{config['seed']}-{digest}"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -93,6 +70,27 @@ def _to_json(content: dict[str, Any], **options: Any) -> bytes:
     return (json.dumps(content, **options) + "\n").encode()
 
 
+@dataclass(frozen=True)
+class Target:
+    """What is asked of a run besides its training: how many steps, and what is measured.
+
+    Attributes:
+        steps: it is trained so far.
+        evaluation: the options of the evaluation at the end, with dots.
+        basket: the options of what is measured on the way (``basket=``); empty for nothing.
+    """
+
+    steps: int
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    basket: dict[str, Any] = field(default_factory=dict)
+
+    def is_answered_by(self, result: dict[str, Any]) -> bool:
+        """Whether a result is what is asked for, the basket aside. A run that diverged in these steps is over."""
+        if result["status"] == "diverged":
+            return int(result.get("diverged_at") or 0) <= self.steps
+        return result.get("step") == self.steps and result.get("evaluation", {}) == self.evaluation
+
+
 class RunRecord:
     """Writes the record of one run. ``path`` is the run's directory; it is created by ``claim.take()``."""
 
@@ -100,8 +98,13 @@ class RunRecord:
         self.path = Path(path)
         self.claim = Claim(self.path)
 
-    def outcome(self) -> str | None:
-        """``finished`` or ``diverged`` if the run is over, else ``None``.
+    @property
+    def name(self) -> str:
+        """The run's; of one of its older results, too."""
+        return self.path.parents[1].name if self.path.parent.name == OLDER else self.path.name
+
+    def result(self) -> dict[str, Any] | None:
+        """The result, or ``None`` if the run is not over.
 
         Raises:
             DamagedRecord: if there is a result that cannot be trusted: not readable, another run's, or its config or
@@ -111,15 +114,36 @@ class RunRecord:
             result = _read_json(self.path / RESULT)
         except FileNotFoundError:
             return None
-        if result.get("run") != self.path.name:
+        if result.get("run") != self.name:
             raise DamagedRecord(f"{self.path / RESULT}: is the result of run {result.get('run')!r}")
         if result.get("status") not in ("finished", "diverged"):
             raise DamagedRecord(f"{self.path / RESULT}: has no status that this module writes")
-        if "seals" in result and result["seals"] != self._seals():
+        if "seals" in result:
             now, then = self._seals(), result["seals"]
-            changed = [name for name in {**now, **then} if now.get(name) != then.get(name)]
-            raise DamagedRecord(f"{self.path / changed[0]}: was changed after the run")
-        return str(result["status"])
+            if changed := [name for name in {**now, **then} if name in then and now.get(name) != then[name]]:
+                raise DamagedRecord(f"{self.path / changed[0]}: was changed after the run")
+        return result
+
+    def outcome(self) -> str | None:
+        """``finished`` or ``diverged`` if the run is over, else ``None``. Raises as :meth:`result`."""
+        result = self.result()
+        return None if result is None else str(result["status"])
+
+    def answer(self, target: Target) -> str | None:
+        """As :meth:`outcome`, of the result that is what ``target`` asks for: the run's own, or an older one.
+
+        A finished run whose result is of more steps, and that has no older one of so many, can no longer answer: then
+        it is ``passed``. Raises as :meth:`result`.
+        """
+        result = self.result()
+        if result and target.is_answered_by(result):
+            measured = result["status"] != "finished" or not target.basket or result.get("basket") == target.basket
+            return str(result["status"]) if measured else None
+        for folder in older_results(self.path):
+            older = RunRecord(folder).result()
+            if older and target.is_answered_by(older):
+                return str(older["status"])
+        return "passed" if result and result["status"] == "finished" and result["step"] > target.steps else None
 
     def is_finished(self) -> bool:
         """Whether a trustworthy result is there (finished or diverged)."""
@@ -146,34 +170,79 @@ class RunRecord:
                 continue
         return None
 
-    def start(self, config_yaml: str, overrides: list[str], keep_until: int = 0) -> None:
-        """Begin (or, with ``keep_until``, go on): write the config, drop rows of steps after ``keep_until``."""
+    def start(
+        self,
+        config_yaml: str,
+        overrides: list[str],
+        facts: dict[str, Any] | None = None,
+        keep_until: int = 0,
+        along: dict[str, Any] | EllipsisType | None = ...,
+    ) -> None:
+        """Begin, or go on with ``keep_until``: write the config, drop the rows after that step.
+
+        Args:
+            config_yaml: the run's config.
+            overrides: what gave it this config, as on the command line.
+            facts: the content of ``run.json`` (:func:`training.config.identity.facts`).
+            keep_until: the step of the checkpoint.
+            along: the row of that step as it was before a last evaluation added to it, or ``None`` if it had none; by
+                default what stands there.
+        """
         (self.path / CONFIG).parent.mkdir(parents=True, exist_ok=True)
-        for name in (CONFIG, OVERRIDES, METRICS, BASKET, STATUS, CHECKPOINT, IMAGES, RESULT, LOGGERS):
+        for name in (CONFIG, OVERRIDES, FACTS, METRICS, BASKET, STATUS, CHECKPOINT, IMAGES, RESULT, LOGGERS):
             for left_behind in (self.path / name).parent.glob(f".{Path(name).name}.*.tmp"):  # by a killed process
                 left_behind.unlink(missing_ok=True)
+        self._set_aside()
         write_atomically(self.path / CONFIG, config_yaml.encode())
         write_atomically(self.path / OVERRIDES, "".join(f"- {json.dumps(line)}\n" for line in overrides).encode())
-        (self.path / RESULT).unlink(missing_ok=True)
+        if facts is not None:
+            write_atomically(self.path / FACTS, _to_json({"run": self.name, **facts}))
         rows = [row for row in read_metrics(self.path / METRICS) if row["step"] <= keep_until] if keep_until else []
+        if not isinstance(along, EllipsisType):
+            rows = [row for row in rows if row["step"] < keep_until] + ([along] if along else [])
         write_atomically(self.path / METRICS, b"".join(_to_json(row) for row in rows))
         if (self.path / BASKET).exists():
-            rows = [row for row in self.basket() if row["step"] <= keep_until]
+            kind = (facts or {}).get("basket")
+            rows = [row for row in self.basket() if row["step"] <= keep_until and row.get("kind") == kind]
             write_atomically(self.path / BASKET, b"".join(_to_json(row) for row in rows))
         self.status("running")
+
+    def _set_aside(self) -> None:
+        """Keep the run's result, if it has a sound one, among the older ones."""
+        try:
+            result = self.result()
+        except DamagedRecord:
+            result = None
+        if result is not None:
+            kind = hashlib.sha256(json.dumps(result.get("evaluation", {}), sort_keys=True).encode()).hexdigest()[:8]
+            folder = self.path / OLDER / f"{result.get('step', 0)}-{kind}"
+            unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+            files: tuple[str | Path, ...] = (CONFIG, OVERRIDES, FACTS, METRICS, BASKET, IMAGES, RESULT)
+            for name in files:
+                if (self.path / name).exists():
+                    (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(self.path / name, unfinished / name)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(unfinished, folder)
+        (self.path / RESULT).unlink(missing_ok=True)
 
     def append(self, row: dict[str, Any], file: str = METRICS) -> None:
         """Add one evaluated step (or to ``BASKET`` one estimator at one); flushed, so that it survives a kill."""
         with open(self.path / file, "ab") as rows:
             rows.write(_to_json(row))
 
-    def basket(self) -> list[dict[str, Any]]:
+    def append_last(self, row: dict[str, Any]) -> None:
+        """Add the row of the last step, in the place of one that stands there for this step already."""
+        rows = [earlier for earlier in read_metrics(self.path / METRICS) if earlier["step"] < row["step"]]
+        write_atomically(self.path / METRICS, b"".join(_to_json(each) for each in [*rows, row]))
+
+    def basket(self, file: str = BASKET) -> list[dict[str, Any]]:
         """The gradients that were measured, by step and estimator."""
-        return read_rows(self.path / BASKET, "measured")
+        return read_rows(self.path / file, "measured")
 
     def rows_at(self, step: int) -> int:
-        """The rows that a checkpoint of ``step`` relies on; of the basket those of its own step may yet come."""
-        metrics = sum(row["step"] <= step for row in read_metrics(self.path / METRICS))
+        """The rows that a checkpoint of ``step`` relies on: those of earlier steps; its own it holds itself."""
+        metrics = sum(row["step"] < step for row in read_metrics(self.path / METRICS))
         return metrics + sum(row["step"] < step for row in self.basket())
 
     def status(self, status: str, **details: Any) -> None:
@@ -185,15 +254,24 @@ class RunRecord:
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result, last; ``result["status"]`` is ``finished`` or ``diverged``."""
         self.status(result["status"])
-        sealed = {**result, "run": self.path.name, "seals": self._seals()}
+        sealed = {**result, "run": self.name, "seals": self._seals()}
         write_atomically(self.path / RESULT, _to_json(sealed, indent=2))
+
+    def add_basket(self, options: dict[str, Any]) -> None:
+        """Put the rows of ``REPLAYED`` in the place of the basket's, and into the finished run's result."""
+        result = self.result()
+        assert result is not None and result["status"] == "finished"
+        (self.path / REPLAYED).touch()  # nothing could be measured
+        os.replace(self.path / REPLAYED, self.path / BASKET)
+        self.finish({**result, "basket": options})
 
     def _seals(self) -> dict[str, Any]:
         """What tells whether other files were changed since: a hash of the config, the size of the metrics."""
         try:
-            config = hashlib.sha256((self.path / CONFIG).read_bytes()).hexdigest()
+            hashed: list[str | Path] = [CONFIG, FACTS] if (self.path / FACTS).exists() else [CONFIG]
+            digests = {str(name): hashlib.sha256((self.path / name).read_bytes()).hexdigest() for name in hashed}
             files = [METRICS, BASKET] if (self.path / BASKET).exists() else [METRICS]
-            return {str(CONFIG): config, **{name: (self.path / name).stat().st_size for name in files}}
+            return {**digests, **{name: (self.path / name).stat().st_size for name in files}}
         except OSError as error:
             return {str(Path(str(error.filename)).relative_to(self.path)): "missing"}
 
@@ -269,6 +347,11 @@ def find_runs(path: Path) -> list[Path]:
     return runs
 
 
+def older_results(run: Path) -> list[Path]:
+    """The folders of the results that a run had before, by name."""
+    return [folder for folder in _folders(Path(run) / OLDER) if not folder.name.startswith(".")]
+
+
 def _folders(path: Path) -> list[Path]:
     try:
         with os.scandir(path) as entries:
@@ -277,18 +360,44 @@ def _folders(path: Path) -> list[Path]:
         return []
 
 
-def read_constants(path: Path) -> tuple[dict[str, Any], int | None]:
-    """What is constant over one run (config, status, protocol, costs) as a flat dict; of a finished run its last step.
+def read_facts(path: Path, result: dict[str, Any] | None) -> dict[str, Any]:
+    """What ``run.json`` says; of a run of older code the same, as far as its config tells (:mod:`.legacy`).
+
+    Options that are younger than the record stand there at their defaults.
+    """
+    try:
+        found = _read_json(path / FACTS)
+    except FileNotFoundError:
+        return legacy.facts(complete(_read_config(path, result)))
+    options = found.get("options")
+    if not isinstance(options, dict) or not all(isinstance(each, dict) for each in options.values()):
+        raise DamagedRecord(f"{path / FACTS}: does not say what the options of a run are")
+    known = {name: value for each in options.values() for name, value in each.items()}
+    for name, value in legacy.leaves(complete(legacy.nested(known))):
+        if name not in known and not name.startswith("basket."):
+            options.setdefault(legacy.role_of(name), {})[name] = value
+    return found
+
+
+def _identity(facts: dict[str, Any]) -> str:
+    """The same for runs that train alike, whatever code recorded them."""
+    return hashlib.sha256(json.dumps(facts["options"].get("trains", {}), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_constants(path: Path) -> tuple[dict[str, Any], dict[str, Any], int | None]:
+    """What is constant over one run (options, status, protocol, costs) as a flat dict; the run's facts; of a finished
+    run its last step.
 
     It is read before the metrics: where there is a result, they are complete.
     """
-    try:
-        result = _read_json(path / RESULT)
-    except FileNotFoundError:
-        result = None
-    config, name = _read_config(path, result)
-    full = complete(config)
-    constants = {**flat_config(full), "run": path.name, "identity": name if full == config else run_name(full)}
+    record = RunRecord(path)
+    result = record.result()
+    facts = read_facts(path, result)
+    options = {name: value for each in facts["options"].values() for name, value in each.items()}
+    constants = {**columns(options), "run": record.name, "identity": _identity(facts)}
+    if primary := facts.get("primary"):
+        constants["primary"] = primary["metric"]
+        constants["primary_sign"] = 1 if primary["higher_is_better"] else -1
     if result is None:
         try:
             status = _read_json(path / STATUS)
@@ -298,19 +407,28 @@ def read_constants(path: Path) -> tuple[dict[str, Any], int | None]:
         word = status.get("status")
         constants["status"] = word if word in ("queued", "running", "failed") else "running"
         constants["error"] = status.get("error")
-        return constants, None
-    if result.get("run") != path.name:
-        raise DamagedRecord(f"{path / RESULT}: is the result of run {result.get('run')!r}, not of {path.name!r}")
-    if name != path.name:
-        raise DamagedRecord(f"{path / CONFIG}: the config was changed after the run (it is {name!r})")
-    if result.get("status") not in STATUSES or not isinstance(result.get("protocol", {}), dict):
-        raise DamagedRecord(f"{path / RESULT}: has no status or no protocol that this module writes")
+        return constants, facts, None
+    if not isinstance(result.get("protocol", {}), dict):
+        raise DamagedRecord(f"{path / RESULT}: has no protocol that this module writes")
     constants["status"] = result["status"]
     for key, value in result.get("protocol", {}).items():
         constants[f"protocol.{key}"] = value
     for key in COSTS:
         constants[key] = result.get(key)
-    return constants, result.get("step", -1) if result["status"] == "finished" else None
+    return constants, facts, result.get("step", -1) if result["status"] == "finished" else None
+
+
+def column_of(option: str) -> str:
+    """The column of an option: a group with a name stands for itself."""
+    return option.removesuffix(".name")
+
+
+def columns(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with dots as the columns of a frame; a list is JSON text."""
+    return {
+        column_of(name): json.dumps(value) if isinstance(value, (list, dict)) else value
+        for name, value in options.items()
+    }
 
 
 def read_overrides(path: Path) -> list[str]:
@@ -323,34 +441,19 @@ def read_overrides(path: Path) -> list[str]:
         raise DamagedRecord(f"{path / OVERRIDES}: not a run's overrides ({type(error).__name__}: {error})") from None
 
 
-def _read_config(path: Path, result: dict[str, Any] | None) -> tuple[dict[str, Any], str]:
-    """The run's config and the name that follows from it.
-
-    Where the result's seal says that the file is as it was, the result's own copy is taken: JSON is read far faster.
-    """
+def _read_config(path: Path, result: dict[str, Any] | None) -> dict[str, Any]:
+    """The run's config. Where there is a result, its own copy is taken: JSON is read far faster."""
     import yaml
 
+    if result is not None and isinstance(result.get("config"), dict):
+        return dict(result["config"])
     try:
-        content = (path / CONFIG).read_bytes()
-        seals, config = (result or {}).get("seals"), (result or {}).get("config")
-        sealed = isinstance(seals, dict) and seals.get(str(CONFIG)) == hashlib.sha256(content).hexdigest()
-        if not (sealed and isinstance(config, dict)):
-            config = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        return config, run_name(config)
+        config = yaml.load((path / CONFIG).read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return {**config, **{group: config[group] for group in ("estimator", "task", "data")}}
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise DamagedRecord(f"{path / CONFIG}: not a run's config ({type(error).__name__}: {error})") from None
 
 
 def flat_config(config: dict[str, Any]) -> dict[str, Any]:
     """``{"optimizer": {"lr": .1}}`` -> ``{"optimizer.lr": .1}``; a group with a name stands for itself."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            if "name" in value:
-                flat[key] = value["name"]
-            for inner, leaf in flat_config(value).items():
-                if inner != "name":
-                    flat[f"{key}.{inner}"] = leaf
-        else:
-            flat[key] = json.dumps(value) if isinstance(value, list) else value
-    return flat
+    return columns(dict(legacy.leaves(config)))

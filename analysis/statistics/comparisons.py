@@ -89,9 +89,9 @@ def pairs(chosen: pd.DataFrame) -> pd.DataFrame:
         over = group[group["status"].isin(["finished", "diverged"])].assign(
             score=lambda runs: np.where(runs["status"] == "finished", -runs["test"].astype(float), np.inf)
         )
-        values = finished.pivot_table(index="seed", columns="estimator", values="test", aggfunc="mean", observed=True)
-        scores = over.pivot_table(index="seed", columns="estimator", values="score", aggfunc="mean", observed=True)
-        seeds = group.groupby("estimator")["seed"].agg(set)
+        values = finished.pivot_table(index="seed", columns="label", values="test", aggfunc="mean", observed=True)
+        scores = over.pivot_table(index="seed", columns="label", values="score", aggfunc="mean", observed=True)
+        seeds = group.groupby("label")["seed"].agg(set)
         of_group = []
         values = values.reindex(columns=scores.columns)
         for one, two in combinations(map(str, scores), 2):
@@ -143,18 +143,18 @@ def normalised(chosen: pd.DataFrame, reference: str | None = None) -> pd.DataFra
     ``attrs["left_out"]`` names the estimators that have no finished run on some task.
     """
     runs = chosen[chosen["status"] == "finished"].assign(score=lambda runs: -runs["test"].astype(float))
-    tasks = runs.drop_duplicates(["estimator", *COMPARISON])["estimator"].value_counts()
+    tasks = runs.drop_duplicates(["label", *COMPARISON])["label"].value_counts()
     complete = tasks.index[tasks == len(chosen[COMPARISON].drop_duplicates())]
-    kept = runs[runs["estimator"].isin(complete)].copy()
+    kept = runs[runs["label"].isin(complete)].copy()
     if reference is not None and reference not in set(complete):
         raise ValueError(f"the reference estimator {reference!r} has no finished run on every task")
     for _, group in kept.groupby(COMPARISON):
-        means = group.groupby("estimator")["score"].mean()
+        means = group.groupby("label")["score"].mean()
         if reference is None:
             kept.loc[group.index, "score"] = (group["score"] - means.min()) / ((means.max() - means.min()) or 1.0)
         else:
             kept.loc[group.index, "score"] = group["score"] - means[reference]
-    kept.attrs["left_out"] = sorted(set(chosen["estimator"]) - set(complete))
+    kept.attrs["left_out"] = sorted(set(chosen["label"]) - set(complete))
     return kept
 
 
@@ -189,9 +189,9 @@ def across_tasks(chosen: pd.DataFrame, reference: str | None = None) -> pd.DataF
     scored = normalised(chosen, reference)
     tasks = len(scored[COMPARISON].drop_duplicates())
     rows = []
-    for estimator, group in scored.groupby("estimator") if tasks > 1 else []:
+    for estimator, group in scored.groupby("label") if tasks > 1 else []:
         iqm, low, high = interquartile_mean([own["score"].to_numpy() for _, own in group.groupby(COMPARISON)])
-        words = chosen.loc[chosen["estimator"] == estimator, "status"]
+        words = chosen.loc[chosen["label"] == estimator, "status"]
         row = {"estimator": estimator, "iqm": iqm, "low": low, "high": high, "tasks": tasks, "n": len(group)}
         row |= {word: int((words == word).sum()) for word in ("diverged", "failed")}
         rows.append({**row, "unfinished": int((~words.isin(["finished", "diverged", "failed"])).sum())})

@@ -14,9 +14,6 @@ Everything here is a pure function of arrays or of the frame of :func:`analysis.
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -24,20 +21,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.papers.published import differences, published
-from analysis.records import unscientific
 from analysis.statistics.intervals import interval, interval_name
+from analysis.statistics.settings import WITHIN, as_text, uses_of, with_settings
 
-CELL = ["estimator", "task", "data"]
+CELL = ["estimator", "variant", "task", "data"]
+"""Of one method: the runs of a row."""
 COMPARISON = ["task", "data"]
-BOUNDS = ("bound", "pseudo_bound", "value")
-
-_NOT_SETTINGS = {
-    *("run", "identity", "sweep", "path", "status", "error", "seed", *CELL),
-    *("step", "seconds", "loss_evaluations", "gradient_variance"),
-    *("wall_seconds", "peak_memory_bytes", "pack_replicas", "device", "commit", "diverged_at", "data.root"),
-    *("valid", "test", "metric"),
-}
-_METRIC = re.compile(r"(train|valid|test)_(?!samples$)|temperature(_\d+)?$")
+LEGACY_PRIMARIES = ("bound", "pseudo_bound", "value")
+"""Of records of older code, which did not say it: the first that a run has."""
 
 
 class ProtocolsDiffer(ValueError):
@@ -63,43 +54,55 @@ def curve_metrics(frame: pd.DataFrame) -> tuple[str, ...]:
     """Which columns a learning curve may show, the best first: of each comparison the first that it has.
 
     The importance-weighted bound that the table has, if it was evaluated along the way with as many samples as at the
-    end, and the ELBO otherwise; of a toy problem the expected loss.
+    end, and the ELBO otherwise; of a toy problem the expected loss; of a task with another primary metric that.
     """
     along = {name: frame[name] for name in ("evaluate_samples", "valid_samples") if name in frame}
     same = len(along) == 2 and (along["evaluate_samples"] == along["valid_samples"]).all()
     bounds = ("bound", "pseudo_bound") if same and (along["evaluate_samples"] > 1).all() else ("elbo", "pseudo_elbo")
-    return tuple(f"valid_{name}" for name in (*bounds, "value"))
+    declared = frame["primary"].dropna().unique() if "primary" in frame else ()
+    return tuple(f"valid_{name}" for name in (*bounds, "value", *(set(declared) - set(LEGACY_PRIMARIES))))
 
 
 def final_rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per run, its last, with the bound on both splits under one name.
+    """One row per run, its last, with its primary metric on both splits under one name.
 
-    Adds ``valid`` and ``test`` (nats, higher is better; ``test`` only of finished runs) and ``metric`` (``bound``,
-    ``pseudo_bound`` for grey targets, or ``value``, the negative expected loss of a toy problem). A finished run
-    without a finite bound is counted as ``failed``, with the reason in ``error``. A run that stands in several sweeps
-    or was recorded by several versions of the code (same config, hence same ``identity``) counts once, a finished one
-    first.
+    Adds ``valid`` and ``test`` (higher is better; ``test`` only of finished runs), ``metric`` (the primary metric that
+    its task declares, such as ``bound``, in nats), and ``variant``, ``setting`` and ``label``
+    (:func:`analysis.statistics.settings.with_settings`). A finished run without a finite value is counted as
+    ``failed``, with the reason in ``error``. A run that stands in several sweeps, or that
+    several versions of the code recorded (same ``identity`` and steps), counts once, a finished one first.
     """
+    uses = uses_of(frame)
     runs = frame.sort_values(["path", "step"], na_position="first").groupby("path", sort=False).tail(1).copy()
     runs["valid"], runs["test"], runs["metric"] = np.nan, np.nan, None
     runs = runs.astype({"metric": object, "error": object})
     finished = runs["status"] == "finished"
-    for bound in BOUNDS:
-        if f"test_{bound}" in runs and f"valid_{bound}" in runs:
-            has = finished & runs[f"test_{bound}"].notna()
-            runs.loc[has, "valid"] = runs.loc[has, f"valid_{bound}"].astype(float)
-            runs.loc[has, "test"] = runs.loc[has, f"test_{bound}"].astype(float)
-            runs.loc[has, "metric"] = bound
+    for metric, sign in _primaries(runs).items():
+        if f"test_{metric}" in runs and f"valid_{metric}" in runs:
+            has = finished & runs[f"test_{metric}"].notna() & _compared_by(metric, runs)
+            runs.loc[has, "valid"] = sign * runs.loc[has, f"valid_{metric}"].astype(float)
+            runs.loc[has, "test"] = sign * runs.loc[has, f"test_{metric}"].astype(float)
+            runs.loc[has, "metric"] = metric
     useless = finished & ~np.isfinite((runs["valid"] + runs["test"]).to_numpy(dtype=float))
-    runs.loc[useless, ["status", "error"]] = ["failed", "finished without a finite validation and test bound"]
+    runs.loc[useless, ["status", "error"]] = ["failed", "finished without a finite value on validation and test"]
     order = (runs["status"] != "finished").astype(int)
-    runs = (
-        runs.assign(_order=order)
-        .sort_values(["_order", "path"])
-        .drop_duplicates("identity" if "identity" in runs else "run")
-        .drop(columns="_order")
-    )
-    return runs.sort_values([*CELL, "seed", "run"]).reset_index(drop=True)
+    same = [name for name in ("identity" if "identity" in runs else "run", "steps") if name in runs]
+    runs = runs.assign(_order=order).sort_values(["_order", "path"]).drop_duplicates(same).drop(columns="_order")
+    runs = runs.sort_values([*WITHIN, "seed", "run"]).reset_index(drop=True)
+    return with_settings(runs, uses)
+
+
+def _primaries(runs: pd.DataFrame) -> dict[str, int]:
+    """The primary metrics that tasks declare, each with the sign that makes higher better."""
+    declared = runs.reindex(columns=["primary", "primary_sign"]).dropna().drop_duplicates()
+    signs = {str(metric): int(sign) for metric, sign in declared.itertuples(index=False)}
+    return {**signs, **{metric: 1 for metric in LEGACY_PRIMARIES if metric not in signs}}
+
+
+def _compared_by(metric: str, runs: pd.DataFrame) -> pd.Series:
+    declared = runs.reindex(columns=["primary"])["primary"]
+    unknown = declared.isna() & runs["metric"].isna() & (metric in LEGACY_PRIMARIES)
+    return (declared == metric) | unknown
 
 
 def check_protocols(runs: pd.DataFrame) -> None:
@@ -128,24 +131,21 @@ def check_protocols(runs: pd.DataFrame) -> None:
 
 
 def ranked(runs: pd.DataFrame) -> pd.DataFrame:
-    """All runs of :func:`final_rows`, with what orders the settings of each cell (estimator, task, data).
+    """All runs of :func:`final_rows`, with what orders the settings of each cell.
 
-    A setting is what varies in the config within a cell, other than the seed. Adds ``setting``
-    (``"optimizer.lr=0.001"``; empty if nothing varies), ``settings`` (how many were tried) and ``place`` (0 for the
-    best by the rules of this module; settings without a finished run come last).
+    Adds ``settings`` (how many were tried) and ``place`` (0 for the best by the rules of this module; settings without
+    a finished run come last).
     """
     placed = []
     for _, cell in runs.groupby(CELL):
-        names = varying(cell)
-        text = cell.apply(lambda run, names=names: _setting(run, names), axis=1)
         scores = []
-        for setting, tried in cell.groupby(text):
+        for setting, tried in cell.groupby("setting"):
             finished = tried[tried["status"] == "finished"]
             valid = finished["valid"].mean() if len(finished) else -np.inf
             scores.append((-len(finished) / len(tried), -valid, setting))
         place = {setting: number for number, (*_, setting) in enumerate(sorted(scores))}
-        placed.append(cell.assign(setting=text, settings=len(place), place=text.map(place)))
-    return pd.concat(placed, ignore_index=True) if placed else runs.assign(setting=None, settings=0, place=0)
+        placed.append(cell.assign(settings=len(place), place=cell["setting"].map(place)))
+    return pd.concat(placed, ignore_index=True) if placed else runs.assign(settings=0, place=0)
 
 
 def select(runs: pd.DataFrame) -> pd.DataFrame:
@@ -159,51 +159,17 @@ def select(runs: pd.DataFrame) -> pd.DataFrame:
     return placed[none | (placed["place"] == 0)].drop(columns="place").reset_index(drop=True)
 
 
-def varying(cell: pd.DataFrame) -> list[str]:
-    """Of the runs of a cell the config columns with more than one value; what a column holds is told by its name."""
-    names = []
-    for column in map(str, cell.columns):
-        if is_setting(column) and cell[column].map(as_text).nunique() > 1:
-            names.append(column)
-    return sorted(names)
-
-
-def is_setting(column: str) -> bool:
-    """Whether a column of the runs is a field of the config that may change numbers, the seed and the names aside."""
-    if column in _NOT_SETTINGS or column.startswith("protocol.") or column.endswith(".seed") or unscientific(column):
-        return False
-    return not _METRIC.match(column)
-
-
-def _setting(run: pd.Series, names: Iterable[str]) -> str:
-    texts = {name: as_text(run[name]) for name in names}
-    given = {name: text for name, text in texts.items() if text != "none"}
-    return ", ".join(f"{name}={text}" for name, text in (given or texts).items())
-
-
-def as_text(value: Any) -> str:
-    """One text per value: the same for ``1`` and ``1.0``, which pandas mixes up, and ``none`` for every missing one."""
-    if isinstance(value, (dict, list, tuple)):
-        return json.dumps(value, sort_keys=True, default=str)
-    if value is None or value is pd.NA or value != value:
-        return "none"
-    if isinstance(value, (bool, np.bool_)):
-        return str(bool(value)).lower()
-    if isinstance(value, (float, np.floating)):
-        number = float(value)
-        return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
-    return str(value)
-
-
 def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per cell (estimator, task, data), best first, of the long frame of :func:`analysis.records.load`.
 
     ``mean``, ``low``, ``high``: the *negative* test bound in nats (lower is better) over the ``n`` finished runs of the
-    chosen ``setting``. ``diverged``, ``failed``, ``unfinished``: its other runs (the cell's, if none finished).
-    ``settings``: how many were tried, and ``cell_diverged``, ``cell_failed``, ``cell_unfinished``: over all of these.
-    ``published``, ``difference`` (ours - theirs), ``published_source``, ``published_differences`` (of settings) and
-    ``published_note`` (its trap): see :mod:`analysis.papers.published`.
-    Further columns say what the chosen runs have: ``protocol.*``, ``task.kl``, ``steps``, ``optimizer`` and others.
+    chosen ``setting``. Of a task that declares another primary metric these are it, or its negative where higher is
+    better: then ``negated`` is true, and tables show it as it was recorded. ``diverged``, ``failed``, ``unfinished``:
+    its other runs (the cell's, if none finished). ``settings``: how many were tried, and ``cell_diverged``,
+    ``cell_failed``, ``cell_unfinished``: over all of these. ``published``, ``difference`` (ours - theirs),
+    ``published_source``, ``published_differences`` (of settings) and ``published_note`` (its trap): see
+    :mod:`analysis.papers.published`. Further columns say what the chosen runs have: ``protocol.*``, ``task.kl``,
+    ``steps``, ``optimizer`` and others.
 
     Raises :class:`ProtocolsDiffer`.
     """
@@ -222,15 +188,19 @@ def summarise_runs(runs: pd.DataFrame) -> pd.DataFrame:
         finished = kept[kept["status"] == "finished"]
         first = (finished if len(finished) else kept).iloc[0]
         agreed = {name: first[name] for name in shared}
-        row: dict[str, Any] = dict(zip(CELL, cell, strict=True))
+        row: dict[str, Any] = {
+            **dict(zip(CELL, cell, strict=True)),
+            **{name: first[name] for name in ("label", "tuned", "compared")},
+        }
         mean, low, high = interval(-finished["test"]) if len(finished) else (np.nan, np.nan, np.nan)
         row |= {"mean": mean, "low": low, "high": high, "n": len(finished), "interval": interval_name(len(finished))}
         row |= {"valid": -finished["valid"].mean(), **_lost(kept)}
+        row["negated"] = first["metric"] not in (*LEGACY_PRIMARIES, None) and first.get("primary_sign") == 1
         row |= {f"cell_{word}": count for word, count in _lost(tried).items()}
         row |= {"setting": kept["setting"].iloc[0], "settings": kept["settings"].iloc[0]}
         rows.append({**row, **_beside(row, agreed, first.to_dict()), **agreed})
     summary = pd.DataFrame(rows)
-    return summary.sort_values([*COMPARISON, "mean", "estimator"], ignore_index=True) if rows else summary
+    return summary.sort_values([*COMPARISON, "mean", "label"], ignore_index=True) if rows else summary
 
 
 def _lost(runs: pd.DataFrame) -> dict[str, int]:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures.style import look
-from analysis.statistics.summary import as_text
+from analysis.statistics.settings import as_text
 
 PANEL = ("task", "data", "estimator")
 SETTINGS = ("task.", "data.", "optimizer", "schedule", "basket.", "steps", "batch_size")

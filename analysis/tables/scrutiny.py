@@ -9,7 +9,8 @@ import pandas as pd
 
 from analysis.figures import sensitivity
 from analysis.statistics.comparisons import across_tasks, pairs, verdict
-from analysis.statistics.summary import COMPARISON, as_text, select
+from analysis.statistics.settings import as_text
+from analysis.statistics.summary import COMPARISON, select
 
 
 def write(runs: pd.DataFrame, output: Path) -> tuple[list[str], list[Path]]:

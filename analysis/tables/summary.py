@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.statistics.summary import COMPARISON, as_text
+from analysis.statistics.settings import as_text
+from analysis.statistics.summary import COMPARISON
 
-CSV_COLUMNS = ["task", "data", "estimator", "metric", "mean", "low", "high", "interval", "n"]
+CSV_COLUMNS = ["task", "data", "estimator", "variant", "metric", "mean", "low", "high", "interval", "n"]
 CSV_COLUMNS += ["diverged", "failed", "unfinished", "setting", "settings", "valid"]
 CSV_COLUMNS += ["cell_diverged", "cell_failed", "cell_unfinished"]
 CSV_COLUMNS += ["published", "difference", "published_source", "published_differences", "published_note"]
@@ -72,28 +73,39 @@ def cells(group: pd.DataFrame, markup: Markup) -> list[list[str]]:
     """One comparison as strings: a header and a line per estimator, all of the same length."""
     symmetric = not (group["interval"] == "BCa bootstrap").any()
     lost = [_lost(row) for _, row in group.iterrows()]
-    exact = _common(group, "metric") == "value"
-    table = [["estimator", "loss" if exact else "nats", "seeds", "not finished", "published", "difference"]]
+    metric = _common(group, "metric")
+    exact = metric == "value"
+    unit = {"value": "loss"}.get(metric, "nats" if _is_bound(group) else metric.replace("_", " "))
+    table = [["estimator", unit, "seeds", "not finished", "published", "difference"]]
     for (_, row), mark, words in zip(group.iterrows(), ties(group), lost, strict=True):
         value = _number(row, markup, symmetric, digits=6 if exact else 2)
         value = {"best": markup.best, "tie": markup.tie}.get(mark, str)(value)
         published = markup.none if math.isnan(row["published"]) else f"{row['published']:.1f}"
         difference = markup.none if math.isnan(row["difference"]) else signed(row["difference"], markup)
-        line = [markup.escape(row["estimator"]), value, str(row["n"]), words or markup.none, published, difference]
+        line = [markup.escape(row["label"]), value, str(row["n"]), words or markup.none, published, difference]
         table.append(line)
     keep = [True, True, True, any(lost), group["published"].notna().any(), group["difference"].notna().any()]
     return [[cell for cell, kept in zip(line, keep, strict=True) if kept] for line in table]
 
 
+def _is_bound(group: pd.DataFrame) -> bool:
+    """Whether the numbers are negative bounds in nats; where nothing is finished they would be."""
+    return _common(group, "metric") in ("", "bound", "pseudo_bound")
+
+
 def _number(row: pd.Series, markup: Markup, symmetric: bool, digits: int = 2) -> str:
     if math.isnan(row["mean"]):
         return markup.none
-    mean = f"{row['mean']:.{digits}f}"
-    if math.isnan(row["low"]):
-        return mean
+    if row["negated"]:
+        low, mean, high = -row["high"], -row["mean"], -row["low"]
+    else:
+        low, mean, high = row["low"], row["mean"], row["high"]
+    text = f"{mean:.{digits}f}"
+    if math.isnan(low):
+        return text
     if symmetric:
-        return f"{mean}{markup.plus_minus}{row['high'] - row['mean']:.{digits}f}"
-    return f"{mean} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+        return f"{text}{markup.plus_minus}{high - mean:.{digits}f}"
+    return f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def signed(value: float, markup: Markup) -> str:
@@ -116,6 +128,9 @@ def title(group: pd.DataFrame) -> str:
         return f"{task}: expected loss, exact; lower is better"
     if _common(group, "metric") == "pseudo_bound":
         return f"{task} on {data}: negative test pseudo-bound in nats, {kind}; grey targets, not a bound on {quantity}"
+    if not _is_bound(group):
+        better = "higher" if group["negated"].all() else "lower"
+        return f"{task} on {data}: {_common(group, 'metric').replace('_', ' ')} on test; {better} is better"
     density = _common(group, "protocol.density")
     kind += f"; p is a density of {density}, so numbers may be negative" if density else ""
     return f"{task} on {data}: {quantity} <= negative test bound in nats, {kind}; lower is better"
@@ -128,22 +143,27 @@ def caption(group: pd.DataFrame) -> list[str]:
 
 def notes(group: pd.DataFrame) -> list[str]:
     """What else one must know: chosen settings, runs lost elsewhere, the published numbers' settings and traps."""
-    lines = []
+    uses = {
+        use: sorted({name for text in group[use] for name in text.split(", ") if name}) for use in ("tuned", "compared")
+    }
+    lines = [f"Compared, each value in a row: {', '.join(uses['compared'])}."] if uses["compared"] else []
+    if uses["tuned"]:
+        lines.append(f"Tuned, the value chosen on validation: {', '.join(uses['tuned'])}.")
     tried = group[group["settings"] > 1]
     for (settings, setting), rows in tried.fillna({"setting": ""}).groupby(["settings", "setting"], sort=False):
         choice = (
             f"{setting} (best of {settings} on validation)" if setting else f"no setting of {settings} has finished"
         )
-        lines.append(f"Chosen for {', '.join(rows['estimator'])}: {choice}.")
+        lines.append(f"Chosen for {', '.join(rows['label'])}: {choice}.")
     for _, row in tried.iterrows():
         lost = _lost(row[["cell_diverged", "cell_failed", "cell_unfinished"]].rename(lambda name: name[5:]))
         if lost:
-            lines.append(f"Over all settings of {row['estimator']}: {lost}.")
+            lines.append(f"Over all settings of {row['label']}: {lost}.")
     for (source, different), rows in group.groupby(["published_source", "published_differences"], sort=False):
-        among = "" if len(rows) == group["published"].notna().sum() else f" for {', '.join(rows['estimator'])}"
+        among = "" if len(rows) == group["published"].notna().sum() else f" for {', '.join(rows['label'])}"
         lines.append(f"Published{among}: {source}" + (f"; there {different}." if different else "."))
     noted = group[group["published_note"].fillna("") != ""]
-    lines += [f"Published for {row['estimator']}: {row['published_note']}." for _, row in noted.iterrows()]
+    lines += [f"Published for {row['label']}: {row['published_note']}." for _, row in noted.iterrows()]
     return lines
 
 

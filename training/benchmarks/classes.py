@@ -22,7 +22,8 @@ from tasks.datasets import Dataset, Split
 from training.benchmark import PIXELS, in_turns, prepare
 from training.config import schema
 from training.devices import pick_device
-from training.pack.loop import device_name
+from training.pack.build import build
+from training.pack.evaluation import device_name
 from training.pack.pack import Pack
 
 CLASSES = (5, 10, 50, 100, 500, 1000)
@@ -53,7 +54,7 @@ def make_packs(categories: int, batch_size: int, hidden: Sequence[int], device: 
             composed = compose("config", overrides=["task=semi_supervised", f"estimator={name}", *own])
             config: Any = OmegaConf.to_container(composed, resolve=True)
             config["data"]["name"] = data.name
-            packs[name] = Pack([config], device, data)
+            packs[name] = build([config], device, data)
     return packs
 
 

@@ -22,7 +22,7 @@ from tasks.chunks import images_per_block, pieces, samples_per_block
 from training.benchmark import in_turns, prepare, synthetic_data
 from training.devices import pick_device
 from training.kernels import matmul
-from training.pack.loop import device_name
+from training.pack.evaluation import device_name
 from training.replicas.streams import Streams
 
 IMAGES = 10_000

@@ -27,8 +27,8 @@ from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from analysis.records import RunRecord, run_name, scientific
-from training.config import ranges, schema, targets
+from analysis.records import DamagedRecord, RunRecord, Target
+from training.config import identity, ranges, schema, targets
 from training.errors import UserError
 
 Config = dict[str, Any]
@@ -52,11 +52,27 @@ class RunPlan:
 
     @functools.cached_property
     def name(self) -> str:
-        return run_name(self.config)
+        return identity.run_name(self.config)
 
     @property
     def record(self) -> RunRecord:
         return RunRecord(self.path)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Tells runs of a sweep apart: what trains, how long, and what is measured."""
+        return f"{self.name} {identity.canonical(identity.with_role(self.config, 'lasts', 'evaluates', 'watches'))}"
+
+    @property
+    def target(self) -> Target:
+        return identity.target_of(self.config)
+
+    def is_over(self) -> bool:
+        """Whether its record holds what is asked for, or that it diverged."""
+        try:
+            return self.record.answer(self.target) is not None
+        except DamagedRecord:
+            return False
 
     @property
     def label(self) -> str:
@@ -107,14 +123,17 @@ def replicated(config: Config, overrides: Sequence[str] = ()) -> Iterator[RunPla
 
 
 def structure(config: Config) -> str:
-    """What the runs of a pack have in common, as text: the scientific config without each replica's own numbers."""
+    """What the runs of a pack have in common, as text: all that is not theirs alone or a matter of place."""
 
     def common(node: Any) -> Any:
         if isinstance(node, dict):
             return {key: common(value) for key, value in node.items()}
         return "number" if isinstance(node, float) else node
 
-    kept = {key: common(value) if key in PER_REPLICA_GROUPS else value for key, value in scientific(config).items()}
+    kept = {
+        option: common(value) if option.split(".")[0] in PER_REPLICA_GROUPS else value
+        for option, value in identity.with_role(config, "trains", "lasts", "evaluates", "watches").items()
+    }
     return json.dumps(kept | {"seed": "own"}, sort_keys=True)
 
 
@@ -207,14 +226,14 @@ def _check_number(runs: int) -> None:
 
 
 def join(runs: dict[str, RunPlan], more: Iterable[RunPlan]) -> None:
-    """Add ``more`` to ``runs``, which are kept by their names.
+    """Add ``more`` to ``runs``, which are kept by their keys.
 
     Raises:
-        UserError: for two runs with one name that differ in what is no part of it (``sweep``, ``device``, ...): only
+        UserError: for two runs with one key that differ in what is no part of it (``sweep``, ``device``, ...): only
             one of them could be trained, and a sweep has one value of these; for too many runs.
     """
     for run in more:
-        twin = runs.setdefault(run.name, run)
+        twin = runs.setdefault(run.key, run)
         if twin.config is not run.config and twin.config != run.config:
             key, own, other = next(_differences(twin.config, run.config))
             raise UserError(

@@ -40,9 +40,14 @@ TASKS = {
 """By the name of their schema."""
 
 
-def number(default: float, interval: str) -> Any:
-    """A field whose value must lie in ``interval`` (:mod:`training.config.ranges`)."""
-    return field(default=default, metadata={"range": interval})
+def option(default: Any, role: str, **metadata: Any) -> Any:
+    """A field with its role (:mod:`training.config.identity`)."""
+    return field(default=default, metadata={"role": role, **metadata})
+
+
+def number(default: float, interval: str, role: str = "") -> Any:
+    """A field whose value must lie in ``interval`` (:mod:`training.config.ranges`), with a role if not its group's."""
+    return field(default=default, metadata={"range": interval, **({"role": role} if role else {})})
 
 
 @dataclass
@@ -50,10 +55,10 @@ class Data:
     """Which images, where they are, and how they become bits."""
 
     name: str = MISSING
-    root: str = "data"
+    root: str = option("data", "places")
     binarization: str = "dynamic"
-    download: bool = True
-    train_evaluated: int = number(10_000, "[1, inf)")
+    download: bool = option(True, "places")
+    train_evaluated: int = number(10_000, "[1, inf)", "evaluates")
 
 
 @dataclass
@@ -193,40 +198,43 @@ class Config:
     """One run (or ``replicas`` runs with the seeds ``seed .. seed + replicas - 1``).
 
     ``source``: whose published numbers stand beside the run's, a key of ``analysis/papers/published.json``; empty:
-    nobody's.
+    nobody's. ``tune``, ``compare``: options, or groups of them, of which the analysis chooses a value on validation, or
+    shows each in a row, whatever it does by default (:mod:`analysis.statistics.settings`).
     """
 
-    estimator: Any = MISSING
-    task: Any = MISSING
-    data: Data = field(default_factory=Data)
-    optimizer: Any = MISSING
-    schedule: Any = MISSING
-    basket: Any = MISSING
-    logger: Any = MISSING
-    seed: int = number(0, "[0, inf)")
-    replicas: int = number(1, "[1, 100000]")
-    steps: int = number(2000, "[1, inf)")
-    batch_size: int = number(100, "[1, 1000000]")
-    evaluate_every: int = number(500, "[1, inf)")
-    evaluate_samples: int = number(1, "[1, inf)")
-    train_samples: int = number(100, "[0, inf)")
-    valid_samples: int = number(100, "[1, inf)")
-    test_samples: int = number(100, "[1, inf)")
-    checkpoint_seconds: float = number(60.0, "[0, inf)")
-    runs_dir: str = "runs"
-    sweep: str = "main"
-    budget: str = "full"
-    source: str = "jang2017"
-    device: str = "auto"
-    threads: int = number(1, "[1, 4096]")
-    allow_tf32: bool = False
-    progress: bool = True
-    cluster: Any = MISSING
-    workers: int = number(0, "[0, 4096]")
-    pack_size: int = number(0, "[0, inf)")
-    retries: int = number(2, "[0, inf)")
-    retry: str = ""
-    dry_run: bool = False
+    estimator: Any = option(MISSING, "trains")
+    task: Any = option(MISSING, "trains")
+    data: Data = field(default_factory=Data, metadata={"role": "trains"})
+    optimizer: Any = option(MISSING, "trains")
+    schedule: Any = option(MISSING, "trains")
+    basket: Any = option(MISSING, "watches")
+    logger: Any = option(MISSING, "places")
+    seed: int = number(0, "[0, inf)", "trains")
+    replicas: int = number(1, "[1, 100000]", "places")
+    steps: int = number(2000, "[1, inf)", "lasts")
+    batch_size: int = number(100, "[1, 1000000]", "trains")
+    evaluate_every: int = number(500, "[1, inf)", "watches")
+    evaluate_samples: int = number(1, "[1, inf)", "watches")
+    train_samples: int = number(100, "[0, inf)", "evaluates")
+    valid_samples: int = number(100, "[1, inf)", "evaluates")
+    test_samples: int = number(100, "[1, inf)", "evaluates")
+    checkpoint_seconds: float = number(60.0, "[0, inf)", "places")
+    runs_dir: str = option("runs", "places")
+    sweep: str = option("main", "places")
+    budget: str = option("full", "places")
+    source: str = option("jang2017", "places")
+    tune: list[str] = field(default_factory=list, metadata={"role": "places"})
+    compare: list[str] = field(default_factory=list, metadata={"role": "places"})
+    device: str = option("auto", "places")
+    threads: int = number(1, "[1, 4096]", "places")
+    allow_tf32: bool = option(False, "trains")
+    progress: bool = option(True, "places")
+    cluster: Any = option(MISSING, "places")
+    workers: int = number(0, "[0, 4096]", "places")
+    pack_size: int = number(0, "[0, inf)", "places")
+    retries: int = number(2, "[0, inf)", "places")
+    retry: str = option("", "places")
+    dry_run: bool = option(False, "places")
 
 
 GROUPS: dict[str, tuple[type, ...]] = {
@@ -307,6 +315,14 @@ def class_named(group: str, name: str) -> str | None:
         return None
     found = re.search(rf"/hydra/schema/{group}/(\w+)@_here_", text)
     return found and (TASKS[found[1]].__name__ if group == "task" else found[1])
+
+
+@functools.cache
+def nodes_of(group: str) -> tuple[type, ...]:
+    """The schemas that a group of options may have."""
+    if group == "estimator":
+        return tuple(schema_of(method, FOR_ESTIMATORS) for method in estimators.METHODS)
+    return tuple(map(schema_of, TASKS.values())) if group == "task" else GROUPS.get(group, ())
 
 
 def register() -> None:

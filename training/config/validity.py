@@ -9,9 +9,9 @@ from estimators import UnorderedSet
 from tasks.datasets import CLASSES, DATASETS
 from tasks.free_logits import FreeLogits
 from tasks.likelihoods import check_likelihood
+from training import loggers
 from training.config import ranges, targets
 from training.errors import UserError
-from training.pack import loggers
 from training.replicas import schedules
 
 

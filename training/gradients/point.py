@@ -15,6 +15,7 @@ from training.config import schema, validity
 from training.errors import UserError
 from training.gradients import moments
 from training.gradients.moments import Moments
+from training.pack.build import build
 from training.pack.pack import Config, Pack
 from training.replicas import optimisers
 from training.replicas.batches import Batches
@@ -80,7 +81,7 @@ def misfit(point: Point, node: Config) -> str | None:
     if reason := validity.against(own):
         return reason
     try:
-        Pack([own], point.device)
+        build([own], point.device)
     except UserError as error:
         return f"cannot be used: {error}"
     return None
@@ -101,7 +102,7 @@ def reference_gradient(point: Point, node: Config, *, draws: int, warm_up: int, 
 
 def _enumerated(point: Point, config: Config) -> Tensor:
     """The exact gradient, a few examples at a time: memory grows with states x examples."""
-    pack = Pack([config], point.device)
+    pack = build([config], point.device)
     _spread(point.model, pack.task)
     size = max(1, NUMBERS // (pack.evaluations * max(point.batch[0].numel(), 1)))
     return sum(  # type: ignore[return-value]
@@ -126,7 +127,7 @@ def draw(point: Point, config: Config, purpose: str, draws: int, solo: Pack) -> 
     per_block = -(-draws // blocks)
     most = NUMBERS // max(parameters, solo.evaluations * point.batch.numel(), 1)
     size = max(2, min(MOST_DRAWS, per_block, most))
-    pack = Pack([config] * size, point.device)
+    pack = build([config] * size, point.device)
     _spread(point.model, pack.task)
     _spread({name: value[0] for name, value in solo.estimators.state_dict(keep_vars=True).items()}, pack.estimators)
     pack.estimators.eval()
@@ -143,7 +144,7 @@ def draw(point: Point, config: Config, purpose: str, draws: int, solo: Pack) -> 
 
 def warmed_up(point: Point, config: Config, purpose: str, steps: int) -> Pack:
     """A pack of one run with the parameters of ``point``, whose estimator alone has been trained."""
-    solo = Pack([config], point.device)
+    solo = build([config], point.device)
     _spread(point.model, solo.task)
     parameters = list(solo.estimators.parameters())
     optimizer = optimisers.ReplicaOptimizer(parameters, [asdict(schema.Adam(lr=0.01))])
@@ -167,7 +168,7 @@ def seconds(point: Point, estimators: Mapping[str, Config], rounds: int) -> dict
     All take turns, ``rounds`` of them, so that a machine that changes speed changes all. On a CPU with one thread it is
     the process's own time. These numbers are a measurement, and differ from run to run.
     """
-    packs = {name: Pack([point.own(node)], point.device) for name, node in estimators.items()}
+    packs = {name: build([point.own(node)], point.device) for name, node in estimators.items()}
     on_gpu = point.device.type == "cuda"
     clock = time.perf_counter if on_gpu or torch.get_num_threads() > 1 else time.process_time
     found: dict[str, list[float]] = {name: [] for name in packs}

@@ -3,60 +3,89 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from analysis.records import BASKET, RunRecord
-from training import basket
-from training.gradients import moments, point
-from training.interrupt import asked
-from training.pack.pack import Config, Pack
+from analysis.records import BASKET, REPLAYED
+from training.config.identity import kind_of
+from training.gradients import basket, moments, point
+from training.interrupt import Stopped, asked
+from training.pack.pack import Config
+from training.pack.watchers import Training
 
 
 class Basket:
     """Measures what a pack's ``basket`` option asks for, at the steps that it asks for, into the runs' records.
 
-    A row for each estimator and step has the fields of :class:`training.basket.PointVariance`, the ``reference`` that
-    bias was measured against with its relative standard error ``reference_error``, ``examples``, ``parameters``, and
-    ``seconds_low``, ``seconds``, ``seconds_high`` (quartiles), which alone are not repeatable. All else is a function
-    of the run's config and of the parameters at that step: an interrupted run goes on with the first row that is
-    missing, and training does not notice that it is watched.
+    A row for each estimator and step has the fields of :class:`training.gradients.basket.PointVariance`, the
+    ``reference`` that bias was measured against with its relative standard error ``reference_error``, ``examples``,
+    ``parameters``, and ``seconds_low``, ``seconds``, ``seconds_high`` (quartiles), which alone are not repeatable. All
+    else is a function of the run's config and of the parameters at that step: an interrupted run goes on with the first
+    row that is missing, and training does not notice that it is watched.
+
+    Args:
+        training: of the pack.
+        file: of the record; ``REPLAYED`` if the runs are finished, of which nothing else is written then.
     """
 
-    def __init__(self, pack: Pack, records: Sequence[RunRecord]) -> None:
-        self.pack, self.records = pack, records
-        self.options: Config = pack.configs[0].get("basket", {"name": "none"})
-        self.steps = (
-            set() if self.options["name"] == "none" else steps(pack.configs[0]["steps"], self.options["points"])
-        )
+    def __init__(self, training: Training, file: str = BASKET) -> None:
+        self.training, self.pack, self.file = training, training.pack, file
+        self.options: Config = self.pack.configs[0].get("basket", {"name": "none"})
         self.names = list(self.options.get("estimators", {}))
+        is_on = self.options["name"] != "none"
+        self.steps = steps(training.steps, self.options["points"]) if is_on else set()
         self._misfits: dict[str, str | None] = {}
 
-    def is_due(self) -> bool:
+    def due(self) -> bool:
         """Whether there is something to measure at the pack's step."""
-        return self.pack.step in self.steps
+        return self.pack.step in self.steps or (self.file == REPLAYED and asked())
 
-    def __call__(self, replicas: Sequence[int]) -> None:
-        """Measure what is missing at the pack's step; ends early when a signal asked for a stop."""
-        if self.is_due():
-            for replica in replicas:
+    def look(self) -> None:
+        """Measure what is missing at the pack's step. Raises ``Stopped`` if a signal asked for a stop."""
+        training = self.training
+        if self.file == BASKET:
+            training.save()  # it can take longer than all the steps before
+        note = f"measuring the gradients of {len(self.names)} estimators"
+        training.report({"event": "step", "step": self.pack.step, "note": note})
+        with training.watch.doing("evaluation"):
+            for replica in training.alive if self.pack.step in self.steps else ():
                 self._measure(replica)
+        if asked():
+            if self.file == BASKET:
+                raise training.stop()
+            raise Stopped("stopped; start the same command again to measure what is left of the basket")
+
+    def is_complete(self, replica: int) -> bool:
+        """Whether every step that is asked for has been measured, as ``basket`` asks for now."""
+        there = {(row["step"], row["measured"]) for row in self._rows(replica)}
+        names = [name for name in self.names if not self._misfit(name, replica)] if self.steps else []
+        return bool(self.steps) and all((step, name) in there for step in self.steps for name in names)
+
+    def _rows(self, replica: int) -> list[dict[str, Any]]:
+        kind = kind_of(self.options)
+        return [row for row in self.training.records[replica].basket(self.file) if row.get("kind") == kind]
+
+    def _misfit(self, name: str, replica: int) -> str | None:
+        if name not in self._misfits:
+            here = point.Point(self.pack, replica, self.options["examples"])
+            self._misfits[name] = point.misfit(here, self.options["estimators"][name])
+            if self._misfits[name]:
+                self.training.records[replica].log(f"basket: {name} {self._misfits[name]}")
+        return self._misfits[name]
 
     def _measure(self, replica: int) -> None:
-        record, options = self.records[replica], self.options
-        there = {row["measured"] for row in record.basket() if row["step"] == self.pack.step}
-        wanted = {name: node for name, node in options["estimators"].items() if name not in there}
-        if not wanted or asked():
+        record, options = self.training.records[replica], self.options
+        there = {row["measured"] for row in self._rows(replica) if row["step"] == self.pack.step}
+        if set(self.names) <= there or asked():
             return
-        here = point.Point(self.pack, replica, options["examples"])
-        for name in wanted.keys() - self._misfits.keys():
-            self._misfits[name] = point.misfit(here, wanted[name])
-            if self._misfits[name]:
-                record.log(f"basket: {name} {self._misfits[name]}")
-        wanted = {name: node for name, node in wanted.items() if not self._misfits[name]}
+        wanted = {
+            name: node
+            for name, node in options["estimators"].items()
+            if name not in there and not self._misfit(name, replica)
+        }
         if not wanted:
             return
+        here = point.Point(self.pack, replica, options["examples"])
         kind, reference = point.reference_gradient(
             here,
             options["reference"],
@@ -70,6 +99,7 @@ class Basket:
             "reference_error": math.sqrt(noise / norm) if norm > 0 else math.nan,
             "examples": len(here.batch),
             "parameters": reference.means.shape[1],
+            "kind": kind_of(options),
         }
         times = point.seconds(here, wanted, options["rounds"])
         found = basket.measure(here, wanted, draws=options["draws"], warm_up=options["warm_up"], reference=reference)
@@ -77,7 +107,7 @@ class Basket:
             low, middle, high = times[result.measured]
             row = {"step": self.pack.step, **asdict(result), **about}
             row |= {"seconds_low": low, "seconds": middle, "seconds_high": high}
-            record.append({key: _json(value) for key, value in row.items()}, BASKET)
+            record.append({key: _json(value) for key, value in row.items()}, self.file)
             if asked():
                 return
 

@@ -21,7 +21,7 @@ def save(pack: Pack, members: Iterable[tuple[int, RunRecord]]) -> None:
         write_atomically(record.path / CHECKPOINT, buffer.getvalue())
 
 
-def load(record: RunRecord, steps: int) -> tuple[dict[str, Any] | None, str | None]:
+def load(record: RunRecord) -> tuple[dict[str, Any] | None, str | None]:
     """A run's state, or ``None`` if it must start from the beginning, and in words why, if there is a reason.
 
     A file that is no checkpoint (truncated, garbage, a pickle with code in it) is refused, and so is one of another
@@ -37,12 +37,12 @@ def load(record: RunRecord, steps: int) -> tuple[dict[str, Any] | None, str | No
     if not isinstance(state, dict) or state.get("run") != record.path.name:
         return None, f"{file}: is not a checkpoint of this run"
     step = state.get("step")
-    if not isinstance(step, int) or not 0 < step <= steps:
-        return None, f"{file}: is of step {step}, but the run has {steps}"
+    if not isinstance(step, int) or step < 1:
+        return None, f"{file}: is of step {step}"
     try:
         rows = record.rows_at(step)
     except DamagedRecord as error:
         return None, str(error)
     if rows != state.get("rows"):
-        return None, f"{record.path}: the metrics have {rows} rows up to step {step}, not {state.get('rows')}"
+        return None, f"{record.path}: the metrics have {rows} rows before step {step}, not {state.get('rows')}"
     return state, None

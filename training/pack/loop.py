@@ -2,249 +2,98 @@
 
 from __future__ import annotations
 
-import io
-import math
-import os
-import platform
-import resource
-import subprocess
-import time
-from collections.abc import Collection
-from functools import cache
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Sequence
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from analysis.records import IMAGES, METRICS, RunRecord, read_metrics, write_atomically
+from analysis.records import IMAGES, REPLAYED, RunRecord
 from training.gradients.watcher import Basket
-from training.interrupt import Stopped, asked
-from training.kernels import matmul
-from training.pack import checkpoints
-from training.pack.loggers import Logger, open_loggers
+from training.loggers import open_loggers
+from training.pack.evaluation import commit, evaluate_last, save_pictures, summary
 from training.pack.pack import Pack
-from training.processes import ROOT
+from training.pack.watchers import Checkpoint, Divergence, Evaluation, Progress, Training, Watcher
 from training.progress import Report
 
-LOOK_EVERY_ON_GPU = 50
-REPORT_SECONDS = 0.5
 
-
-def train(pack: Pack, records: list[RunRecord], report: Report, lost: Collection[RunRecord] = ()) -> None:
+def train(pack: Pack, records: Sequence[RunRecord], report: Report, lost: Collection[RunRecord] = ()) -> None:
     """Train ``pack`` to its last step and write each run's metrics, pictures, checkpoint and result.
 
     A replica whose loss or gradient is not finite is frozen and recorded as ``diverged``; the others go on. A run in
-    ``lost`` (another process has taken it over) is dropped.
+    ``lost`` (another process has taken it over) is dropped. A pack that is at its last step already is evaluated.
 
     Raises:
         Stopped: if a signal asked for it; checkpoints are written and the runs are ``queued``.
     """
     commit()  # before anybody changes the code
     with open_loggers(pack.configs, records) as loggers:
-        _train(pack, records, report, lost, loggers)
+        training = Training(pack, records, report, lost, loggers)
+        begin(training)
+        evaluation, basket = Evaluation(training), Basket(training)
+        if basket.due():  # a stop came in between
+            with training.watch.doing("evaluation"):
+                basket.look()
+        watchers: list[Watcher] = [evaluation, basket, Checkpoint(training), Progress(training, evaluation)]
+        run_through(training, watchers, Divergence(training))
+        if training.alive:
+            finish(training, basket)
 
 
-def _train(
-    pack: Pack, records: list[RunRecord], report: Report, lost: Collection[RunRecord], loggers: list[Logger]
-) -> None:
-    config = pack.configs[0]
-    steps, every = config["steps"], config["evaluate_every"]
+def replay(pack: Pack, records: Sequence[RunRecord], report: Report, lost: Collection[RunRecord] = ()) -> None:
+    """Add a basket to finished runs: ``pack``, at its first step, goes the same way again, and only gradients are
+    measured. The rows stand in a file of their own until all are there; nothing else of the records is touched.
+
+    Raises:
+        Stopped: if a signal asked for it; what was measured is kept.
+    """
+    training = Training(pack, records, report, lost)
+    begin(training)
+    basket = Basket(training, REPLAYED)
+    run_through(training, [basket, Progress(training, basket)])
+    for r in training.alive:
+        records[r].add_basket(pack.configs[r]["basket"])
+        records[r].log(f"a basket was measured along its {pack.step} steps")
+        report({"event": "run", "run": records[r].name, "status": "finished", "error": None})
+
+
+def begin(training: Training) -> None:
+    """Report the pack."""
+    pack, config = training.pack, training.pack.configs[0]
     label = f"{config['estimator']['name']} on {config['task']['name']}"
-    report({"event": "pack", "label": label, "replicas": pack.replicas, "step": pack.step, "steps": steps})
-    alive, note = list(range(pack.replicas)), ""
-    # Looking at the device's numbers waits for it; on a CPU that is free, on a GPU it is done now and then.
-    look_every = 1 if pack.device.type == "cpu" else LOOK_EVERY_ON_GPU
-    saved = reported = began = time.monotonic()
-    earlier = pack.seconds
-    not_training = 0.0
-    basket = Basket(pack, records)
+    about = {"label": label, "replicas": pack.replicas, "step": pack.step, "steps": training.steps}
+    training.report({"event": "pack", **about})
 
-    def save() -> None:
-        checkpoints.save(pack, [(r, records[r]) for r in alive])
 
-    def stop() -> Stopped:
-        save()
-        for r in alive:
-            records[r].status("queued", step=pack.step)
-            records[r].log(f"stopped at step {pack.step} by a signal; its checkpoint is written")
-        return Stopped(f"stopped at step {pack.step} of {steps}; start the same command again to go on")
-
-    def measure() -> None:
-        save()  # it can take longer than all the steps before
-        start = time.monotonic()
-        report(
-            {"event": "step", "step": pack.step, "note": f"measuring the gradients of {len(basket.names)} estimators"}
-        )
-        basket(alive)
-        pack.evaluation_seconds += time.monotonic() - start
-        if asked():
-            raise stop()
-
-    def end(replica: int, result: dict[str, Any], error: str | None = None) -> None:
-        records[replica].finish(result)
-        records[replica].log(f"{result['status']} at step {pack.step}{': ' + error if error else ''}")
-        loggers[replica].finish(result["status"])
-        over = {"event": "run", "run": records[replica].path.name, "status": result["status"], "error": error}
-        report(over)
-
-    if basket.is_due():  # a stop came in between
-        measure()
-    while pack.step < steps and alive:
+def run_through(training: Training, watchers: Sequence[Watcher], divergence: Divergence | None = None) -> None:
+    """All steps that are left; after each those of the ``watchers`` look that are due, in their order."""
+    pack = training.pack
+    while pack.step < training.steps and training.alive:
         pack.train_step()
-        now = time.monotonic()
-        pack.seconds = earlier + now - began - not_training
-        evaluating = pack.step % every == 0 or pack.step == steps
-        saving = pack.step < steps and (now - saved > config["checkpoint_seconds"] or asked())
-        looking = evaluating or saving or basket.is_due()
-        if looking or pack.step % look_every == 0:
-            for r, details in pack.divergences(alive, everywhere=looking):
-                alive.remove(r)
-                end(r, summary(pack, r, "diverged", {}) | details, details["divergence"])
-        alive = [r for r in alive if records[r] not in lost]
-        if evaluating and alive:
-            rows = evaluate(pack, last=pack.step == steps)
-            pack.evaluation_seconds += time.monotonic() - now
-            for r in alive:
-                records[r].append(rows[r])
-                loggers[r].log(rows[r])
-            note = _note(rows, alive)
-        if alive and basket.is_due():
-            measure()
-        if saving:
-            if asked():
-                raise stop()
-            save()
-            saved = now
-        if evaluating or now - reported > REPORT_SECONDS:
-            report({"event": "step", "step": pack.step, "note": note})
-            reported = now
-        not_training += time.monotonic() - now
-    if alive:
-        save()
-        for r, pictures in enumerate(pack.task.examples()):
-            if r in alive:
-                if pictures:
-                    _save_pictures(records[r].path / IMAGES, pictures)
-                # From the file: a run that was killed after its last checkpoint has no row in memory.
-                last_row = read_metrics(records[r].path / METRICS)[-1]
-                end(r, summary(pack, r, "finished", last_row))
+        due = [watcher for watcher in watchers if watcher.due()]
+        if divergence and (due or divergence.due()):
+            divergence.look(everywhere=bool(due))
+            training.drop_lost()
+        if due:
+            with training.watch.doing("watching"):
+                for watcher in due:
+                    if training.alive:
+                        watcher.look()
 
 
-def evaluate(pack: Pack, last: bool) -> list[dict[str, Any]]:
-    """A metrics row per replica: training averages since the last row, bounds on valid and, at the end, on all splits.
-
-    The ``last`` row has the details of the bounds: standard errors over images, the bounds of fewer samples, exact
-    values of small models.
-    """
-    config = pack.configs[0]
-    columns: dict[str, Tensor] = {
-        "train_loss": pack.loss_sum / max(pack.loss_steps, 1),
-        "gradient_variance": pack.variance.value(),
-    }
-    for layer, temperature in enumerate(pack.temperatures(), start=1):
-        columns["temperature" if layer == 1 else f"temperature_{layer}"] = temperature
-    if last:
-        skipped = ["train"] if config["train_samples"] == 0 or math.prod(pack.data.image_shape) == 0 else []
-        splits = [split for split in ("train", "valid", "test") if split not in skipped]
-        found = {split: pack.task.evaluate(split, config[f"{split}_samples"], details=True) for split in splits}
-    else:
-        found = {"valid": pack.task.evaluate("valid", config["evaluate_samples"])}
-    columns |= {f"{split}_{name}": value for split, metrics in found.items() for name, value in metrics.items()}
-    pack.loss_sum.zero_()
-    pack.loss_steps = 0
-    values = {name: column.tolist() for name, column in columns.items()}
-    return [
-        {
-            "step": pack.step,
-            "seconds": round(pack.seconds, 3),
-            "loss_evaluations": pack.step * pack.evaluations,
-            **{name: column[r] if math.isfinite(column[r]) else None for name, column in values.items()},
-        }
-        for r in range(pack.replicas)
-    ]
-
-
-def summary(pack: Pack, replica: int, status: str, row: dict[str, Any]) -> dict[str, Any]:
-    """The result of a run: what was measured and everything that it depends on."""
-    config = pack.configs[replica]
-    relaxed = getattr(pack.estimator, "relaxed", False)
-    protocol = {
-        **{name: _own(value, replica) for name, value in pack.task.protocol().items()},
-        "valid_samples": config["valid_samples"],
-        "test_samples": config["test_samples"],
-    }
-    return {
-        "status": status,
-        "step": pack.step,
-        "metrics": row,
-        "config": config,
-        "protocol": protocol,
-        "objective": {
-            "kl": pack.task.kl_for(pack.estimator),
-            "samples": "relaxed" if relaxed else "hard",
-            "is_bound": not relaxed and protocol["evaluation_is_bound"],
-        },
-        "loss_evaluations": pack.step * pack.evaluations,
-        "wall_seconds": round(pack.seconds, 3),
-        "evaluation_seconds": round(pack.evaluation_seconds, 3),
-        "pack_replicas": pack.replicas,
-        "peak_memory_bytes": _peak_memory(pack.device),
-        "device": device_name(pack.device),
-        "threads": torch.get_num_threads(),
-        "kernels": {"onednn": matmul.is_on(), "not_a_cuda_graph": pack.not_captured},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "commit": commit(),
-        "ended": time.time(),
-    }
-
-
-def _own(value: Any, replica: int) -> Any:
-    """Of numbers ``[replicas]`` the replica's, to the six digits that float32 is sure of; all else as it is."""
-    return float(f"{value[replica].item():.6g}") if isinstance(value, Tensor) else value
-
-
-def device_name(device: torch.device) -> str:
-    """The device in words."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes if platform.system() == "Darwin" else kilobytes * 1024
-
-
-@cache
-def commit() -> str | None:
-    """The commit of the code that runs, with ``+`` if files differ from it; ``None`` outside of a checkout.
-
-    It is that of the first call: what is committed while a process trains is not what trains.
-    """
-    own = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}  # a hook's are of its own
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=ROOT, env=own, capture_output=True, encoding="utf-8", errors="replace", check=True
-        ).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "--", str(Path(__file__).absolute()))  # a copy in another repository
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno", "--", ".") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _save_pictures(path: Path, pictures: dict[str, Tensor]) -> None:
-    buffer = io.BytesIO()
-    arrays: dict[str, Any] = {name: images.numpy() for name, images in pictures.items()}
-    np.savez_compressed(buffer, **arrays)
-    write_atomically(path, buffer.getvalue())
-
-
-def _note(rows: list[dict[str, Any]], alive: list[int]) -> str:
-    name = next(name for name in rows[0] if name.startswith("valid_"))
-    values = [rows[r][name] for r in alive if rows[r][name] is not None]
-    return f"{name} {sum(values) / len(values):.5g}" if values else ""
+def finish(training: Training, basket: Basket) -> None:
+    """Evaluate the last state and write the results."""
+    pack = training.pack
+    with training.watch.doing("evaluation"):
+        training.save()
+        last = evaluate_last(pack)
+        pictures = pack.task.examples()
+    training.keep_time()
+    for r, row in enumerate(last):
+        if r not in training.alive:
+            continue
+        record = training.records[r]
+        record.append_last(row)
+        training.loggers[r].log(row)
+        if pictures[r]:
+            save_pictures(record.path / IMAGES, pictures[r])
+        result = summary(pack, r, "finished", row)
+        if basket.is_complete(r):
+            result["basket"] = pack.configs[r]["basket"]
+        training.end(r, result)

@@ -15,7 +15,8 @@ from tasks.chunks import BLOCK_SAMPLES, images_per_block
 from tasks.datasets import DataError, blank_dataset
 from training.config.plan import structure
 from training.errors import UserError
-from training.pack.pack import Pack, load_once
+from training.pack.build import build, load_once
+from training.pack.pack import Pack
 from training.replicas.streams import LimitedStreams, TooLarge
 
 USABLE = 0.8
@@ -49,7 +50,7 @@ def trial_pack(config: dict[str, Any], replicas: int, device: torch.device) -> P
     """A pack like that of ``config`` with a block of images to evaluate, to try what a step and an evaluation take."""
     data = load_once(**config["data"])
     valid = replace(data.valid, pixels=data.valid.pixels[: images_per_block(TRIAL_SAMPLES, device)])
-    return Pack([config] * replicas, device, replace(data, valid=valid))
+    return build([config] * replicas, device, replace(data, valid=valid))
 
 
 def rehearse(config: dict[str, Any]) -> None:
@@ -67,7 +68,7 @@ def rehearse(config: dict[str, Any]) -> None:
     copies, free = 4 if config["optimizer"]["name"] == "adam" else 3, free_bytes(CPU)
     _check_samples(config, free)
     try:
-        Pack([config], CPU, data=data, streams=LimitedStreams([config["seed"]], free / copies))
+        build([config], CPU, data=data, streams=LimitedStreams([config["seed"]], free / copies))
     except TooLarge as error:
         if config["cluster"]["name"] == "slurm":  # its machines may have more
             return

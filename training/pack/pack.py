@@ -1,89 +1,73 @@
-"""A pack: runs that are trained together as replicas, built from their configs."""
+"""A pack: runs that are trained together as replicas, their state, and the step that takes it on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from estimators import noise_source
-from tasks.datasets import DataError, Dataset, load_dataset
-from training.config import targets, validity
-from training.errors import UserError
+from tasks.datasets import Dataset
 from training.kernels.capture import capture
-from training.replicas import optimisers, schedules
+from training.replicas import schedules
 from training.replicas.batches import Batches
 from training.replicas.divergence import Health
-from training.replicas.streams import Streams
+from training.replicas.optimisers import ReplicaOptimizer
+from training.replicas.streams import BlockSource, ReplicaSource, Streams
 from training.replicas.variance import GradientVariance
 
 Config = dict[str, Any]
 
 
-@lru_cache(maxsize=2)
-def load_once(**options: Any) -> Dataset:
-    """The data of a config: a sweep's jobs run in one process and share them. ``UserError`` if they are not there."""
-    try:
-        return load_dataset(**options)
-    except DataError as error:
-        raise UserError(str(error)) from None
-
-
+@dataclass
 class Pack:
-    """Task, estimators, optimiser, data and randomness of the runs in ``configs``, one replica each.
+    """Runs in training, one replica each; made by :func:`training.pack.build.build`.
 
-    The configs may differ in numbers only (seed, learning rate, temperature, ...). ``data`` stands in for the data that
-    they name, ``streams`` for those of their seeds. ``estimators`` are alike, one for each layer of latents: what one
-    keeps or learns belongs to a layer.
-
-    Raises:
-        UserError: for a value that the data, the task, the estimator or the optimiser does not accept.
+    ``estimators``: a ``ModuleList``, alike, one for each layer of latents. ``evaluations``: of the loss, per gradient
+    and example. ``along``: for each replica the row of an evaluation at this very step, which a longer run goes on
+    from. ``not_captured``: why the step is not a CUDA graph, on a GPU; set before the first step, it keeps it from
+    being one.
     """
 
-    def __init__(
-        self,
-        configs: Sequence[Config],
-        device: torch.device,
-        data: Dataset | None = None,
-        streams: Streams | None = None,
-    ) -> None:
-        self.configs, self.device = list(configs), device
-        first = configs[0]
-        self.data = data or load_once(**first["data"])
-        check(first, self.data)
-        self.streams = streams or Streams([config["seed"] for config in configs])
-        numbers = self._numbers("task")
-        self.task = targets.build(first, "task", data=self.data, streams=self.streams, **numbers).to(device)
-        layers = getattr(self.task, "layers_of_latents", None) or [self.task.latents]
-        self.estimators = self._make_estimators(layers).to(device)
-        # Nested, each evaluation of an outer layer's loss is a whole estimate of the inner one.
-        self.evaluations = math.prod(
-            estimator.evaluations_for(torch.empty(1, layer.latents, layer.categories))
-            for estimator, layer in zip(self.estimators, layers, strict=True)
-        )
-        self.batches = Batches(self.data, first["batch_size"], self.streams, device)
-        self.noise = self.streams.source("estimator", device)
-        self.parameters: list[nn.Parameter] = [*self.task.parameters(), *self.estimators.parameters()]
-        self.optimizer = optimisers.ReplicaOptimizer(self.parameters, [config["optimizer"] for config in configs])
+    configs: list[Config]
+    device: torch.device
+    data: Dataset
+    task: Any
+    estimators: Any
+    evaluations: int
+    streams: Streams
+    batches: Batches
+    parameters: list[nn.Parameter]
+    optimizer: ReplicaOptimizer
+
+    step: int = 0
+    seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    loss_steps: int = 0
+    not_captured: str = ""
+    noise: ReplicaSource | BlockSource = field(init=False)
+    health: Health = field(init=False)
+    variance: GradientVariance = field(init=False)
+    loss_sum: Tensor = field(init=False)
+    along: list[dict[str, Any] | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.noise = self.streams.source("estimator", self.device)
         encoder = {id(parameter) for parameter in self.task.encoder_parameters()}
         self._encoder = [index for index, parameter in enumerate(self.parameters) if id(parameter) in encoder]
         squares = self.optimizer.mean_squares(GradientVariance.decay, self._encoder)
         self.variance = GradientVariance([self.parameters[index] for index in self._encoder], squares)
-        batch_size = first["batch_size"]
-        self._cotangent = torch.full((self.replicas, batch_size), 1 / batch_size, device=device)
-        self.step = 0
-        self.seconds = self.evaluation_seconds = 0.0
-        self.loss_sum = torch.zeros(self.replicas, device=device)
-        self.loss_steps = 0
-        self.health = Health(self.replicas, device, self.estimators)
+        batch_size = self.configs[0]["batch_size"]
+        self._cotangent = torch.full((self.replicas, batch_size), 1 / batch_size, device=self.device)
+        self.loss_sum = torch.zeros(self.replicas, device=self.device)
+        self.health = Health(self.replicas, self.device, self.estimators)
+        self.along = [None] * self.replicas
         self._temperatures: list[float] = []
         self._captured: Callable[[Tensor], Tensor] | None = None
-        # Why the step is not a CUDA graph, on a GPU; set before the first step, it keeps it from becoming one.
-        self.not_captured = ""
 
     @property
     def replicas(self) -> int:
@@ -91,41 +75,8 @@ class Pack:
 
     @property
     def estimator(self) -> Any:
-        """The first layer's: what it declares and how it is set holds for all of them."""
+        """First layer's estimator; all layers share class and hyperparameters."""
         return self.estimators[0]
-
-    def _make_estimators(self, layers: Sequence[Any]) -> Any:
-        """A ``ModuleList``."""
-        made = nn.ModuleList()
-        with noise_source(self.streams.fresh("estimator parameters")):
-            for layer in layers:
-                offered = {
-                    "replicas": self.replicas,
-                    "context_features": self.task.context_features,
-                    "latents": layer.latents,
-                    "categories": layer.categories,
-                }
-                # Its numbers are tensors of its own, too: a buffer would share the memory of a tensor.
-                own = self._numbers("estimator")
-                made.append(targets.build(self.configs[0], "estimator", offered=offered, **own))
-        try:
-            self.task.kl_for(made[0])
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        return made
-
-    def _numbers(self, group: str) -> dict[str, Any]:
-        """The floats among a group's options, as tensors ``[replicas, 1, 1, 1]``: they broadcast against logits."""
-        numbers: dict[str, Any] = {}
-        for key in self.configs[0][group]:
-            values = [config[group][key] for config in self.configs]
-            if any(isinstance(value, float) for value in values):
-                if None in values:
-                    raise UserError(
-                        f"{group}.{key} is null in some runs of a pack and a number in others; train them apart"
-                    )
-                numbers[key] = torch.tensor([float(value) for value in values]).reshape(-1, 1, 1, 1)
-        return numbers
 
     def anneal(self) -> None:
         """Set the temperatures of this step, in place."""
@@ -150,6 +101,7 @@ class Pack:
         losses = self.update(rows) if self._captured is None else self._captured(rows)
         self.step += 1
         self.loss_steps += 1
+        self.along = [None] * self.replicas
         return losses
 
     def update(self, rows: Tensor) -> Tensor:
@@ -224,6 +176,7 @@ class Pack:
                 "optimizer": self.optimizer.state(replica),
                 "streams": self.streams.state(replica),
                 "variance": self.variance.state(replica),
+                "along": self.along[replica],
             }
         )
 
@@ -237,6 +190,7 @@ class Pack:
                     raise ValueError(f"{name} has shape {list(state['tensors'][name].shape)}")
         self._temperatures = []
         self.step, self.loss_steps = first["step"], first["loss_steps"]
+        self.along = [state["along"] for state in states]
         self.seconds = max(state["seconds"] for state in states)
         self.evaluation_seconds = max(state["evaluation_seconds"] for state in states)
         self.health.step.fill_(self.step)
@@ -263,15 +217,3 @@ def _cloned(value: Any) -> Any:
     if isinstance(value, list):
         return [_cloned(inner) for inner in value]
     return value
-
-
-def check(config: Config, data: Dataset) -> None:
-    """Raise ``UserError`` for a config that makes no sense, or not for this data."""
-    validity.check(config)
-    if config["batch_size"] > len(data.train):
-        raise UserError(
-            f"batch_size={config['batch_size']} is larger than the {len(data.train)} training images of "
-            f"data={data.name}; use a smaller batch_size"
-        )
-    if reason := validity.against(config):
-        raise UserError(f"estimator={config['estimator']['name']} {reason}")

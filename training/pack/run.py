@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import threading
 import traceback
@@ -16,6 +17,7 @@ import yaml
 
 from analysis.records import CONFIG, DamagedRecord, RunRecord
 from analysis.records.claims import HEARTBEAT_SECONDS
+from training.config import identity
 from training.config.plan import RunPlan
 from training.devices import pick_device
 from training.errors import UserError
@@ -23,18 +25,23 @@ from training.interrupt import Stopped
 from training.kernels.heap import keep_freed_memory
 from training.kernels.matmul import use_onednn, use_tf32
 from training.pack import checkpoints, memory
-from training.pack.loop import train
+from training.pack.build import build
+from training.pack.loop import replay, train
 from training.pack.pack import Pack
 from training.progress import Report
 
 
 @dataclass
 class Member:
-    """A run of a pack: what is asked for, its record, and where it goes on."""
+    """A run of a pack: what is asked for, its record, and where it goes on.
+
+    ``replayed``: it is finished, and only what is measured on its way (``basket=``) is missing.
+    """
 
     plan: RunPlan
     record: RunRecord
     state: dict[str, Any] | None = None
+    replayed: bool = False
 
     @property
     def step(self) -> int:
@@ -103,18 +110,18 @@ def leaving_nothing_empty(folder: Path) -> Iterator[None]:
 def _take(run: RunPlan, report: Report) -> RunRecord | None:
     """Claim a run that is to be trained."""
     record = run.record
-    if record.is_finished():
+    if run.is_over():
         report({"event": "skipped", "run": run.name, "reason": "finished already"})
         return None
     if not record.claim.take():
         report({"event": "skipped", "run": run.name, "reason": "being trained by another process"})
         return None
     try:
-        finished = record.outcome() is not None  # by another process, between the two looks
+        over = record.answer(run.target) is not None  # by another process, between the two looks
     except DamagedRecord as error:
         report({"event": "message", "text": f"{error}; the run is redone"})
-        finished = False
-    if finished:
+        over = False
+    if over:
         record.claim.release()
         return None
     return record
@@ -122,17 +129,35 @@ def _take(run: RunPlan, report: Report) -> RunRecord | None:
 
 def _groups(members: list[Member], device: torch.device, report: Report) -> list[list[Member]]:
     """Members that can be trained together: of one step, and no more than fit into memory."""
-    by_step: dict[int, list[Member]] = {}
+    alike: dict[tuple[int, bool], list[Member]] = {}
     for member in members:
-        member.state, trouble = checkpoints.load(member.record, member.plan.config["steps"])
+        member.replayed = _lacks_its_basket(member)
+        trouble = None
+        if not member.replayed:
+            member.state, trouble = checkpoints.load(member.record)
+        if member.step > member.plan.config["steps"]:
+            reason = f"trained to step {member.step} already, and not kept as it was at {member.plan.config['steps']}"
+            report({"event": "skipped", "run": member.plan.name, "reason": reason})
+            continue
         if trouble:
             report({"event": "message", "text": f"{trouble}; the run starts again"})
-        by_step.setdefault(member.step, []).append(member)
+        alike.setdefault((member.step, member.replayed), []).append(member)
     groups = []
-    for group in by_step.values():
+    for group in alike.values():
         size = memory.largest_pack([member.plan.config for member in group], device)
         groups += [group[start : start + size] for start in range(0, len(group), size)]
     return groups
+
+
+def _lacks_its_basket(member: Member) -> bool:
+    try:
+        result = member.record.result()
+    except DamagedRecord:
+        return False
+    target = member.plan.target
+    if result is None or result["status"] != "finished" or not target.is_answered_by(result):
+        return False
+    return bool(target.basket) and result.get("basket") != target.basket
 
 
 def _train_group(group: list[Member], device: torch.device, report: Report, lost: set[RunRecord], solo: bool) -> None:
@@ -149,6 +174,9 @@ def _train_group(group: list[Member], device: torch.device, report: Report, lost
                 raise
             return
     else:
+        if lacking := [member for member in group if not member.replayed and _lacks_its_basket(member)]:
+            for part in _groups(lacking, device, report):  # it was asked for when training had begun
+                _train_group(part, device, report, lost, solo)
         return
     # Outside of the handler: the traceback keeps the pack's tensors alive.
     gc.collect()
@@ -162,7 +190,9 @@ def _train_group(group: list[Member], device: torch.device, report: Report, lost
 
 def _train_pack(group: list[Member], device: torch.device, report: Report, lost: set[RunRecord]) -> None:
     configs, records = [member.plan.config for member in group], [member.record for member in group]
-    pack = Pack(configs, device)
+    pack = build(configs, device)
+    if group[0].replayed:
+        return replay(pack, records, report, lost)
     states = [member.state for member in group if member.state is not None]
     if states:
         try:
@@ -170,16 +200,22 @@ def _train_pack(group: list[Member], device: torch.device, report: Report, lost:
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             text = f"{records[0].path}: the checkpoint does not fit this version of the code ({error}); starting again"
             report({"event": "message", "text": text})
-            pack = Pack(configs, device)
+            pack = build(configs, device)
     for member in group:
-        _begin(member.plan, keep_until=pack.step)
+        _begin(member.plan, member.state, pack)
         member.record.log(f"{'goes on' if pack.step else 'starts'} at step {pack.step} in a pack of {len(group)}")
     train(pack, records, report, lost)
 
 
-def _begin(plan: RunPlan, keep_until: int = 0) -> None:
+def _begin(plan: RunPlan, state: dict[str, Any] | None = None, pack: Pack | None = None) -> None:
+    """Start the record, from the step of the ``pack`` on; without one what a task declares is not known."""
     config = yaml.dump(plan.config, sort_keys=False, Dumper=_DUMPER)
-    plan.record.start(config, list(plan.overrides), keep_until=keep_until)
+    facts = identity.facts(plan.config)
+    if pack is None:
+        return plan.record.start(config, list(plan.overrides), facts)
+    facts["primary"] = dataclasses.asdict(pack.task.primary)
+    along = state["along"] if state and pack.step else None
+    plan.record.start(config, list(plan.overrides), facts, pack.step, along)
 
 
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -201,7 +237,7 @@ def _record_failure(group: list[Member], error: Exception, report: Report) -> No
         sentence = f"one run alone does not fit into memory ({sentence}); use a smaller model or batch_size"
     for member in group:
         record = member.record
-        if record.is_finished():
+        if member.plan.is_over():
             continue
         with contextlib.suppress(OSError):  # a full disk, mostly: then the report is all there is
             record_failure(member.plan, sentence, "failed\n" + "".join(traceback.format_exception(error)))

@@ -21,7 +21,7 @@ from analysis.records import write_atomically
 from analysis.records.claims import HEARTBEAT_SECONDS
 from training import interrupt
 from training.config.plan import PackPlan
-from training.pack import memory
+from training.pack.build import load_once
 from training.progress import Event
 from training.sweep.executors import make_executor
 from training.sweep.job import ENDED, TrainPack, events_of
@@ -62,7 +62,7 @@ def run_packs(packs: Sequence[PackPlan]) -> dict[str, str]:
     """
     watch = _Watch(packs)
     for data in {json.dumps(run.config["data"]): run.config["data"] for pack in packs for run in pack}.values():
-        memory.load_once(**data)  # downloads what is missing: where jobs run, there may be no network
+        load_once(**data)  # downloads what is missing: where jobs run, there may be no network
     with interrupt.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         watch.run()
     return watch.screen.failures
@@ -163,7 +163,7 @@ class _Watch:
         self._forget(submitted, lost=False)
         if outcome["mistake"]:
             for run in submitted.job.pack:
-                if not run.record.is_finished():
+                if not run.is_over():
                     give_up(run, outcome["mistake"], self.screen)
             return
         for file in self.folder.glob(f"{submitted.handle.job_id}_*"):

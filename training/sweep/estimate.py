@@ -12,6 +12,7 @@ import torch
 from training.config.plan import PackPlan, structure
 from training.devices import pick_device
 from training.pack import memory
+from training.pack.build import load_once
 from training.progress import clock
 
 MOST_REPLICAS, TRIAL_STEPS = 8, 10
@@ -64,7 +65,7 @@ def _cost(config: dict[str, Any], replicas: int) -> tuple[float, float, float]:
     step = seconds(pack.train_step, TRIAL_STEPS)
     per_sample = seconds(lambda: pack.task.evaluate("valid", memory.TRIAL_SAMPLES), 1)
     per_sample /= memory.TRIAL_SAMPLES * len(pack.data.valid)
-    data = memory.load_once(**config["data"])
+    data = load_once(**config["data"])
     evaluations = max(config["steps"] // config["evaluate_every"] - 1, 0) * len(data.valid) * config["evaluate_samples"]
     images = {"train": min(len(data.train), data.train_evaluated), "valid": len(data.valid), "test": len(data.test)}
     evaluations += sum(count * config[f"{split}_samples"] for split, count in images.items())

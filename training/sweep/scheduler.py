@@ -20,6 +20,7 @@ from training.pack.run import train_runs
 from training.progress import PackLine
 
 BUSY = "being trained by another process"
+PASSED = "trained further in this sweep, and not kept as it was at this step; choose another sweep=NAME"
 ORPHAN_SECONDS = 10.0
 SHOWN = 10
 """Sentences of one kind that are shown before the rest is counted."""
@@ -34,10 +35,11 @@ class Plan:
     skipped: dict[str, list[RunPlan]] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
     cautions: dict[str, list[RunPlan]] = field(default_factory=dict)
+    later: list[RunPlan] = field(default_factory=list)
 
     @property
     def todo(self) -> int:
-        return sum(map(len, self.packs))
+        return sum(map(len, self.packs)) + len(self.later)
 
     def lines(self) -> list[str]:
         """The plan for people, without the packs."""
@@ -71,9 +73,9 @@ def make_plan(runs: Sequence[RunPlan], take_back: bool = False) -> Plan:
         UserError: for an option that no run can have.
     """
     options = runs[0].config
-    plan, todo = Plan([]), []
+    plan, todo, names = Plan([]), [], set[str]()
     reasons: dict[tuple[Any, ...], str | None] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run.config["steps"]):
         validity.check(run.config)
         key = tuple(str(run.config[group]) for group in ("estimator", "task", "data"))
         if key not in reasons:
@@ -83,10 +85,16 @@ def make_plan(runs: Sequence[RunPlan], take_back: bool = False) -> Plan:
             continue
         record = run.record
         try:
-            outcome = record.outcome()
+            outcome = record.answer(run.target)
         except DamagedRecord as error:
             plan.damaged.append(str(error))
             outcome = None
+        if outcome == "passed":
+            plan.skipped.setdefault(PASSED, []).append(run)
+            continue
+        if run.name in names:  # the same training, for longer or measured otherwise: one after the other
+            plan.later.append(run)
+            continue
         wanted = (
             (record.word() if outcome is None else outcome) == options["retry"] if options["retry"] else not outcome
         )
@@ -97,6 +105,7 @@ def make_plan(runs: Sequence[RunPlan], take_back: bool = False) -> Plan:
                 for name in (RESULT, CHECKPOINT):
                     (record.path / name).unlink(missing_ok=True)
             todo.append(run)
+            names.add(run.name)
             if text := validity.caution(run.config):
                 plan.cautions.setdefault(text, []).append(run)
         elif outcome:
@@ -162,7 +171,7 @@ def run_sweep(runs: Sequence[RunPlan]) -> None:
         print("\n".join(estimate.lines(plan.packs, worker_count(options))), flush=True)
         return
     todo, failures = [], dict[str, str]()
-    while plan.packs or plan.skipped.get(BUSY):
+    while plan.packs or plan.later or plan.skipped.get(BUSY):
         if plan.packs:
             if options["cluster"]["name"] == "none":
                 from training.sweep import workers as executor
@@ -171,10 +180,11 @@ def run_sweep(runs: Sequence[RunPlan]) -> None:
             failures |= executor.run_packs(plan.packs)
             todo += [run for pack in plan.packs for run in pack]
         left = _left_behind(plan.skipped.get(BUSY, []))
-        if not left:
+        if left:
+            print(f"{len(left)} runs that another process has left are trained now", flush=True)
+        if not left and not plan.later:
             break
-        print(f"{len(left)} runs that another process has left are trained now", flush=True)
-        plan = make_plan(left)
+        plan = make_plan([*left, *plan.later])
     if todo:
         _summarise(todo, failures)
     _refuse_divergence(runs)
@@ -202,7 +212,7 @@ def _left_behind(busy: Sequence[RunPlan]) -> list[RunPlan]:
     deadline = time.monotonic() + ORPHAN_SECONDS
     while (held := {run.name for run in busy if run.record.claim.is_held()}) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return [run for run in busy if run.name not in held and not run.record.is_finished()]
+    return [run for run in busy if run.name not in held and not run.is_over()]
 
 
 def _summarise(todo: Sequence[RunPlan], failed: dict[str, str]) -> None:
@@ -212,7 +222,7 @@ def _summarise(todo: Sequence[RunPlan], failed: dict[str, str]) -> None:
     for run in todo:
         record = run.record
         try:
-            word = record.outcome() or record.word()
+            word = record.answer(run.target) or record.word()
         except DamagedRecord as error:
             word = f"damaged ({error})"
         if run.name in failed and word not in ("finished", "diverged"):  # also where its record cannot be written

@@ -42,7 +42,7 @@ class Job:
 
         Memory may have been the reason, which a killed process cannot say.
         """
-        left = tuple(run for run in self.pack if not run.record.is_finished())
+        left = tuple(run for run in self.pack if not run.is_over())
         size = -(-len(left) // (2 if self.deaths > 1 else 1)) or 1
         return [Job(left[start : start + size], self.deaths) for start in range(0, len(left), size)]
 

@@ -1,0 +1,141 @@
+"""A run is what trains: longer, evaluated otherwise, with a basket added, it stays the same run."""
+
+import dataclasses
+
+import pytest
+import torch
+from test_along import FEW, TINY, repeatable
+from test_training import config, drop_times, rows, train
+
+from analysis import records
+from training.config import identity, schema
+from training.config.plan import RunPlan
+from training.pack.pack import Pack
+from training.sweep.scheduler import PASSED, make_plan
+
+RUNS = ["estimator=gumbel_softmax", "estimator=nvil", "estimator=rebar", "estimator=nvil optimizer=sgd"]
+RUNS += ["estimator=gumbel_softmax schedule=exponential schedule.rate=0.1 schedule.every=7"]
+
+
+def result(path):
+    return records.RunRecord(path).result()
+
+
+def state(path):
+    return torch.load(path / records.CHECKPOINT, weights_only=True)
+
+
+def assert_same_state(one, two):
+    assert type(one) is type(two)
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one.keys() - {"seconds", "evaluation_seconds"}:
+            assert_same_state(one[key], two[key])
+    elif isinstance(one, (list, tuple)):
+        for each, other in zip(one, two, strict=True):
+            assert_same_state(each, other)
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, two)
+    else:
+        assert one == two
+
+
+@pytest.mark.parametrize("first", [20, 23], ids=["at an evaluation", "between two"])
+@pytest.mark.parametrize("options", RUNS)
+def test_longer_is_as_if_it_had_been_so_long_from_the_start(tmp_path, options, first):
+    overrides = options.split()
+    (whole,) = train(tmp_path / "whole", *overrides, steps=40)
+    (path,) = train(tmp_path / "on", *overrides, steps=first)
+    shorter = result(path)
+    (again,) = train(tmp_path / "on", *overrides, steps=40)
+    assert again == path and path.name == whole.name
+    assert "goes on at step" in (path / records.LOG).read_text()
+    assert list(map(drop_times, rows(path))) == list(map(drop_times, rows(whole)))
+    one, two = state(path), state(whole)
+    assert_same_state({**one, "rows": 0, "along": None}, {**two, "rows": 0, "along": None})
+    assert drop_times(one["along"]) == drop_times(two["along"])
+    (older,) = records.format.older_results(path)
+    assert result(older) == shorter and shorter["step"] == first
+    frame = records.load(tmp_path / "on")
+    last = frame.groupby("steps")["test_bound"].last().to_dict()
+    assert last == {first: shorter["metrics"]["test_bound"], 40: result(whole)["metrics"]["test_bound"]}
+    assert set(frame["status"]) == {"finished"} and frame.attrs["damaged"] == []
+
+
+def test_another_evaluation_trains_nothing(tmp_path, monkeypatch):
+    (path,) = train(tmp_path / "run", steps=20)
+    (other,) = train(tmp_path / "other", steps=20, test_samples=7)
+    before = result(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Pack, "train_step", lambda pack: pytest.fail("nothing is trained"))
+        assert train(tmp_path / "run", steps=20, test_samples=7) == [path]
+        assert train(tmp_path / "run", steps=20, test_samples=3) == [path]  # the older one answers
+    now = result(path)
+    assert drop_times(now["metrics"]) == drop_times(result(other)["metrics"])
+    assert (before["evaluation"]["test_samples"], now["evaluation"]["test_samples"]) == (3, 7)
+    assert [result(older) for older in records.format.older_results(path)] == [before]
+    assert set(records.load(tmp_path / "run")["test_samples"]) == {7}
+    assert set(records.load(tmp_path / "run", superseded=True)["test_samples"]) == {3, 7}
+
+
+def test_a_basket_is_added_to_a_finished_run(tmp_path):
+    (whole,) = train(tmp_path / "whole", *TINY, *FEW)
+    (path,) = train(tmp_path / "added", *TINY[:2], steps=20, evaluate_every=10)
+    before = {name: (path / name).read_bytes() for name in (records.METRICS, records.CHECKPOINT)}
+    assert train(tmp_path / "added", *TINY, *FEW) == [path] and path.name == whole.name
+    assert repeatable(path) == repeatable(whole) and len(repeatable(path)) == 36
+    assert {name: (path / name).read_bytes() for name in before} == before
+    assert result(path)["basket"] == result(whole)["basket"] and not records.format.older_results(path)
+    stands = RunPlan(config(*TINY, *FEW, runs_dir=str(tmp_path / "added")))
+    assert make_plan([stands]).todo == 0
+
+
+def test_a_sweep_over_steps_has_a_result_for_each(tmp_path):
+    plans = [RunPlan(config(f"steps={steps}", runs_dir=str(tmp_path))) for steps in (30, 10, 20)]
+    plan = make_plan(plans)
+    assert [run.target.steps for pack in plan.packs for run in pack] == [10]
+    assert [run.target.steps for run in plan.later] == [20, 30] and plan.todo == 3
+
+
+def test_what_was_passed_is_said_and_left(tmp_path):
+    (path,) = train(tmp_path, steps=40)
+    before = (path / records.RESULT).read_bytes()
+    plan = make_plan([RunPlan(config("steps=20", runs_dir=str(tmp_path)))])
+    assert list(plan.skipped) == [PASSED] and plan.todo == 0
+    train(tmp_path, steps=20)
+    assert (path / records.RESULT).read_bytes() == before
+
+
+# --- roles and names -------------------------------------------------------------------------------------------------
+
+
+def test_every_option_has_a_role():
+    groups = ("estimator", "task", *schema.GROUPS)
+    options = [field.name for field in dataclasses.fields(schema.Config) if field.name not in groups]
+    options += [
+        f"{group}.{field.name}"
+        for group in groups
+        for node in schema.nodes_of(group)
+        for field in dataclasses.fields(node)
+    ]
+    assert len(options) > 100 and {identity.role(option) for option in options} == set(identity.ROLES)
+    for field in dataclasses.fields(schema.Config):
+        assert field.metadata["role"] in identity.ROLES, field.name
+
+
+def test_an_option_that_is_added_later_renames_nothing(monkeypatch):
+    before = config()
+
+    @dataclasses.dataclass
+    class Adam(schema.Adam):
+        amsgrad: bool = schema.option(False, "trains", neutral=False)
+
+    monkeypatch.setitem(schema.GROUPS, "optimizer", (Adam, schema.SGD))
+    for cached in (schema.nodes_of, identity._metadata):
+        cached.cache_clear()
+    now, other = ({**before, "optimizer": {**before["optimizer"], "amsgrad": value}} for value in (False, True))
+    names = [identity.run_name(each) for each in (before, now, other)]
+    assert names[0] == names[1] != names[2]
+    monkeypatch.undo()
+    for cached in (schema.nodes_of, identity._metadata):
+        cached.cache_clear()

@@ -1,0 +1,251 @@
+"""Bias and variance of several estimators' gradients at the same parameters and on the same minibatch.
+
+``python -m training.basket runs/SWEEP/RUN [NAME ...]`` measures the estimators ``NAME`` (by default
+``nvil muprop rebar``) at the parameters of the run's checkpoint; ``basket=default`` measures along a run while it
+trains (:mod:`training.gradients.watcher`). The variance that is recorded while estimators train compares models, too,
+and contains the spread over minibatches; here only the noise of the estimator is left.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import yaml
+
+from analysis.defaults import complete
+from analysis.output import Parser
+from analysis.records import CHECKPOINT, CONFIG, RunRecord
+from training.config import schema, targets
+from training.devices import pick_device
+from training.errors import UserError, composing
+from training.gradients import moments
+from training.gradients.moments import Moments
+from training.gradients.point import Point, draw, reference_gradient, warmed_up
+from training.pack import checkpoints
+from training.pack.build import build
+from training.pack.pack import Config, Pack
+
+LEAST_DRAWS = 4
+"""For a variance and its standard error."""
+
+
+@dataclass(frozen=True)
+class PointVariance:
+    """The gradient of one estimator in the encoder's parameters, of the mean loss of one minibatch.
+
+    Attributes:
+        measured: what it is called in the basket.
+        method: its name in ``conf/estimator``.
+        objective: ``mean`` for E_q[loss(z)]; gradients of another objective are not comparable with those.
+        unbiased: whether it says so.
+        evaluations: of the loss, per gradient and example.
+        draws: the number of gradients.
+        variance: of one gradient, mean over the parameters, in squared units of it.
+        variance_error: the standard error of ``variance``, from its spread over blocks of draws.
+        signal_to_noise: ``|E g| / sqrt(E |g - E g|^2)``, with the squared norm of the mean corrected for its own noise
+            (and 0 where that leaves nothing).
+        relative_variance: ``E |g - E g|^2 / |r|^2`` with r the reference gradient; this and what follows is NaN without
+            a reference, and where its noise is larger than itself.
+        bias_square: ``|E g - r|^2 / |r|^2``, corrected for the noise of both: its mean is 0 without bias, and it may be
+            negative.
+        bias_square_error: its standard error (:func:`training.gradients.moments.relative_bias`).
+        cosine: of the angle between E g and r, with corrected norms; NaN where its standard error is above 0.5.
+        cosine_error: its standard error.
+    """
+
+    measured: str
+    method: str
+    objective: str
+    unbiased: bool
+    evaluations: int
+    draws: int
+    variance: float
+    variance_error: float
+    signal_to_noise: float
+    relative_variance: float = math.nan
+    bias_square: float = math.nan
+    bias_square_error: float = math.nan
+    cosine: float = math.nan
+    cosine_error: float = math.nan
+
+    @property
+    def log_variance(self) -> float:
+        """Natural logarithm of ``variance``."""
+        return math.log(self.variance) if self.variance > 0 else -math.inf
+
+    @property
+    def log_variance_error(self) -> float:
+        """Of ``log_variance``, to first order."""
+        return self.variance_error / self.variance if self.variance > 0 else 0.0
+
+    @property
+    def bias_interval(self) -> tuple[float, float]:
+        """The relative bias ``|E g - r| / |r|`` within two standard errors of its square, at least 0."""
+        low, high = (self.bias_square + sign * 2 * self.bias_square_error for sign in (-1, 1))
+        return math.sqrt(max(low, 0)), math.sqrt(max(high, 0))
+
+
+def measure(
+    point: Point,
+    estimators: Mapping[str, Config],
+    *,
+    draws: int = 1000,
+    warm_up: int = 500,
+    reference: Moments | None = None,
+) -> Iterator[PointVariance]:
+    """The gradient moments of every one of ``estimators`` at ``point``, one after the other.
+
+    Draws are the replicas of a pack whose members have the same parameters, so each has the gradient of an ordinary
+    training step, from one backward pass for a whole chunk of them; memory does not grow with their number. What an
+    estimator learns or keeps is trained first (Adam, learning rate 0.01, training minibatches, from its initial state
+    at each point) while the model stays as it is, and is then frozen. Temperatures are those of the estimators'
+    configs. The noise depends on the run's seed, the step and the estimator's name here, not on what else is measured.
+
+    Args:
+        point: where.
+        estimators: ``estimator`` nodes of a composed config, by name.
+        draws: at least 4; rounded up to whole chunks.
+        warm_up: steps of training for the learned parts.
+        reference: what the bias is measured against; see :func:`reference_gradient`.
+
+    Raises:
+        UserError: for fewer than 4 draws, or an estimator that does not fit the task.
+    """
+    if draws < LEAST_DRAWS:
+        raise UserError(f"a variance and its standard error need at least {LEAST_DRAWS} draws, not {draws}")
+    for name, node in estimators.items():
+        own = point.own(node)
+        found, pack = draw(point, own, name, draws, warmed_up(point, own, name, warm_up))
+        variance, error = found.variance()
+        trace = variance * found.means.shape[1]
+        signal = max(moments.square(found.mean), 0.0)
+        result = partial(
+            PointVariance,
+            measured=name,
+            method=node["name"],
+            objective=getattr(pack.estimator, "objective", "mean"),
+            unbiased=bool(pack.estimator.unbiased),
+            evaluations=pack.evaluations,
+            draws=found.draws,
+            variance=variance,
+            variance_error=error,
+            signal_to_noise=math.sqrt(signal / trace) if trace > 0 else math.inf,
+        )
+        if reference is None:
+            yield result()
+            continue
+        norm = moments.square(reference.mean)
+        bias, bias_error = moments.relative_bias(found, reference)
+        cosine, cosine_error = moments.with_error(moments.cosine, found, reference)
+        cosine = cosine if cosine_error <= 0.5 else math.nan  # it says nothing
+        yield result(
+            relative_variance=trace / norm if norm > 0 else math.nan,
+            bias_square=bias,
+            bias_square_error=bias_error,
+            cosine=cosine,
+            cosine_error=cosine_error,
+        )
+
+
+def load_run(path: Path, device: torch.device, allowed: Sequence[str] = ()) -> Pack:
+    """The run in a directory as a pack, at its last checkpoint.
+
+    It may be somebody else's: its config builds classes of this library and of the modules in ``allowed`` only
+    (:func:`training.config.targets.check_record`), and its checkpoint holds tensors and numbers.
+
+    Raises:
+        UserError: if there is none, or none that this code can build.
+    """
+    try:
+        config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"{path}: not a run's directory (it has no {CONFIG})") from None
+    except (ValueError, yaml.YAMLError):
+        config = None
+    if not isinstance(config, dict) or not isinstance(config.get("steps"), int):
+        raise UserError(f"{path / CONFIG}: not a run's config")
+    targets.check_record(config, allowed, str(path / CONFIG))
+    state, trouble = checkpoints.load(RunRecord(path))
+    if state is None:
+        raise UserError(trouble or f"{path}: there is no checkpoint ({CHECKPOINT})")
+    config = complete(config)
+    try:
+        if not Path(config["data"]["root"]).expanduser().is_dir():  # of another machine; a download would make it
+            config["data"]["root"] = os.environ.get("DATA_DIR", "data")
+        pack = build([config], device)
+        pack.restore([state])
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: the run does not fit this version of the code ({error!r})") from None
+    return pack
+
+
+def table(results: Sequence[PointVariance]) -> str:
+    """The results for the screen, smallest variance last."""
+    head = ("log variance", "+-", "signal/noise", "relative bias", "evaluations", "variance x evaluations", "draws")
+    widths = (13, 6, 13, 15, 12, 23, 6)
+    lines = [f"{'estimator':<28}" + "".join(f"{word:>{width}}" for word, width in zip(head, widths, strict=True))]
+    for result in sorted(results, key=lambda result: -result.variance):
+        name = result.measured + ("" if result.objective == "mean" else " *")
+        cells = (
+            f"{result.log_variance:.2f}",
+            f"{2 * result.log_variance_error:.2f}",
+            f"{result.signal_to_noise:.3f}",
+            "" if math.isnan(result.bias_square) else "{:.3f} .. {:.3f}".format(*result.bias_interval),
+            f"{result.evaluations}",
+            f"{result.variance * result.evaluations:.2e}",
+            f"{result.draws}",
+        )
+        lines.append(f"{name:<28}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
+    if any(result.objective != "mean" for result in results):
+        lines.append("* of another objective (a multi-sample bound): not comparable with the others")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    parser = Parser(prog="python -m training.basket", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("run", type=Path, help="the directory of a run, with its checkpoint")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="estimators (default: nvil muprop rebar)")
+    parser.add_argument("--draws", type=int, default=1000, help="gradients per estimator (1000)")
+    parser.add_argument("--warm-up", type=int, default=500, help="steps for what an estimator learns (500)")
+    parser.add_argument(
+        "--kl", choices=("analytic", "sampled"), help="the place of the KL (default: the run's task.kl)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    allow = "a module of your own whose classes the run's config may name (repeatable); it is imported"
+    parser.add_argument("--allow", action="append", default=[], metavar="MODULE", help=allow)
+    options = parser.parse_intermixed_args(arguments)  # --allow MODULE may stand between names
+    if options.draws < LEAST_DRAWS or options.warm_up < 0:
+        raise UserError(
+            f"--draws must be at least {LEAST_DRAWS} and --warm-up at least 0, not {options.draws}, {options.warm_up}"
+        )
+    torch.set_num_threads(1)
+    schema.register()
+    pack = load_run(options.run, pick_device(options.device), options.allow)
+    nodes: dict[str, Config] = {}
+    with composing(), initialize_config_module("conf", version_base="1.3"):
+        for name in options.names or ("nvil", "muprop", "rebar"):
+            composed = compose("config", overrides=[f"estimator={name}"])
+            nodes[name] = OmegaConf.to_container(composed.estimator, resolve=True)  # type: ignore[assignment]
+        composed = compose("config", overrides=["estimator=indecater"])
+        unbiased: Config = OmegaConf.to_container(composed.estimator, resolve=True)  # type: ignore[assignment]
+    with_kl = f", task.kl={options.kl}" if options.kl else ""
+    print(
+        f"{options.run.name}, step {pack.step}{with_kl}; natural logarithm of the mean variance per encoder parameter"
+    )
+    try:
+        point = Point(pack, kl=options.kl)
+        name, reference = reference_gradient(point, unbiased, draws=options.draws, warm_up=0, max_states=4096)
+        results = list(measure(point, nodes, draws=options.draws, warm_up=options.warm_up, reference=reference))
+    except ValueError as error:  # what an estimator says it cannot do
+        raise UserError(str(error)) from error
+    print(table(results) + f"\nbias against {name} ({reference.draws} draws), within two standard errors")

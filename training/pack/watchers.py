@@ -1,0 +1,173 @@
+"""What looks at a pack between its steps, each when it is due: divergence, evaluation, checkpoints, progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol
+
+from analysis.records import RunRecord
+from training.interrupt import Stopped, asked
+from training.loggers import Logger
+from training.pack import checkpoints
+from training.pack.evaluation import Row, evaluate, summary
+from training.pack.pack import Pack
+from training.pack.stopwatch import Stopwatch
+from training.progress import Report
+
+LOOK_EVERY_ON_GPU = 50
+REPORT_SECONDS = 0.5
+
+
+class Watcher(Protocol):
+    """Looks at a pack after some of its steps, and never changes its training."""
+
+    def due(self) -> bool:
+        """Whether it wants to look at the pack after this step."""
+
+    def look(self) -> None:
+        """Do so; the time counts as what :class:`Stopwatch` is told."""
+
+
+class Training:
+    """A pack in training: its runs' records, those that are still in it, and how each of them ends.
+
+    Args:
+        pack: what is trained.
+        records: of its runs, one for each replica.
+        report: told what happens.
+        lost: fills with the records of runs that another process has taken over; these are dropped.
+        loggers: of the runs, beside their records.
+    """
+
+    def __init__(
+        self,
+        pack: Pack,
+        records: Sequence[RunRecord],
+        report: Report,
+        lost: Collection[RunRecord] = (),
+        loggers: Sequence[Logger] = (),
+    ) -> None:
+        self.pack, self.records, self.report, self._lost = pack, list(records), report, lost
+        self.steps = pack.configs[0]["steps"]
+        self.alive = list(range(pack.replicas))
+        self.watch = Stopwatch(pack.device)
+        self.loggers = list(loggers)
+        self.note = ""
+        self._before = pack.seconds, pack.evaluation_seconds
+
+    def keep_time(self) -> None:
+        """Tell the pack how long it has been trained and evaluated, in this process and before."""
+        trained, evaluated = self._before
+        self.pack.seconds = trained + self.watch.seconds("training")
+        self.pack.evaluation_seconds = evaluated + self.watch.seconds("evaluation")
+
+    def drop_lost(self) -> None:
+        """Leave out the runs that another process has taken over."""
+        self.alive = [r for r in self.alive if self.records[r] not in self._lost]
+
+    def save(self) -> None:
+        """Write a checkpoint of every run."""
+        self.keep_time()
+        checkpoints.save(self.pack, [(r, self.records[r]) for r in self.alive])
+
+    def stop(self) -> Stopped:
+        """Write checkpoints and put the runs back into the queue; returns what is to be raised."""
+        self.save()
+        for r in self.alive:
+            self.records[r].status("queued", step=self.pack.step)
+            self.records[r].log(f"stopped at step {self.pack.step} by a signal; its checkpoint is written")
+        return Stopped(f"stopped at step {self.pack.step} of {self.steps}; start the same command again to go on")
+
+    def end(self, replica: int, result: dict[str, Any], error: str | None = None) -> None:
+        """Write the result of one run."""
+        record = self.records[replica]
+        record.finish(result)
+        record.log(f"{result['status']} at step {self.pack.step}{': ' + error if error else ''}")
+        self.loggers[replica].finish(result["status"])
+        self.report({"event": "run", "run": record.name, "status": result["status"], "error": error})
+
+
+class Divergence:
+    """Ends the runs whose loss or gradient is not finite; the others do not notice.
+
+    Looking at the device's numbers waits for it. On a CPU that is free, on a GPU it is done now and then.
+    """
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.every = 1 if training.pack.device.type == "cpu" else LOOK_EVERY_ON_GPU
+
+    def due(self) -> bool:
+        return self.training.pack.step % self.every == 0
+
+    def look(self, everywhere: bool = False) -> None:
+        """``everywhere``: at all parameters, too."""
+        pack = self.training.pack
+        for r, details in pack.divergences(self.training.alive, everywhere=everywhere):
+            self.training.alive.remove(r)
+            with self.training.watch.doing("watching"):
+                self.training.keep_time()
+                self.training.end(r, summary(pack, r, "diverged", {}) | details, details["divergence"])
+
+
+class Evaluation:
+    """Adds a row to the metrics every ``evaluate_every`` steps."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.every = training.pack.configs[0]["evaluate_every"]
+
+    def due(self) -> bool:
+        return self.training.pack.step % self.every == 0
+
+    def look(self) -> None:
+        training, pack = self.training, self.training.pack
+        with training.watch.doing("evaluation"):
+            training.keep_time()
+            rows = evaluate(pack)
+        pack.along = [rows[r] if r in training.alive else None for r in range(pack.replicas)]
+        for r in training.alive:
+            training.records[r].append(rows[r])
+            training.loggers[r].log(rows[r])
+        training.note = _note(rows, training.alive)
+
+
+class Checkpoint:
+    """Saves the runs every ``checkpoint_seconds``, and ends training where a signal asks for that."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.seconds = training.pack.configs[0]["checkpoint_seconds"]
+        self.saved = time.monotonic()
+
+    def due(self) -> bool:
+        before_the_end = self.training.pack.step < self.training.steps
+        return before_the_end and (time.monotonic() - self.saved > self.seconds or asked())
+
+    def look(self) -> None:
+        if asked():
+            raise self.training.stop()
+        self.training.save()
+        self.saved = time.monotonic()
+
+
+class Progress:
+    """Reports where training is, at evaluations and twice a second."""
+
+    def __init__(self, training: Training, evaluation: Watcher) -> None:
+        self.training, self.evaluation = training, evaluation
+        self.reported = time.monotonic()
+
+    def due(self) -> bool:
+        return self.evaluation.due() or time.monotonic() - self.reported > REPORT_SECONDS
+
+    def look(self) -> None:
+        self.training.report({"event": "step", "step": self.training.pack.step, "note": self.training.note})
+        self.reported = time.monotonic()
+
+
+def _note(rows: Sequence[Row], alive: Sequence[int]) -> str:
+    name = next(name for name in rows[0] if name.startswith("valid_"))
+    values = [rows[r][name] for r in alive if rows[r][name] is not None]
+    return f"{name} {sum(values) / len(values):.5g}" if values else ""
