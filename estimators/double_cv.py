@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from estimators._control_variates import attach, descend_variance, only_finite, slope_of_variance, value_and_slope
-from estimators.base import Estimator, Loss, in_functorch
+from estimators.base import FINITE, Estimator, Loss, in_functorch
 from estimators.categorical import Finite, Number, Samples, sample_with_log_prob, scores
 
 
@@ -56,12 +56,10 @@ class DoubleCV(Estimator):
             raise ValueError(
                 f"DoubleCV: num_samples must be at least 2, not {num_samples}; use MuProp or REBAR for one"
             )
-        if not bool(torch.as_tensor(alpha).isfinite().all()):
-            raise ValueError(f"DoubleCV: alpha must be finite, not {torch.as_tensor(alpha).tolist()}")
         self.num_samples = self.evaluations = num_samples
         self.learn = learn
         if learn:
-            start = torch.as_tensor(alpha, dtype=torch.get_default_dtype())
+            start = torch.as_tensor(self._within("alpha", alpha, FINITE), dtype=torch.get_default_dtype())
             self.alpha: Number = nn.Parameter(start.expand(() if replicas is None else (replicas, 1, 1, 1)).clone())
         else:
             self.alpha = self._number("alpha", alpha)

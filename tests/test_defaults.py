@@ -14,8 +14,8 @@ from analysis.defaults import FILE, complete
 from analysis.papers import reference
 from analysis.records import run_name
 from analysis.statistics.summary import final_rows, ranked, summarise
-from training import basket
 from training.config import defaults
+from training.gradients import basket
 
 
 def test_the_file_has_the_defaults_of_the_schema():

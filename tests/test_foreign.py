@@ -12,9 +12,9 @@ import yaml
 from test_training import config, train
 
 from analysis import records
-from training import basket
 from training.errors import UserError
-from training.pack import loop
+from training.gradients import basket
+from training.pack import evaluation
 from training.pack.build import build
 
 ROOT = Path(__file__).parents[1]
@@ -78,10 +78,10 @@ def test_the_commit_is_that_of_the_code(tmp_path, monkeypatch):
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     monkeypatch.setenv("GIT_DIR", str(theirs / ".git"))
     monkeypatch.chdir(theirs)
-    commit = loop.commit.__wrapped__
+    commit = evaluation.commit.__wrapped__
     assert str(commit()).rstrip("+") == ("None" if head.returncode else head.stdout.strip())
     monkeypatch.setattr(loop, "ROOT", theirs / "copy")
-    monkeypatch.setattr(loop, "__file__", str(theirs / "copy" / "training" / "loop.py"))
+    monkeypatch.setattr(evaluation, "__file__", str(theirs / "copy" / "training" / "loop.py"))
     assert commit() is None
     subprocess.run(["git", "add", "."], cwd=theirs, check=True, env=os.environ | {"GIT_DIR": str(theirs / ".git")})
     assert str(commit()).endswith("+")
