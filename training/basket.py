@@ -157,7 +157,7 @@ def load_run(path: Path, device: torch.device) -> Pack:
     state, trouble = checkpoints.load(RunRecord(path), config["steps"])
     if state is None:
         raise UserError(trouble or f"{path}: there is no checkpoint ({CHECKPOINT})")
-    pack = Pack([config], device)
+    pack = Pack([{**config, "basket": {"name": "none"}}], device)  # what was measured along it is not asked for here
     pack.restore([state])
     return pack
 
