@@ -29,7 +29,7 @@ train data=cifar | choose one of binarized_mnist
 train optimizer=none | choose one of adam, sgd
 train estimator= | choose one of
 train estimator={name:nvil} | is the name of NVIL
-train -m task.name=toy | is the name of Toy
+train -m estimator.name=rloo | is the name of RLOO
 train ~estimator | estimator is missing
 train ~basket | basket is missing
 train -m ~task | task is missing

@@ -80,7 +80,7 @@ def test_the_commit_is_that_of_the_code(tmp_path, monkeypatch):
     monkeypatch.chdir(theirs)
     commit = evaluation.commit.__wrapped__
     assert str(commit()).rstrip("+") == ("None" if head.returncode else head.stdout.strip())
-    monkeypatch.setattr(loop, "ROOT", theirs / "copy")
+    monkeypatch.setattr(evaluation, "ROOT", theirs / "copy")
     monkeypatch.setattr(evaluation, "__file__", str(theirs / "copy" / "training" / "loop.py"))
     assert commit() is None
     subprocess.run(["git", "add", "."], cwd=theirs, check=True, env=os.environ | {"GIT_DIR": str(theirs / ".git")})

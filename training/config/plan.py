@@ -110,12 +110,11 @@ def replicated(config: Config, overrides: Sequence[str] = ()) -> Iterator[RunPla
                 f"{group}._target_ is another {group}: name it with {group}.name=NAME, or choose {group}=NAME"
             )
     ranges.check(config)
-    for group in ("estimator", "task"):
-        name, target = config[group]["name"], targets.class_of(config[group], group)
-        if (known := schema.class_named(group, name)) not in (None, target.__name__):
-            raise UserError(
-                f"{group}.name={name} is the name of {known}, but this is {target.__name__}: see {group}={name}"
-            )
+    name, target = config["estimator"]["name"], targets.class_of(config["estimator"], "estimator")
+    if (known := schema.estimator_named(name)) not in (None, target.__name__):
+        raise UserError(
+            f"estimator.name={name} is the name of {known}, but this is {target.__name__}: use another name"
+        )
     check_folders(config)
     own = tuple(line for line in overrides if not line.startswith(("seed=", "replicas=")))
     for seed in range(config["seed"], config["seed"] + config["replicas"]):

@@ -307,14 +307,14 @@ def _option_type(hint: Any) -> Any:
 
 
 @functools.cache
-def class_named(group: str, name: str) -> str | None:
-    """The class that ``conf/<group>/<name>.yaml`` builds, an estimator or a task; ``None`` if there is no such file."""
+def estimator_named(name: str) -> str | None:
+    """The class that ``conf/estimator/<name>.yaml`` builds; ``None`` if there is no such file."""
     try:
-        text = (Path(conf.__file__).parent / group / f"{name}.yaml").read_text()
+        text = (Path(conf.__file__).parent / "estimator" / f"{name}.yaml").read_text(encoding="utf-8")
     except (OSError, ValueError):
         return None
-    found = re.search(rf"/hydra/schema/{group}/(\w+)@_here_", text)
-    return found and (TASKS[found[1]].__name__ if group == "task" else found[1])
+    found = re.search(r"/hydra/schema/estimator/(\w+)@_here_", text)
+    return found and found[1]
 
 
 @functools.cache

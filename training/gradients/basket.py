@@ -178,7 +178,7 @@ def load_run(path: Path, device: torch.device, allowed: Sequence[str] = ()) -> P
     try:
         if not Path(config["data"]["root"]).expanduser().is_dir():  # of another machine; a download would make it
             config["data"]["root"] = os.environ.get("DATA_DIR", "data")
-        pack = build([config], device)
+        pack = build([{**config, "basket": {"name": "none"}}], device)  # what was measured along it is not asked for
         pack.restore([state])
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: the run does not fit this version of the code ({error!r})") from None
