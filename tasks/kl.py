@@ -17,7 +17,8 @@ def kl_beside(estimator: Callable[..., Tensor], kl: str) -> str:
     (pathwise samples, hard or relaxed). In the loss, ``log q(z) - log p(z)`` cancels much of what ``-log p(x|z)``
     varies with z, the more the nearer q is to the posterior, and a signal that weighs samples by their loss has less
     variance (measured: ``docs/results/kl``). Beside a rescaled gradient (NVIL) or a log weight (VIMCO, which is
-    unbiased) an analytic KL would be wrong. A biased estimator would bias the gradient of the KL, too.
+    unbiased) an analytic KL would be wrong. Biased ones have the KL of their papers (Jang et al., ReinMax), whose own
+    gradient has neither noise nor bias; with hard samples ``sampled`` may still be better, because biases cancel, too.
 
     Raises:
         ValueError: for ``relaxed`` with an estimator whose samples have no Concrete density.
