@@ -8,7 +8,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from training.config import command, schema
-from training.errors import composing, explained
+from training.config.compose import composing
+from training.errors import explained
 from training.sweep.scheduler import run_sweep, train_job
 
 schema.register()

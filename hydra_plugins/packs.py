@@ -46,7 +46,7 @@ class PackSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Compose the product of all choices."""
-        from training.config.plan import runs_of_experiment
+        from training.config.compose import runs_of_experiment
 
         runs: Any = runs_of_experiment(arguments, self.master, self.context.config_loader)
         self.take(runs)

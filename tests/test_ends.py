@@ -12,7 +12,7 @@ from test_cli import FAST, call
 
 from analysis import records
 from training.config import command, plan
-from training.config.plan import runs_of_command
+from training.config.compose import runs_of_command
 from training.errors import UserError
 from training.sweep import scheduler as sweep
 from training.sweep import workers

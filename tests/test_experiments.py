@@ -10,7 +10,8 @@ import yaml
 from analysis.papers.published import published
 from analysis.records import flat_config
 from training.config import validity
-from training.config.plan import runs_of_command, structure
+from training.config.compose import runs_of_command
+from training.config.plan import structure
 from training.pack.build import build
 from training.pack.loop import evaluate, summary
 

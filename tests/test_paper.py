@@ -8,7 +8,7 @@ import yaml
 from test_cli import call
 
 from training import paper
-from training.config.plan import runs_of_command
+from training.config.compose import runs_of_command
 from training.errors import UserError
 
 ROOT = Path(__file__).parents[1]

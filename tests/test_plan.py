@@ -16,7 +16,8 @@ from test_cli import call
 
 from analysis import records
 from training.config import identity, schema
-from training.config.plan import RunPlan, packs_of, runs_of, structure
+from training.config.compose import runs_of
+from training.config.plan import RunPlan, packs_of, structure
 from training.errors import UserError
 from training.pack.build import build
 from training.sweep import scheduler as sweep

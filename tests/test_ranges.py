@@ -8,7 +8,7 @@ import torch
 
 import estimators
 from training.config import ranges, schema
-from training.config.plan import runs_of_command
+from training.config.compose import runs_of_command
 from training.errors import UserError
 
 FREE = {"latents": 2, "categories": 2}

@@ -8,7 +8,7 @@ from test_cli import call
 
 from tasks.datasets import BINARIZATIONS, CLASSES, DATASETS, DataError, blank_dataset, load_dataset
 from training.config import validity
-from training.config.plan import runs_of_command
+from training.config.compose import runs_of_command
 from training.errors import UserError
 from training.pack.build import build
 from training.sweep import scheduler as sweep

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from tasks.datasets import Dataset, Split
 from training.benchmarks import peers
+from training.config.compose import composed
 from training.devices import pick_device
 from training.kernels import matmul
 from training.kernels.heap import keep_freed_memory
@@ -45,15 +46,8 @@ def synthetic_data() -> Dataset:
 
 def make_pack(estimator: str, replicas: int, device: torch.device) -> Pack:
     """784-200-784 with Bernoulli latents, batch 100, Adam."""
-    from hydra import compose, initialize_config_module
-    from omegaconf import OmegaConf
-
-    from training.config import schema
-
-    schema.register()
-    with initialize_config_module("conf", version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", overrides=[f"estimator={estimator}"]), resolve=True)
-    configs = [{**config, "seed": seed} for seed in range(replicas)]  # type: ignore[dict-item]
+    config = composed(f"estimator={estimator}")
+    configs = [{**config, "seed": seed} for seed in range(replicas)]
     return build(configs, device, synthetic_data())
 
 

@@ -22,7 +22,8 @@ import yaml
 
 from analysis.records import DamagedRecord
 from training.config import validity
-from training.config.plan import RunPlan, runs_of_command
+from training.config.compose import runs_of_command
+from training.config.plan import RunPlan
 from training.errors import UserError
 from training.processes import ROOT, python
 

@@ -20,7 +20,7 @@ import torch
 
 from tasks.datasets import Dataset, Split
 from training.benchmark import PIXELS, in_turns, prepare
-from training.config import schema
+from training.config.compose import composed
 from training.devices import pick_device
 from training.pack.build import build
 from training.pack.evaluation import device_name
@@ -42,19 +42,13 @@ def random_labels(categories: int) -> Dataset:
 
 def make_packs(categories: int, batch_size: int, hidden: Sequence[int], device: torch.device) -> dict[str, Pack]:
     """A pack of one run for each estimator, on the same data."""
-    from hydra import compose, initialize_config_module
-    from omegaconf import OmegaConf
-
-    schema.register()
     own = [f"task.categories={categories}", f"task.labelled={LABELLED_PER_CLASS * categories}"]
     own += [f"batch_size={batch_size}", f"task.hidden={list(hidden)}"]
     packs, data = {}, random_labels(categories)
-    with initialize_config_module("conf", version_base="1.3"):
-        for name in (MARGINALISED, *SAMPLED):
-            composed = compose("config", overrides=["task=semi_supervised", f"estimator={name}", *own])
-            config: Any = OmegaConf.to_container(composed, resolve=True)
-            config["data"]["name"] = data.name
-            packs[name] = build([config], device, data)
+    for name in (MARGINALISED, *SAMPLED):
+        config = composed("task=semi_supervised", f"estimator={name}", *own)
+        config["data"]["name"] = data.name
+        packs[name] = build([config], device, data)
     return packs
 
 

@@ -21,9 +21,10 @@ import yaml
 from analysis.defaults import complete
 from analysis.output import Parser
 from analysis.records import CHECKPOINT, CONFIG, RunRecord
-from training.config import schema, targets
+from training.config import targets
+from training.config.compose import composed
 from training.devices import pick_device
-from training.errors import UserError, composing
+from training.errors import UserError
 from training.gradients import moments
 from training.gradients.moments import Moments
 from training.gradients.point import Point, draw, reference_gradient, warmed_up
@@ -209,9 +210,6 @@ def table(results: Sequence[PointVariance]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    from hydra import compose, initialize_config_module
-    from omegaconf import OmegaConf
-
     parser = Parser(prog="python -m training.basket", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("run", type=Path, help="the directory of a run, with its checkpoint")
     parser.add_argument("names", nargs="*", metavar="NAME", help="estimators (default: nvil muprop rebar)")
@@ -229,15 +227,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"--draws must be at least {LEAST_DRAWS} and --warm-up at least 0, not {options.draws}, {options.warm_up}"
         )
     torch.set_num_threads(1)
-    schema.register()
     pack = load_run(options.run, pick_device(options.device), options.allow)
-    nodes: dict[str, Config] = {}
-    with composing(), initialize_config_module("conf", version_base="1.3"):
-        for name in options.names or ("nvil", "muprop", "rebar"):
-            composed = compose("config", overrides=[f"estimator={name}"])
-            nodes[name] = OmegaConf.to_container(composed.estimator, resolve=True)  # type: ignore[assignment]
-        composed = compose("config", overrides=["estimator=indecater"])
-        unbiased: Config = OmegaConf.to_container(composed.estimator, resolve=True)  # type: ignore[assignment]
+    names = options.names or ("nvil", "muprop", "rebar")
+    nodes: dict[str, Config] = {name: composed(f"estimator={name}")["estimator"] for name in names}
+    unbiased: Config = composed("estimator=indecater")["estimator"]
     with_kl = f", task.kl={options.kl}" if options.kl else ""
     print(
         f"{options.run.name}, step {pack.step}{with_kl}; natural logarithm of the mean variance per encoder parameter"
