@@ -12,9 +12,9 @@ from analysis import records
 from analysis.command import main
 from analysis.defaults import FILE, complete
 from analysis.papers import reference
-from analysis.records import run_name
 from analysis.statistics.summary import final_rows, ranked, summarise
 from training.config import defaults
+from training.config.identity import run_name
 from training.gradients import basket
 
 
@@ -72,28 +72,32 @@ def test_an_option_that_another_choice_does_not_have_stays_missing():
 
 
 @pytest.mark.parametrize(
-    ("option", "default", "other"),
+    ("option", "default", "other", "use"),
     [
-        ("estimator__decay", 0.8, 0.5),
-        ("task__likelihood", "bernoulli", "gaussian"),
-        ("optimizer__beta1", 0.9, 0.5),
-        ("data__train_evaluated", 10_000, 5),
-        ("allow_tf32", False, True),
+        ("estimator__decay", 0.8, 0.5, "tuned"),
+        ("task__likelihood", "bernoulli", "gaussian", "compared"),
+        ("optimizer__beta1", 0.9, 0.5, "tuned"),
+        ("data__train_evaluated", 10_000, 5, ""),
+        ("allow_tf32", False, True, "compared"),
     ],
 )
-def test_runs_of_older_code_are_of_the_same_setting(tmp_path, option, default, other):
+def test_runs_of_older_code_are_of_the_same_setting(tmp_path, option, default, other, use):
     """Five seeds without the option and five with it are ten seeds of one setting; with another value there are two."""
     sweeps = tmp_path / "same", tmp_path / "two"
     for sweep, value in zip(sweeps, (default, other), strict=True):
         for seed in range(10):
             own = {option: value} if seed >= 5 else {}
             write_run(sweep, make_config(seed=seed, **own), test=-100.0 - seed, valid=-90.0)
-    same, two = (summarise(records.load(sweep)).iloc[0] for sweep in sweeps)
-    assert (same["n"], same["settings"], same["setting"]) == (10, 1, "")
-    assert same["mean"] == pytest.approx(104.5)
-    assert (two["n"], two["settings"]) == (5, 2)
-    settings = set(ranked(final_rows(records.load(sweeps[1])))["setting"])
-    assert settings == {f"{option.replace('__', '.')}={json.dumps(value).strip(chr(34))}" for value in (default, other)}
+    same, two = (summarise(records.load(sweep)) for sweep in sweeps)
+    assert same[["n", "settings", "setting", "variant"]].to_numpy().tolist() == [[10, 1, "", ""]]
+    assert same["mean"].item() == pytest.approx(104.5)
+    texts = {f"{option.replace('__', '.')}={json.dumps(value).strip(chr(34))}" for value in (default, other)}
+    runs = ranked(final_rows(records.load(sweeps[1])))
+    assert set(runs["setting"]) == (texts if use == "tuned" else {""})
+    assert set(runs["variant"]) == (texts if use == "compared" else {""})
+    assert (
+        two[["n", "settings"]].to_numpy().tolist() == {"tuned": [[5, 2]], "compared": [[5, 1]] * 2, "": [[10, 1]]}[use]
+    )
 
 
 def test_a_run_that_older_code_recorded_too_counts_once(tmp_path):

@@ -127,20 +127,3 @@ def test_records_of_older_code_load_and_say_what_cannot_be_told(sweep):
         frame = load(sweep)
     assert rows(frame) == {"nvil": (2, 1, "")} and uses_of(frame).roles["device"] == "places"
     assert len(frame.attrs["unmapped"]) == 1
-
-
-def test_an_option_that_older_records_lack_has_the_value_that_changes_nothing(sweep):
-    """Ten seeds, five of them recorded before there was an option: one setting of ten."""
-    for seed in range(10):
-        config = make_config(seed=seed)
-        later = {"task": {**config["task"], "smoothing": 0.0}} if seed >= 5 else {}
-        name = run_name(config)
-        record = records.RunRecord(sweep / name)
-        assert record.claim.take()
-        known = {**facts({**config, **later}), "run": name}
-        known["neutral"] = {"task.smoothing": 0.0} if later else {}
-        record.start(yaml.safe_dump({**config, **later}), [], known)
-        record.append({"step": 1000, "valid_bound": -1.0, "test_bound": -2.0 - seed})
-        record.finish({"status": "finished", "step": 1000, "protocol": {}})
-        record.claim.release()
-    assert rows(load(sweep)) == {"nvil": (10, 1, "")}
