@@ -51,6 +51,51 @@ def test_arrows_point_one_way(folder):
         }
 
 
+def test_only_config_knows_hydra():
+    knowing = {
+        path.relative_to(ROOT).parts[:2]
+        for path in [*(ROOT / "training").rglob("*.py"), *(ROOT / "tasks").rglob("*.py")]
+        if {"hydra", "omegaconf"} & {name.split(".")[0] for name in imports(path)}
+    }
+    assert knowing == {("training", "config")}
+
+
+def module_graph():
+    """Every module of ours and those that it imports, at its top or within a function."""
+    paths = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for folder in MAY_IMPORT
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    graph = {}
+    for module, path in paths.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= submodules & paths.keys() or {node.module}
+        graph[module] = found & paths.keys() - {module}
+    return graph
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Also where an import stands within a function: a circle that is hidden is one."""
+    left = module_graph()
+    while free := [module for module, imported in left.items() if not imported & left.keys()]:
+        for module in free:
+            del left[module]
+    assert not left
+
+
+def test_rooms_are_small():
+    """A folder of one method a file, and that of the tasks, aside."""
+    for folder in ("training", "analysis"):
+        for room in {path.parent for path in (ROOT / folder).rglob("*.py")}:
+            assert len(list(room.glob("*.py"))) <= 13, room
+
+
 def test_nothing_is_built_from_a_config_but_by_targets():
     """Hydra's own ``instantiate`` builds whatever is nested in a config."""
     for folder in MAY_IMPORT:
