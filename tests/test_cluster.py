@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import LAST_RESORT, Processes
 from test_cli import call
 
 import training
@@ -29,9 +30,19 @@ ROOT = Path(__file__).parents[1]
 SMALL = ["evaluate_every=50", "test_samples=1", "valid_samples=1", "task.latents=4", "pack_size=1", "workers=2"]
 
 
+PROCESSES = Processes()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    yield
+    PROCESSES.close()
+
+
 def start(folder, *arguments, **options):
     command = [sys.executable, "train.py", "-m", *SMALL, *arguments, f"runs_dir={folder}"]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return PROCESSES.start(command, cwd=ROOT, **pipes, **options)
 
 
 def runs(folder):
@@ -49,7 +60,7 @@ def numbers(run):
 
 def await_checkpoint(folder, process):
     """The first run that is being trained and has a checkpoint, and the process that trains it."""
-    for _ in range(1200):
+    while True:
         for run in runs(folder):
             if (run / records.CHECKPOINT).exists() and not (run / records.RESULT).exists():
                 try:
@@ -58,7 +69,6 @@ def await_checkpoint(folder, process):
                     continue
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    raise AssertionError("nothing is trained")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +78,7 @@ def swept(tmp_path_factory):
     process = start(folder / "jobs", "seed=0,1", "steps=600", "checkpoint_seconds=0.05", "cluster=local", umask=0o002)
     killed, number = await_checkpoint(folder / "jobs", process)
     os.kill(number, signal.SIGKILL)
-    text, _ = process.communicate(timeout=300)
+    text, _ = process.communicate(timeout=LAST_RESORT)
     assert process.returncode == 0, text
     for run in runs(folder / "jobs"):
         config = yaml.safe_load((run / records.CONFIG).read_text())
@@ -122,7 +132,7 @@ def test_a_run_whose_jobs_always_die_is_failed_with_the_reason(tmp_path):
     process = start(tmp_path, "seed=0", "steps=1000000", "checkpoint_seconds=0.05", "cluster=local", "retries=0")
     run, number = await_checkpoint(tmp_path, process)
     os.kill(number, signal.SIGKILL)
-    text, _ = process.communicate(timeout=120)
+    text, _ = process.communicate(timeout=LAST_RESORT)
     assert process.returncode == 1 and "its job died 1 times" in text
     assert records.RunRecord(run).word() == "failed" and "its job died 1 times" in records.RunRecord(run).error()
 
@@ -133,9 +143,8 @@ def test_signals_write_checkpoints(tmp_path):
     process = start(tmp_path, "seed=0,1", "steps=1000000", "checkpoint_seconds=3", "cluster=local")
     warned, number = await_checkpoint(tmp_path, process)
     os.kill(number, signal.SIGUSR2)
-    for _ in range(1200):
-        if " goes on at " in log(warned):
-            break
+    while " goes on at " not in log(warned):
+        assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     stopped = next(line for line in log(warned).splitlines() if "by a signal" in line)
     step = stopped.split("stopped at step ")[1].split()[0]
@@ -144,7 +153,7 @@ def test_signals_write_checkpoints(tmp_path):
     numbers_of_processes = [int((run / "claim").read_text().split()[1]) for run in runs(tmp_path)]
     assert len(numbers_of_processes) == 2 and number not in numbers_of_processes
     process.send_signal(signal.SIGINT)
-    text, _ = process.communicate(timeout=120)
+    text, _ = process.communicate(timeout=LAST_RESORT)
     assert process.returncode == 1 and "stopped; checkpoints are written" in text and "died" not in text
     assert "by SIGUSR2" in text
     for run in runs(tmp_path):

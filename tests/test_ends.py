@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from fake_runs import make_config, write_run
 from test_cli import FAST, call
 
 from analysis import records
-from training.config import command, plan
+from training.config import command, compose
 from training.config.compose import runs_of_command
 from training.errors import UserError
 from training.sweep import scheduler as sweep
@@ -101,15 +100,14 @@ def test_a_run_whose_worker_dies_before_its_folder_is_there_has_failed_and_is_tr
 
 
 @pytest.mark.parametrize("options", ["seed=range(10000000)", "seed=range(500) optimizer.lr=range(0.001,1.001,0.001)"])
-def test_a_sweep_that_is_too_large_is_refused_at_once(options):
-    began = time.monotonic()
+def test_a_sweep_that_is_too_large_is_refused_at_once(options, monkeypatch):
+    monkeypatch.setattr(compose._Composer, "__call__", lambda *_: pytest.fail("planning them would take minutes"))
     with pytest.raises(UserError, match="at most 100000 runs"):
         runs_of_command(f"python train.py -m {options}")
-    assert time.monotonic() - began < 10  # planning them would take minutes
 
 
 def test_a_large_sweep_says_that_it_is_planned(monkeypatch, capsys):
-    monkeypatch.setattr(plan, "MANY_RUNS", 4)
+    monkeypatch.setattr(compose, "MANY_RUNS", 4)
     assert len(runs_of_command("python train.py -m seed=range(2) optimizer.lr=1e-3,1e-4")) == 4
     assert capsys.readouterr().err == "planning at least 4 runs ...\n"
 

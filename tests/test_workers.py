@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import LAST_RESORT, Processes
 from test_training import config, drop_times, rows
 
 from analysis import records
@@ -41,7 +42,16 @@ def log_of(plan):
     return (plan.path / records.LOG).read_text()
 
 
-def wait_for(condition, seconds=60.0):
+PROCESSES = Processes()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    yield
+    PROCESSES.close()
+
+
+def wait_for(condition, seconds=LAST_RESORT):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
@@ -125,14 +135,14 @@ def test_a_sweep_that_is_stopped_or_killed_goes_on_at_once(tmp_path, undisturbed
     """Of a parent that is killed the worker writes checkpoints and ends; a sweep started again waits for it."""
     command = [sys.executable, "train.py", "-m", *LONG, "replicas=2", "workers=1", "device=cpu", "progress=false"]
     command += ["test_samples=3", "valid_samples=2", "task.latents=6", f"runs_dir={tmp_path}"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = PROCESSES.start(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     runs = plans(tmp_path, *LONG, "replicas=2")
     wait_for(lambda: all((plan.path / records.CHECKPOINT).exists() for plan in runs))
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     if number == signal.SIGKILL:
         process.wait()
     else:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=LAST_RESORT)
         assert process.returncode == 1 and "start the same command again" in errors and "Traceback" not in errors
         assert [plan.record.word() for plan in runs] == ["queued"] * 2
         assert all("by a signal" in log_of(plan) and not plan.record.claim.is_held() for plan in runs)
@@ -245,7 +255,7 @@ def test_two_sweeps_at_once_train_every_run_once(tmp_path):
     command = [sys.executable, "train.py", "-m", "seed=range(8)", "pack_size=1", "workers=2", "device=cpu"]
     command += ["steps=300", "evaluate_every=100", "progress=false", "test_samples=1", "valid_samples=1"]
     command += [f"runs_dir={tmp_path}", "task.latents=4"]
-    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [PROCESSES.start(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.wait(120) for process in both] == [0, 0]
     paths = records.find_runs(tmp_path)
     assert len(paths) == 8
