@@ -17,7 +17,7 @@ import yaml
 from processes import LAST_RESORT, Processes
 from test_cli import call
 
-import training
+import training.sweep
 from analysis import records
 from training.config.plan import RunPlan
 from training.errors import UserError
@@ -189,7 +189,7 @@ def test_without_submitit_the_user_is_told_how_to_get_it(monkeypatch, tmp_path):
         monkeypatch.delitem(sys.modules, name)
     for name in ("training.sweep.cluster", "training.sweep.executors", "training.sweep.job"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-        monkeypatch.delattr(training, name.split(".")[1], raising=False)
+        monkeypatch.delattr(training.sweep, name.rpartition(".")[2], raising=False)
     monkeypatch.setitem(sys.modules, "submitit", None)
     code = call(monkeypatch, "-m", "cluster=local", *SMALL, f"runs_dir={tmp_path}")
     assert isinstance(code, str) and "pip install submitit" in code and "\n" not in code
