@@ -10,11 +10,11 @@ from fake_runs import make_config, write_run
 from test_cli import FAST, call
 
 from analysis import records
+from training import processes
 from training.config import command, compose
 from training.config.compose import runs_of_command
 from training.errors import UserError
 from training.sweep import scheduler as sweep
-from training.sweep import workers
 
 ROOT = Path(__file__).parents[1]
 TINY = ["steps=2", "evaluate_every=2", "test_samples=1", "valid_samples=1", "task.latents=4", "device=cpu"]
@@ -86,7 +86,7 @@ def test_a_run_whose_worker_dies_before_its_folder_is_there_has_failed_and_is_tr
         f"python train.py -m {' '.join(TINY)} workers=1 retries=0 progress=false runs_dir={tmp_path}"
     )
     with monkeypatch.context() as patch:
-        patch.setattr(workers.sys, "executable", "/bin/false")
+        patch.setattr(processes.sys, "executable", "/bin/false")
         with pytest.raises(UserError, match="1 of 1 runs failed .*died 1 times .*exit code 1"):
             sweep.run_sweep(runs)
     (run,) = runs
