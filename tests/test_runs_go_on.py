@@ -9,6 +9,7 @@ from test_training import config, drop_times, rows, train
 
 from analysis import records
 from training.config import identity, schema
+from training.config.compose import runs_of_command
 from training.config.plan import RunPlan
 from training.pack.pack import Pack
 from training.sweep.scheduler import PASSED, make_plan
@@ -139,3 +140,35 @@ def test_an_option_that_is_added_later_renames_nothing(monkeypatch):
     monkeypatch.undo()
     for cached in (schema.nodes_of, identity._metadata):
         cached.cache_clear()
+
+
+NAMES = {
+    "": "gumbel_softmax-vae_bernoulli-digits-s0-493695444a",
+    "estimator=nvil task=vae_categorical data=mnist optimizer.lr=1e-3 seed=7": (
+        "nvil-vae_categorical-mnist-s7-3bef240f1a"
+    ),
+    "estimator=rebar task.kl=sampled": "rebar-vae_bernoulli-digits-s0-06191e501f",
+    "estimator=gapped_straight_through estimator.gap=p optimizer=sgd": (
+        "gapped_straight_through-vae_bernoulli-digits-s0-bdc5f12ab7"
+    ),
+    "estimator=rloo task=deep_vae_bernoulli task.layers=3 data=omniglot": (
+        "rloo-deep_vae_bernoulli-omniglot-s0-b36de5397a"
+    ),
+    "estimator=relax task=sbn_categorical data=binarized_mnist": "relax-sbn_categorical-binarized_mnist-s0-297bbe5298",
+    "estimator=exact task=semi_supervised data=mnist": "exact-semi_supervised-mnist-s0-e72cf11567",
+    "estimator=exact task=toy_simplex data=none": "exact-toy_simplex-none-s0-7f91ad889b",
+    "estimator=gumbel_softmax schedule=exponential schedule.only=[gumbel_softmax] allow_tf32=true": (
+        "gumbel_softmax-vae_bernoulli-digits-s0-e4d3fc11f4"
+    ),
+    "estimator=disarm task=vae_gaussian_pixels data.binarization=none batch_size=50": (
+        "disarm-vae_gaussian_pixels-digits-s0-875bd51777"
+    ),
+}
+"""Of recorded runs. A change here renames runs that cost hours: give a new option a ``neutral`` value instead."""
+
+
+@pytest.mark.parametrize("options", NAMES)
+def test_recorded_names_stay(options):
+    asked = f"{options} steps=7 test_samples=3 evaluate_every=2 basket=default"
+    (run,) = runs_of_command(f"python train.py -m {asked}")
+    assert run.name == NAMES[options]
