@@ -102,8 +102,8 @@ def report(frame: pd.DataFrame, output: Path, entries: Sequence[dict[str, Any]] 
 def read(path: Path, conditions: Sequence[str], tune: Sequence[str] = (), compare: Sequence[str] = ()) -> pd.DataFrame:
     """The long frame of the runs at ``path`` for which every condition (:func:`where`) holds.
 
-    ``tune`` and ``compare`` name options that are used so (:mod:`analysis.statistics.settings`). Of several evaluations
-    of one state only the last is read, if no condition is about how it was evaluated.
+    ``tune`` and ``compare`` name options that are used so (:mod:`analysis.statistics.settings`). Older results
+    that were evaluated otherwise than their runs are now are read only if a condition is about that.
 
     Raises ``ValueError``, with one sentence, if there is none. ``attrs["damaged"]`` tells what could not be read.
     """

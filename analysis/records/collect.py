@@ -98,20 +98,19 @@ def collect(path: Path, superseded: bool = False) -> pd.DataFrame:
 
 
 def _latest(pieces: Sequence[Piece], paths: Sequence[Path]) -> tuple[list[Piece], list[Path]]:
-    """Of the results of a run that are of the same state only the last."""
-    last: dict[tuple[Path, Any], int] = {}
-    for number, (piece, path) in enumerate(zip(pieces, paths, strict=True)):
-        run = _run_of(path)
-        state = run, piece.constants.get("steps")
-        other = last.get(state)
-        if other is None or path == run or _ended(piece) > _ended(pieces[other]) and paths[other] != run:
-            last[state] = number
-    chosen = sorted(last.values())
-    return [pieces[number] for number in chosen], [paths[number] for number in chosen]
+    """Without the older results that were evaluated otherwise than their run is now."""
+    now = {path: _evaluation(piece) for piece, path in zip(pieces, paths, strict=True)}
+    kept = [
+        (piece, path)
+        for piece, path in zip(pieces, paths, strict=True)
+        if now.get(_run_of(path), _evaluation(piece)) == _evaluation(piece)
+    ]
+    return [piece for piece, _ in kept], [path for _, path in kept]
 
 
-def _ended(piece: Piece) -> float:
-    return float(piece.constants.get("ended") or 0.0)
+def _evaluation(piece: Piece) -> dict[str, Any]:
+    options: dict[str, Any] = piece.facts["options"].get("evaluates", {})
+    return options
 
 
 def _run_of(path: Path) -> Path:
