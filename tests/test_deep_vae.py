@@ -16,7 +16,7 @@ from tasks.datasets import load_dataset
 from training.config import validity
 from training.errors import UserError
 from training.pack.build import build
-from training.pack.loop import evaluate, summary
+from training.pack.evaluation import evaluate_last, summary
 from training.replicas.streams import Streams
 
 CPU = torch.device("cpu")
@@ -365,7 +365,7 @@ def test_every_estimator_trains_alone_and_in_a_pack(name, task):
     again.restore([alone.state(0)])
     assert torch.equal(again.train_step(), alone.train_step())
     assert all(torch.equal(a, b) for a, b in zip(again.parameters, alone.parameters, strict=True))
-    (row,) = evaluate(alone, last=True)
+    (row,) = evaluate_last(alone)
     assert row["loss_evaluations"] == 3 * alone.evaluations and None not in row.values()
     result = summary(alone, 0, "finished", row)
     assert json.loads(json.dumps(result))["protocol"]["layers"] == 2

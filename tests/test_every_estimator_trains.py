@@ -14,7 +14,7 @@ import estimators
 from training.config import schema
 from training.errors import UserError
 from training.pack.build import build
-from training.pack.loop import evaluate, summary
+from training.pack.evaluation import evaluate_last, summary
 
 NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "estimator").glob("*.yaml"))
 TASKS = {
@@ -51,7 +51,7 @@ def test_training_alone_and_in_a_pack(name, task):
     again = pack(name, task, [4])
     again.restore([state])
     assert torch.equal(again.train_step(), alone.train_step())
-    (row,) = evaluate(alone, last=True)
+    (row,) = evaluate_last(alone)
     assert row["step"] == 13 and row["loss_evaluations"] >= 13 and None not in row.values()
     json.dumps(summary(alone, 0, "finished", row))
 

@@ -12,7 +12,7 @@ from analysis.records import flat_config
 from training.config import validity
 from training.config.plan import runs_of_command, structure
 from training.pack.build import build
-from training.pack.loop import evaluate, summary
+from training.pack.evaluation import evaluate_last, summary
 
 FOLDER = Path(__file__).parents[1] / "conf" / "experiment"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -90,7 +90,7 @@ def test_each_kind_of_its_runs_trains(name):
         kind = (config["task"]["name"], config["task"].get("likelihood"), config["task"].get("layers"))
         if kind not in evaluated:
             evaluated.add(kind)
-            (row,) = evaluate(pack, last=True)
+            (row,) = evaluate_last(pack)
             assert None not in row.values(), run.label
             assert summary(pack, 0, "finished", row)["step"] == 2
 

@@ -15,7 +15,7 @@ from training.config.plan import RunPlan
 from training.errors import UserError
 from training.gradients import basket
 from training.pack.build import build
-from training.pack.loop import evaluate, summary
+from training.pack.evaluation import evaluate_last, summary
 from training.pack.run import train_runs
 from training.progress import PackLine
 from training.sweep import scheduler as sweep
@@ -44,7 +44,7 @@ def test_every_estimator_trains_alone_and_in_a_pack(name):
     again.restore([alone.state(0)])
     assert torch.equal(again.train_step(), alone.train_step())
     assert all(torch.equal(a, b) for a, b in zip(again.parameters, alone.parameters, strict=True))
-    (row,) = evaluate(alone, last=True)
+    (row,) = evaluate_last(alone)
     assert row["loss_evaluations"] == 4 * alone.evaluations and None not in row.values()
     json.dumps(summary(alone, 0, "finished", row))
 

@@ -22,7 +22,7 @@ from training.config.plan import RunPlan
 from training.errors import UserError
 from training.gradients import basket
 from training.pack.build import build
-from training.pack.loop import evaluate, summary
+from training.pack.evaluation import evaluate, evaluate_last, summary
 from training.pack.run import train_runs
 from training.progress import PackLine
 from training.replicas.streams import Streams
@@ -242,7 +242,7 @@ def test_every_estimator_trains_alone_and_in_a_pack(name, task):
     again.restore([alone.state(0)])
     assert torch.equal(again.train_step(), alone.train_step())
     assert all(torch.equal(a, b) for a, b in zip(again.parameters, alone.parameters, strict=True))
-    (row,) = evaluate(alone, last=True)
+    (row,) = evaluate_last(alone)
     assert row["loss_evaluations"] == 4 * alone.evaluations and None not in row.values()
     result = summary(alone, 0, "finished", row)
     assert json.loads(json.dumps(result))["protocol"]["layers"] == 2 and result["objective"]["kl"] == "none"
@@ -275,7 +275,7 @@ def test_statistics_and_learned_parts_belong_to_a_layer():
         rebar.train_step()
     first, second = rebar.temperatures()
     assert first.shape == (2,) and bool((first != second).all() and (first != 0.5).all() and (second != 0.5).all())
-    row = evaluate(rebar, last=False)[1]
+    row = evaluate(rebar)[1]
     assert (row["temperature"], row["temperature_2"]) == (first[1].item(), second[1].item())
 
 
