@@ -1,6 +1,9 @@
 """Tasks: models, likelihoods and data. A task receives an estimator and imports none."""
 
+from tasks.base import Primary, Task
+from tasks.check import TaskError, check_task
 from tasks.deep_vae import DeepVAE
+from tasks.images import ImageTask
 from tasks.semi_supervised import SemiSupervised
 from tasks.structured import StructuredPrediction
 from tasks.toy import Toy
@@ -8,4 +11,17 @@ from tasks.toy_bernoulli3 import ToyBernoulli3
 from tasks.toy_simplex import ToySimplex
 from tasks.vae import VAE
 
-__all__ = ["VAE", "DeepVAE", "SemiSupervised", "StructuredPrediction", "Toy", "ToyBernoulli3", "ToySimplex"]
+__all__ = [
+    "VAE",
+    "DeepVAE",
+    "ImageTask",
+    "Primary",
+    "SemiSupervised",
+    "StructuredPrediction",
+    "Task",
+    "TaskError",
+    "Toy",
+    "ToyBernoulli3",
+    "ToySimplex",
+    "check_task",
+]

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from tasks.base import RandomStreams
 from tasks.chunks import images_per_block, intensities, pieces, samples_per_block
 from tasks.datasets import Dataset
 
@@ -25,25 +25,6 @@ LogWeights = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 IMAGES_AT_ONCE = 50
 """Whose exact quantities are computed together: images x states are in memory."""
-
-
-class RandomStreams(Protocol):
-    """Per-replica randomness, a function of each run's seed and of the purpose alone."""
-
-    @property
-    def replicas(self) -> int: ...
-
-    def fresh(self, purpose: str) -> Callable[..., Tensor]:
-        """Starts a stream of uniform noise ``(shape, dtype, device, event_dims) -> Tensor`` in (0, 1)."""
-        ...
-
-    def source(self, purpose: str, device: torch.device) -> Callable[..., Tensor]:
-        """The stream of uniform noise for training steps, which goes on from call to call."""
-        ...
-
-    def words(self, purpose: str) -> Callable[..., Tensor]:
-        """Starts a stream of int32 noise ``([replicas, ...], device) -> Tensor`` in 0 .. 2**31 - 1."""
-        ...
 
 
 def evaluate(

@@ -11,19 +11,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks import bounds, enumeration
-from tasks.base import Primary, primary_bound
-from tasks.bounds import RandomStreams
+from tasks import enumeration
+from tasks.base import Estimator, RandomStreams
 from tasks.datasets import Dataset
+from tasks.images import ImageTask
 from tasks.kl import KLS, check_prior_temperature, for_log_q, kl_beside
 from tasks.latents import Bernoulli, Categorical, latents_of, once
 from tasks.layers import StackedMLP
 from tasks.likelihoods import bernoulli_log_prob_, bernoulli_nats
-from tasks.options import MOST_LAYERS, Categories, Count, HiddenLayers, Layers, Positive, Widths
-from tasks.vae import OUTPUT_BIASES, PRIORS
+from tasks.options import (
+    OUTPUT_BIASES,
+    PRIORS,
+    Categories,
+    Count,
+    HiddenLayers,
+    Layers,
+    Positive,
+    Widths,
+    check_choice,
+    check_layers,
+    check_widths,
+)
 
 
-class DeepVAE(nn.Module):
+class DeepVAE(ImageTask):
     r"""``D - L x K - ... - L x K - D``: q(z_1|x) q(z_2|z_1) ... and p(z_N) p(z_{N-1}|z_N) ... p(x|z_1), N = ``layers``.
 
     Every conditional factorises over its L latents of K categories (over pixels: Bernoulli) and is linear in what it
@@ -91,32 +102,24 @@ class DeepVAE(nn.Module):
         output_bias: str = "zero",
         centred: bool = False,
     ) -> None:
-        super().__init__()
-        for option, value, allowed in (
-            ("prior", prior, PRIORS),
-            ("kl", kl, KLS),
-            ("output_bias", output_bias, OUTPUT_BIASES),
-        ):
-            if value not in allowed:
-                raise ValueError(f"task.{option} must be one of {', '.join(allowed)}, not {value!r}")
-        if not 1 <= layers <= MOST_LAYERS:
-            raise ValueError(f"task.layers must be from 1 to {MOST_LAYERS}, not {layers}")
+        super().__init__(data, streams)
+        check_choice("prior", prior, PRIORS)
+        check_choice("kl", kl, KLS)
+        check_choice("output_bias", output_bias, OUTPUT_BIASES)
+        check_layers(layers)
         check_prior_temperature(prior_temperature, kl)
-        if any(width < 1 for width in hidden):
-            raise ValueError(f"task.hidden must be widths of at least 1, not {list(hidden)}")
+        check_widths(hidden)
         if square_hidden < 0 or (square_hidden and hidden):
             raise ValueError(
                 f"task.square_hidden must be at least 0, and 0 beside task.hidden, not {square_hidden} beside "
                 f"{list(hidden)}: give one of the two"
             )
-        pixels, replicas = math.prod(data.image_shape), streams.replicas
-        if not pixels:
+        if not self.pixels:
             raise ValueError(f"the VAE tasks need images: data={data.name} has none; use data=digits or data=mnist")
-        self.data, self.streams, self.layers = data, streams, layers
-        self.prior, self.kl, self.centred = prior, kl, centred
+        self.layers, self.prior, self.kl, self.centred = layers, prior, kl, centred
         self.latents = latents_of(latents, categories)
-        uniform = streams.fresh("parameters")
-        ends = list(pairwise([pixels, *(self.latents.width,) * layers]))
+        uniform, replicas = streams.fresh("parameters"), streams.replicas
+        ends = list(pairwise([self.pixels, *(self.latents.width,) * layers]))
 
         def network(entering: int, inner: Sequence[int], leaving: int) -> StackedMLP:
             widths = [entering, *(inner or [entering] * square_hidden), leaving]
@@ -137,24 +140,15 @@ class DeepVAE(nn.Module):
         self.pixel_mean = nn.Buffer(data.mean, persistent=False)
 
     @property
-    def replicas(self) -> int:
-        return self.streams.replicas
-
-    @property
     def layers_of_latents(self) -> list[Bernoulli | Categorical]:
         """Each gets an estimator of its own."""
         return [self.latents] * self.layers
-
-    @property
-    def context_features(self) -> int:
-        """Size of the context that an input-dependent baseline sees, at every layer: the image."""
-        return math.prod(self.data.image_shape)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """The parameters whose gradient variance is reported: of all layers."""
         return list(self.encoders.parameters())
 
-    def kl_for(self, estimator: Callable[..., Tensor]) -> str:
+    def kl_for(self, estimator: Estimator) -> str:
         """``analytic``, ``sampled`` or ``relaxed``: the KL that :meth:`loss` uses with this estimator.
 
         Raises:
@@ -162,22 +156,15 @@ class DeepVAE(nn.Module):
         """
         return kl_beside(estimator, self.kl)
 
-    @property
-    def primary(self) -> Primary:
-        """By which runs are compared."""
-        return primary_bound(self.data.test.levels == 1)
-
     def protocol(self) -> dict[str, Any]:
-        """What an evaluation of this task depends on; numbers of different protocols must not be compared."""
         return {
-            **self.data.protocol(),
+            **super().protocol(),
             "prior": self.prior,
             "layers": self.layers,
             "evaluation": "hard samples of every layer; entropies and the top layer's KL analytic in the ELBO",
-            "evaluation_is_bound": self.data.test.levels == 1,
         }
 
-    def loss(self, batch: Tensor, *estimators: Callable[..., Tensor]) -> Tensor:
+    def loss(self, batch: Tensor, *estimators: Estimator) -> Tensor:
         """The training objective: ``batch`` ``[R, E, D]`` -> ``[R, E]`` nats, lower is better.
 
         ``estimators``: one per layer, the first that of z_1. Raises ``ValueError`` for another number of them.
@@ -257,33 +244,9 @@ class DeepVAE(nn.Module):
     def _prior(self) -> Tensor | None:
         return self.prior_outputs if self.prior == "learned" else None  # None: uniform, in closed form
 
-    @torch.no_grad()
-    def evaluate(self, split: str, num_samples: int, details: bool = False) -> dict[str, Tensor]:
-        """Bounds on ``log p(x)`` over a split, in nats, mean over its images: ``{name: [R]}``.
-
-        With m = ``num_samples`` exact samples of all layers per image, ``elbo`` is the mean of ``log p(x, z) / q(z|x)``
-        with the entropies and the top layer's KL in closed form given the samples below, and ``bound`` the
-        importance-weighted one, ``log 1/m sum_m p(x, z_m) / q(z_m|x)``. ``details`` adds what
-        :func:`tasks.bounds.evaluate` says and, where a layer's states are few, ``exact_log_likelihood`` and
-        ``exact_elbo``. With grey targets none of them is what it is called, and the names begin with ``pseudo_``.
-
-        Raises:
-            ValueError: if ``num_samples < 1`` or the split is none of ``train, valid, test``.
-        """
-        return bounds.evaluate(
-            self.data,
-            split,
-            self.streams,
-            self._log_weights,
-            num_samples=num_samples,
-            words=self.layers * self.latents.latents,
-            like=self.prior_outputs,
-            details=details,
-            exact=self.exact if enumeration.is_feasible(self.latents, self.layers) else None,
-        )
-
-    def _log_weights(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """``log p(x, z) / q(z|x)`` of exact samples, and the term of the ELBO, for :func:`tasks.bounds.evaluate`."""
+    def log_weights(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """``log p(x, z) / q(z|x)`` of exact samples of all layers, and the same with entropies and the top KL in closed
+        form given the samples below."""
         images, samples = noise.shape[1:3]
         outputs = self.encoders[0](self._centred(x)).repeat_interleave(samples, 1)  # a row is a sample of an image
         log_p = log_ratio = mean_log_ratio = torch.zeros_like(outputs[..., 0])
@@ -330,9 +293,7 @@ class DeepVAE(nn.Module):
         all layers. Both are pixel probabilities.
         """
         uniform = self.streams.fresh("examples")
-        split, like = self.data.valid, self.prior_outputs
-        rows = torch.linspace(0, len(split) - 1, count).long()
-        x = (split.pixels[rows].to(like.device).to(like.dtype) / split.levels).expand(self.replicas, -1, -1)
+        x = self.shown_of_valid(count)
 
         def decode(outputs: Tensor, decoder: StackedMLP) -> Tensor:
             u = uniform((*outputs.shape[:2], self.latents.latents), outputs.dtype, outputs.device, 1)
@@ -342,6 +303,4 @@ class DeepVAE(nn.Module):
         outputs = self.prior_outputs.expand(-1, count, -1)
         for decoder in reversed(self.decoders):
             outputs = decode(outputs, decoder)
-        pictures = {"originals": x, "reconstructions": reconstructions.sigmoid(), "samples": outputs.sigmoid()}
-        shaped = {name: images.unflatten(-1, self.data.image_shape).cpu() for name, images in pictures.items()}
-        return [{name: images[r] for name, images in shaped.items()} for r in range(self.replicas)]
+        return self.pictures(originals=x, reconstructions=reconstructions.sigmoid(), samples=outputs.sigmoid())

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tasks.base import Primary
-from tasks.bounds import RandomStreams
+from tasks.base import Estimator, Primary, RandomStreams, Task
 from tasks.datasets import Dataset
 from tasks.latents import latents_of
 
 
-class FreeLogits(nn.Module, ABC):
+class FreeLogits(Task):
     """Minimise ``E_q[loss(z)]`` over the logits of ``q`` themselves: a problem says the loss and what is known of it.
 
     There is no data: an example is one draw of the estimator, and ``batch_size`` draws are averaged. A problem
@@ -37,7 +35,7 @@ class FreeLogits(nn.Module, ABC):
     """
 
     formula: str
-    context_features = None
+    needs_images = False
 
     def __init__(
         self,
@@ -49,10 +47,9 @@ class FreeLogits(nn.Module, ABC):
         *,
         shared: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(data, streams)
         if data.name != "none":
             raise ValueError(f"a toy task has no images: use data=none instead of data={data.name}")
-        self.replicas = streams.replicas
         self.latents = latents_of(latents, categories)
         # Those that there are parameters for.
         self._free = latents_of(1, categories) if shared else self.latents
@@ -90,10 +87,6 @@ class FreeLogits(nn.Module, ABC):
         """The parameters whose gradient variance is reported: the logits."""
         return [self.outputs]
 
-    def kl_for(self, estimator: Callable[..., Tensor]) -> str:
-        """There is none."""
-        return "none"
-
     @property
     def primary(self) -> Primary:
         """By which runs are compared: the negative expected loss."""
@@ -108,10 +101,10 @@ class FreeLogits(nn.Module, ABC):
             "loss": self.formula,
             "optimum": self.optimum(),
             "evaluation": "negative expected loss, exact",
-            "evaluation_is_bound": False,
+            "evaluation_is_bound": self.is_bound,
         }
 
-    def loss(self, batch: Tensor, estimator: Callable[..., Tensor]) -> Tensor:
+    def loss(self, batch: Tensor, estimator: Estimator) -> Tensor:  # type: ignore[override]
         """``[replicas, examples]`` losses through ``estimator``; of ``batch`` ``[replicas, examples, 0]`` the shape."""
         return estimator(self.logits(self.outputs.expand(-1, batch.shape[1], -1)), self.loss_of)
 
@@ -120,7 +113,3 @@ class FreeLogits(nn.Module, ABC):
         """``{"value": [replicas], "gap": [replicas]}``, exact whatever ``num_samples``; there are no more details."""
         expected = self.expected(self.logits(self.outputs.double()).softmax(-1).squeeze(1))
         return {"value": -expected, "gap": expected - self.optimum()}
-
-    def examples(self, count: int = 10) -> list[dict[str, Tensor]]:
-        """No pictures."""
-        return [{} for _ in range(self.replicas)]

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tasks import bounds
-from tasks.base import Primary, primary_bound
-from tasks.bounds import RandomStreams
+from tasks.base import Estimator, RandomStreams
 from tasks.chunks import intensities
 from tasks.datasets import Dataset
+from tasks.images import ImageTask
 from tasks.kl import for_log_q, kl_beside
 from tasks.latents import RESOLUTION, latents_of
 from tasks.layers import StackedMLP
 from tasks.likelihoods import bernoulli_nats
-from tasks.options import Categories, Count, NotNegative, Widths
-from tasks.vae import OUTPUT_BIASES
+from tasks.options import OUTPUT_BIASES, Categories, Count, NotNegative, Widths, check_choice, check_widths
 
 IMAGES_AT_ONCE = 1000
 """Whose classes are looked at together."""
 
 
-class SemiSupervised(nn.Module):
+class SemiSupervised(ImageTask):
     r"""``p(x) = sum_y p(y) int p(z) p(x|y, z) dz``: class y uniform over K, style z standard normal, Bernoulli pixels.
 
     The encoder is ``q(y|x) q(z|x, y)``, a categorical and a diagonal Gaussian. Training minimises, in nats per example,
@@ -83,16 +81,16 @@ class SemiSupervised(nn.Module):
         unlabelled: bool = True,
         output_bias: str = "zero",
     ) -> None:
-        super().__init__()
+        super().__init__(data, streams)
         _check(data, labelled, categories, style, hidden, output_bias)
         self.alpha, self.labelled_weight = (
             _weight(name, value, streams.replicas)
             for name, value in (("alpha", alpha), ("labelled_weight", labelled_weight))
         )
-        self.data, self.streams, self.labelled, self.unlabelled = data, streams, labelled, unlabelled
+        self.labelled, self.unlabelled = labelled, unlabelled
         self.latents = latents_of(1, categories)
         self.style_size = style
-        pixels, replicas, width = math.prod(data.image_shape), streams.replicas, self.latents.width
+        pixels, replicas, width = self.pixels, streams.replicas, self.latents.width
         uniform = streams.fresh("parameters")
         inner = [*hidden, 2 * style]
 
@@ -127,35 +125,23 @@ class SemiSupervised(nn.Module):
         each = [u.masked_fill(labels != category, 2.0).argsort(-1) for category in range(categories)]
         return torch.cat([order[:, : self.labelled // categories] for order in each], -1)
 
-    @property
-    def replicas(self) -> int:
-        return self.streams.replicas
-
-    @property
-    def context_features(self) -> int:
-        """Size of the context that an input-dependent baseline sees: the image."""
-        return math.prod(self.data.image_shape)
-
     def encoder_parameters(self) -> list[nn.Parameter]:
         """The parameters whose gradient variance is reported: those of q(y|x)."""
         return list(self.classifier.parameters())
 
     @property
-    def primary(self) -> Primary:
-        """By which runs are compared."""
-        return primary_bound(self.data.test.levels == 1)
+    def words(self) -> int:
+        return 1 + self.style_size
 
     def protocol(self) -> dict[str, Any]:
-        """What an evaluation of this task depends on; numbers of different protocols must not be compared."""
         return {
-            **self.data.protocol(),
+            **super().protocol(),
             "prior": "uniform class, standard normal style",
             "labelled": f"{self.labelled} training images, as many of each class, chosen by the run's seed",
             "evaluation": "ELBO with all classes, bound by hard samples, accuracy of the argmax of q(y|x)",
-            "evaluation_is_bound": self.data.test.levels == 1,
         }
 
-    def kl_for(self, estimator: Callable[..., Tensor]) -> str:
+    def kl_for(self, estimator: Estimator) -> str:
         """``analytic``, or ``sampled``: how :meth:`loss` treats KL(q(y|x) || p(y)) with this estimator.
 
         As ``task.kl=auto`` of the other tasks (:func:`tasks.kl.kl_beside`); for a multi-sample bound (VIMCO), whose
@@ -189,7 +175,7 @@ class SemiSupervised(nn.Module):
             kl = 0.5 * (mean.square() + (2 * log_std).exp() - 1).sum(-1) - log_std.sum(-1)
         return bernoulli_nats(self._decode(y, z), x) + kl
 
-    def loss(self, batch: Tensor, estimator: Callable[..., Tensor]) -> Tensor:
+    def loss(self, batch: Tensor, estimator: Estimator) -> Tensor:  # type: ignore[override]
         """The training objective: ``batch`` ``[R, E, D]``, unlabelled -> ``[R, E]`` nats, lower is better."""
         losses = self._labelled_loss(batch)
         return losses + self._unlabelled_loss(batch, estimator) if self.unlabelled else losses
@@ -212,7 +198,7 @@ class SemiSupervised(nn.Module):
         bound = self._nats(x, self.style_of_x(x), y, noise) + log_k
         return self.labelled_weight * bound + self.alpha * cross_entropy
 
-    def _unlabelled_loss(self, x: Tensor, estimator: Callable[..., Tensor]) -> Tensor:
+    def _unlabelled_loss(self, x: Tensor, estimator: Estimator) -> Tensor:
         """U(x), ``[R, E]``, through ``estimator``."""
         uniform = self.streams.source("style", x.device)
         noise = torch.special.ndtri(uniform((*x.shape[:2], self.style_size), x.dtype, x.device, 1))
@@ -241,21 +227,11 @@ class SemiSupervised(nn.Module):
         Raises:
             ValueError: if ``num_samples < 1`` or the split is none of ``train, valid, test``.
         """
-        like = self.decoder.biases[-1]
-        found = bounds.evaluate(
-            self.data,
-            split,
-            self.streams,
-            self._log_weights,
-            num_samples=num_samples,
-            words=1 + self.style_size,
-            like=like,
-            details=details,
-        )
+        found = super().evaluate(split, num_samples, details)
         images, log_q = self.data.evaluated(split), []
         assert images.labels is not None
         for pixels in images.pixels.split(IMAGES_AT_ONCE):
-            outputs = self.classifier(intensities(pixels, images.levels, self.replicas, like))
+            outputs = self.classifier(intensities(pixels, images.levels, self.replicas, self._like))
             log_q.append(self.latents.logits(outputs).squeeze(-2).log_softmax(-1).double())
         every = torch.cat(log_q, 1)
         labels = images.labels[: len(images)].to(every.device).expand(self.replicas, -1)
@@ -263,7 +239,7 @@ class SemiSupervised(nn.Module):
         cross_entropy = -every.gather(-1, labels.unsqueeze(-1)).mean((-2, -1))
         return found | {"accuracy": accuracy, "cross_entropy": cross_entropy}
 
-    def _log_weights(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def log_weights(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """``log p(x, y, z) / q(y, z|x)`` of exact samples, and -U(x), for :func:`tasks.bounds.evaluate`."""
         noise = noise.movedim(2, 0)  # samples in front, as of an estimator's
         normal = torch.special.ndtri((noise[..., 1:].double() + 0.5) / RESOLUTION).to(x.dtype)
@@ -286,11 +262,11 @@ class SemiSupervised(nn.Module):
         the class of the column; ``reconstructions`` ``[n, H, W]``: with its most probable class; ``samples``: from the
         prior, the k-th of class k.
         """
-        split, like = self.data.test, self.decoder.biases[-1]
+        split, like = self.data.test, self._like
         assert split.labels is not None
         n = min(count, self.latents.categories)
         rows = [int((split.labels == category).int().argmax()) for category in range(n)]
-        x = (split.pixels[rows].to(like.device).to(like.dtype) / split.levels).expand(self.replicas, -1, -1)
+        x = self.shown(split, torch.tensor(rows))
         classes = self._classes().to(like)
         best = classes[self.latents.logits(self.classifier(x)).squeeze(-2).argmax(-1)]
         z, _ = self._style(self.style_of_x(x), best)
@@ -298,17 +274,15 @@ class SemiSupervised(nn.Module):
         free = torch.special.ndtri(uniform((self.replicas, n, self.style_size), like.dtype, like.device, 1))
         columns = classes[:n].expand(self.replicas, n, -1, -1)  # [R, rows, columns, width]
         pairs = columns.flatten(1, 2), z.unsqueeze(2).expand(-1, -1, n, -1).flatten(1, 2)
-        pictures = {
-            "originals": x,
-            "reconstructions": self._decode(best, z).sigmoid(),
-            "samples": self._decode(columns[:, 0], free).sigmoid(),
-            "analogies": self._decode(*pairs).sigmoid().unflatten(1, (n, n)),
-        }
-        shaped = {name: each.unflatten(-1, self.data.image_shape).cpu() for name, each in pictures.items()}
-        return [{name: each[r] for name, each in shaped.items()} for r in range(self.replicas)]
+        return self.pictures(
+            originals=x,
+            reconstructions=self._decode(best, z).sigmoid(),
+            samples=self._decode(columns[:, 0], free).sigmoid(),
+            analogies=self._decode(*pairs).sigmoid().unflatten(1, (n, n)),
+        )
 
 
-def _of_weights(estimator: Callable[..., Tensor]) -> bool:
+def _of_weights(estimator: Estimator) -> bool:
     """Whether the estimator's loss is a negative log weight."""
     return getattr(estimator, "objective", "mean") == "multi_sample_bound"
 
@@ -323,12 +297,10 @@ def _weight(name: str, value: float | Tensor, replicas: int) -> nn.Buffer:
 
 def _check(data: Dataset, labelled: int, categories: int, style: int, hidden: Sequence[int], output_bias: str) -> None:
     """Raise ``ValueError`` for what the task cannot be built from."""
-    if output_bias not in OUTPUT_BIASES:
-        raise ValueError(f"task.output_bias must be one of {', '.join(OUTPUT_BIASES)}, not {output_bias!r}")
+    check_choice("output_bias", output_bias, OUTPUT_BIASES)
     if style < 1:
         raise ValueError(f"task.style must be at least 1, not {style}")
-    if any(width < 1 for width in hidden):
-        raise ValueError(f"task.hidden must be widths of at least 1, not {list(hidden)}")
+    check_widths(hidden)
     if any(split.labels is None for split in (data.train, data.valid, data.test)):
         raise ValueError(
             f"semi-supervised classification needs labels, and data={data.name} has none; use data=digits or "

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tasks import bounds, enumeration
-from tasks.base import Primary, primary_bound
-from tasks.bounds import RandomStreams
+from tasks import enumeration
+from tasks.base import Estimator, RandomStreams
 from tasks.datasets import Dataset
+from tasks.images import ImageTask
 from tasks.latents import Bernoulli, Categorical, latents_of
 from tasks.layers import StackedMLP, Uniform
 from tasks.likelihoods import bernoulli_log_prob_, bernoulli_nats
-from tasks.options import MOST_LAYERS, Categories, Count, Layers
-from tasks.vae import OUTPUT_BIASES
+from tasks.options import OUTPUT_BIASES, Categories, Count, Layers, check_choice, check_layers
 
 MEAN_OF = 100
 """Samples behind the mean prediction in the pictures."""
 
 
-class StructuredPrediction(nn.Module):
+class StructuredPrediction(ImageTask):
     r"""``D/2 - L x K - ... - L x K - D/2``: p(y|x) = sum_z p(z_1|x) p(z_2|z_1) ... p(y|z_last), y Bernoulli per pixel.
 
     x is the upper half of an image (its first ``height // 2`` rows), y the rest. Every layer is linear in the sample of
@@ -61,18 +59,16 @@ class StructuredPrediction(nn.Module):
         initialisation: str = "glorot",
         output_bias: str = "zero",
     ) -> None:
-        super().__init__()
-        if not 1 <= layers <= MOST_LAYERS:
-            raise ValueError(f"task.layers must be from 1 to {MOST_LAYERS}, not {layers}")
-        if output_bias not in OUTPUT_BIASES:
-            raise ValueError(f"task.output_bias must be one of {', '.join(OUTPUT_BIASES)}, not {output_bias!r}")
+        super().__init__(data, streams)
+        check_layers(layers)
+        check_choice("output_bias", output_bias, OUTPUT_BIASES)
         height, width = data.image_shape
         if height < 2 or not width:
             raise ValueError(
                 f"structured prediction needs images of at least two rows: data={data.name} has {height}; use "
                 "data=digits or data=binarized_mnist"
             )
-        self.data, self.streams, self.layers = data, streams, layers
+        self.layers = layers
         self.upper = height // 2 * width
         """Pixels of x."""
         self.latents = latents_of(latents, categories)
@@ -98,35 +94,28 @@ class StructuredPrediction(nn.Module):
         """The parameters whose gradient variance is reported: of all layers that give logits of latents."""
         return list(self.networks[:-1].parameters())
 
-    def kl_for(self, estimator: Callable[..., Tensor]) -> str:
-        """There is none."""
-        return "none"
-
-    @property
-    def primary(self) -> Primary:
-        """By which runs are compared."""
-        return primary_bound(self.data.test.levels == 1)
-
     def protocol(self) -> dict[str, Any]:
-        """What an evaluation of this task depends on; numbers of different protocols must not be compared."""
         rows = self.data.image_shape[0]
         return {
-            **self.data.protocol(),
+            **super().protocol(),
             "quantity": "-log p(y|x)",
             "half": f"y: the lower {rows - rows // 2} of {rows} rows, x: the others",
             "layers": self.layers,
             "evaluation": "hard samples of p(z|x), ELBO: mean of log p(y|z), bound: log of the mean of p(y|z)",
-            "evaluation_is_bound": self.data.test.levels == 1,
         }
 
-    def loss(self, batch: Tensor, *estimators: Callable[..., Tensor]) -> Tensor:
+    def _halves(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """x and y."""
+        return images[..., : self.upper], images[..., self.upper :]
+
+    def loss(self, batch: Tensor, *estimators: Estimator) -> Tensor:
         """The training objective: ``batch`` ``[R, E, D]`` -> ``[R, E]`` nats, lower is better.
 
         ``estimators``: one per layer, the first that of z_1. Raises ``ValueError`` for another number of them.
         """
         if len(estimators) != self.layers:
             raise ValueError(f"{self.layers} layers need as many estimators, not {len(estimators)}")
-        x, y = batch[..., : self.upper], batch[..., self.upper :]
+        x, y = self._halves(batch)
 
         def expected(outputs: Tensor, layer: int) -> Tensor:
             """``E[-log p(y|z_last)]`` over the latents from ``layer`` on, whose network gave ``outputs``."""
@@ -141,43 +130,21 @@ class StructuredPrediction(nn.Module):
 
         return expected(self.networks[0](x), 0)
 
-    @torch.no_grad()
-    def evaluate(self, split: str, num_samples: int, details: bool = False) -> dict[str, Tensor]:
-        """Bounds on ``log p(y|x)`` over a split, in nats, mean over its images: ``{name: [R]}``.
+    def log_weights(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """``log p(y|z)`` of exact samples, twice: they come from p(z|x), so that their weights have no more.
 
-        With m = ``num_samples`` exact samples of the latents per image, ``elbo`` is the mean of ``log p(y|z)`` and
-        ``bound`` the log of the mean, ``log 1/m sum_m p(y|z_m)`` (the papers' negative log-likelihood is its negative).
-        The names are those of a VAE, where the samples come from q(z|x) and are weighted: in the mean
-        ``elbo <= bound <= log p(y|x)``, ``bound`` rises with m, and with m = 1 they are equal. ``details`` adds what
-        :func:`tasks.bounds.evaluate` says and, where a layer's states are few, ``exact_log_likelihood`` and
-        ``exact_elbo``. With grey targets none of them is what it is called, and the names begin with ``pseudo_``.
-
-        Raises:
-            ValueError: if ``num_samples < 1`` or the split is none of ``train, valid, test``.
+        The bound is ``log 1/m sum_m p(y|z_m)`` (the papers' negative log-likelihood is its negative). The names are
+        those of a VAE: in the mean ``elbo <= bound <= log p(y|x)``, with m = 1 they are equal.
         """
-        return bounds.evaluate(
-            self.data,
-            split,
-            self.streams,
-            self._log_weights,
-            num_samples=num_samples,
-            words=self.layers * self.latents.latents,
-            like=self.networks[0].biases[0],
-            details=details,
-            exact=self._exact if enumeration.is_feasible(self.latents, self.layers) else None,
-        )
-
-    def _log_weights(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """``log p(y|z)`` of exact samples, twice, for :func:`tasks.bounds.evaluate`."""
-        x, y = images[..., : self.upper], images[..., self.upper :]
+        x, y = self._halves(x)
         outputs = self.networks[0](x).unsqueeze(2)
         for network, own in zip(self.networks[1:], noise.split(self.latents.latents, -1), strict=True):
             outputs = self.latents.through(network, self.latents.draw_codes(outputs, own))
         log_p = bernoulli_log_prob_(outputs, y)
         return log_p, log_p
 
-    def _exact(self, images: Tensor) -> dict[str, Tensor]:
-        x, y = images[..., : self.upper], images[..., self.upper :]
+    def exact(self, x: Tensor) -> dict[str, Tensor]:
+        x, y = self._halves(x)
         return enumeration.of_chain(self.latents, self.networks[0](x), list(self.networks[1:]), y)
 
     def _predict(self, outputs: Tensor, samples: int, uniform: Uniform) -> Tensor:
@@ -198,18 +165,11 @@ class StructuredPrediction(nn.Module):
         ``originals``; ``reconstructions``: the upper half as given and the mean prediction of the lower half;
         ``samples``: the prediction of one sample of the latents. Both are pixel probabilities.
         """
-        uniform, like = self.streams.fresh("examples"), self.networks[0].biases[0]
-        split = self.data.valid
-        rows = torch.linspace(0, len(split) - 1, count).long()
-        images = (split.pixels[rows].to(like.device).to(like.dtype) / split.levels).expand(
-            self.streams.replicas, -1, -1
-        )
-        x = images[..., : self.upper]
+        images, uniform = self.shown_of_valid(count), self.streams.fresh("examples")
+        x, _ = self._halves(images)
         predicted = self._predict(self.networks[0](x), MEAN_OF, uniform).sigmoid()
-        pictures = {
-            "originals": images,
-            "reconstructions": torch.cat((x, predicted.mean(0)), -1),
-            "samples": torch.cat((x, predicted[0]), -1),
-        }
-        shaped = {name: each.unflatten(-1, self.data.image_shape).cpu() for name, each in pictures.items()}
-        return [{name: each[r] for name, each in shaped.items()} for r in range(self.streams.replicas)]
+        return self.pictures(
+            originals=images,
+            reconstructions=torch.cat((x, predicted.mean(0)), -1),
+            samples=torch.cat((x, predicted[0]), -1),
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tasks.bounds import RandomStreams
+from tasks.base import RandomStreams
 from tasks.datasets import Dataset
 from tasks.free_logits import FreeLogits
 from tasks.options import NotNegative

@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from tasks.bounds import RandomStreams
+from tasks.base import RandomStreams
 from tasks.datasets import Dataset
 from tasks.free_logits import FreeLogits
 from tasks.options import Categories, NotNegative

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tasks import bounds, enumeration
-from tasks.base import Primary, primary_bound
-from tasks.bounds import RandomStreams
+from tasks import enumeration
+from tasks.base import Estimator, RandomStreams
 from tasks.datasets import Dataset
+from tasks.images import ImageTask
 from tasks.kl import KLS, check_prior_temperature, for_log_q, kl_beside
 from tasks.latents import latents_of, once
 from tasks.layers import StackedMLP
 from tasks.likelihoods import likelihood_of
-from tasks.options import Categories, Count, Positive, Widths
-
-PRIORS, OUTPUT_BIASES = ("uniform", "learned"), ("zero", "data_mean")
+from tasks.options import OUTPUT_BIASES, PRIORS, Categories, Count, Positive, Widths, check_choice, check_widths
 
 
-class VAE(nn.Module):
+class VAE(ImageTask):
     r"""``D - L x K - D``: q(z|x) factorises over L latents of K categories, p(x|z) over pixels, Bernoulli ones or grey.
 
     Training minimises, per example, in nats, ``E_q[-log p(x|z)] + KL(q(z|x) || p(z))``, the negative ELBO, through the
@@ -82,26 +78,20 @@ class VAE(nn.Module):
         likelihood: str = "bernoulli",
         concentration: Positive | None = None,
     ) -> None:
-        super().__init__()
-        for option, value, allowed in (
-            ("prior", prior, PRIORS),
-            ("kl", kl, KLS),
-            ("output_bias", output_bias, OUTPUT_BIASES),
-        ):
-            if value not in allowed:
-                raise ValueError(f"task.{option} must be one of {', '.join(allowed)}, not {value!r}")
-        if any(width < 1 for width in hidden):
-            raise ValueError(f"task.hidden must be widths of at least 1, not {list(hidden)}")
+        super().__init__(data, streams)
+        check_choice("prior", prior, PRIORS)
+        check_choice("kl", kl, KLS)
+        check_choice("output_bias", output_bias, OUTPUT_BIASES)
+        check_widths(hidden)
         check_prior_temperature(prior_temperature, kl)
-        if not math.prod(data.image_shape):
+        if not self.pixels:
             raise ValueError(f"the VAE tasks need images: data={data.name} has none; use data=digits or data=mnist")
-        self.data, self.streams = data, streams
         self.prior, self.kl = prior, kl
         self.latents = latents_of(latents, categories)
-        pixels, replicas = math.prod(data.image_shape), streams.replicas
+        replicas = streams.replicas
         self.likelihood = likelihood_of(likelihood, data, replicas, concentration)
         uniform = streams.fresh("parameters")
-        widths = [pixels, *hidden, self.latents.width]
+        widths = [self.pixels, *hidden, self.latents.width]
         self.encoder = StackedMLP(widths, nonlinearity, replicas, uniform, initialisation)
         self.decoder = StackedMLP(widths[::-1], nonlinearity, replicas, uniform, initialisation)
         if output_bias == "data_mean":
@@ -113,31 +103,19 @@ class VAE(nn.Module):
             nn.Buffer(prior_temperature) if isinstance(prior_temperature, Tensor) else prior_temperature
         )
 
-    @property
-    def replicas(self) -> int:
-        return self.streams.replicas
-
-    @property
-    def context_features(self) -> int:
-        """Size of the context that an input-dependent baseline sees: the image."""
-        return math.prod(self.data.image_shape)
-
     def encoder_parameters(self) -> list[nn.Parameter]:
-        """The parameters whose gradient variance is reported."""
+        """The parameters whose gradient variance is reported: those of q(z|x)."""
         return list(self.encoder.parameters())
 
     @property
-    def primary(self) -> Primary:
-        """By which runs are compared."""
-        return primary_bound(bool(self.likelihood.density) or self.data.test.levels == 1)
+    def is_density(self) -> bool:
+        return bool(self.likelihood.density)
 
     def protocol(self) -> dict[str, Any]:
-        """What an evaluation of this task depends on; numbers of different protocols must not be compared."""
         return {
-            **self.data.protocol(),
+            **super().protocol(),
             "prior": self.prior,
             "evaluation": "hard samples, analytic KL in the ELBO",
-            "evaluation_is_bound": bool(self.likelihood.density) or self.data.test.levels == 1,
             **self.likelihood.protocol(),
         }
 
@@ -145,7 +123,7 @@ class VAE(nn.Module):
         """``-log p(x|z)`` in nats: features ``[..., R, E, width]``, x observed ``[R, E, D]`` -> ``[..., R, E]``."""
         return self.likelihood.nats(self.decoder(features), x)
 
-    def loss(self, batch: Tensor, estimator: Callable[..., Tensor]) -> Tensor:
+    def loss(self, batch: Tensor, estimator: Estimator) -> Tensor:  # type: ignore[override]
         """The training objective through ``estimator``: ``batch`` ``[R, E, D]`` -> ``[R, E]`` nats, lower is better."""
         batch = self.likelihood.observed(batch)
         outputs = self.encoder(batch)
@@ -170,7 +148,7 @@ class VAE(nn.Module):
     def _prior(self) -> Tensor | None:
         return self.prior_outputs if self.prior == "learned" else None  # None: uniform, in closed form
 
-    def kl_for(self, estimator: Callable[..., Tensor]) -> str:
+    def kl_for(self, estimator: Estimator) -> str:
         """``analytic``, ``sampled`` or ``relaxed``: the KL that :meth:`loss` uses with this estimator.
 
         Raises:
@@ -178,38 +156,12 @@ class VAE(nn.Module):
         """
         return kl_beside(estimator, self.kl)
 
-    @torch.no_grad()
-    def evaluate(self, split: str, num_samples: int, details: bool = False) -> dict[str, Tensor]:
-        """Bounds on ``log p(x)`` over a split, in nats, mean over its images: ``{name: [R]}``.
-
-        ``elbo``: ``E_q[log p(x|z)]`` by ``num_samples`` exact samples, minus the analytic KL. ``bound``:
-        the importance-weighted bound ``log 1/m sum_m p(x, z_m) / q(z_m|x)`` with ``m = num_samples``. ``details`` adds
-        what :func:`tasks.bounds.evaluate` says and, where the joint states are few, ``exact_log_likelihood`` and
-        ``exact_elbo``. With grey targets of Bernoulli pixels none of them is what it is called, and the
-        names begin with ``pseudo_``.
-
-        Raises:
-            ValueError: if ``num_samples < 1`` or the split is none of ``train, valid, test``.
-        """
-        return bounds.evaluate(
-            self.data,
-            split,
-            self.streams,
-            self._log_weights,
-            num_samples=num_samples,
-            words=self.latents.latents,
-            like=self.prior_outputs,
-            details=details,
-            exact=self._exact if enumeration.is_feasible(self.latents) else None,
-            density=bool(self.likelihood.density),
-        )
-
     def log_likelihood(self, codes: Tensor, x: Tensor) -> Tensor:
         """``log p(x|z)`` without a derivative: codes ``[R, E, S, ...]``, x observed -> ``[R, E, S]`` nats."""
         return self.likelihood.log_prob_(self.latents.through(self.decoder, codes), x)
 
-    def _log_weights(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """``log p(x, z) / q(z|x)`` and ``log p(x|z) - KL`` of exact samples, for :func:`tasks.bounds.evaluate`."""
+    def log_weights(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """``log p(x, z) / q(z|x)`` and ``log p(x|z) - KL`` of exact samples, the KL in closed form."""
         x = self.likelihood.observed(x)
         outputs = self.encoder(x)
         codes = self.latents.draw_codes(outputs.unsqueeze(2), noise)
@@ -218,7 +170,7 @@ class VAE(nn.Module):
         log_ratio = self.latents.dot(codes, slope).add_(constant.unsqueeze(-1))
         return log_p - log_ratio, log_p - self.latents.kl(outputs, self._prior).unsqueeze(-1)
 
-    def _exact(self, x: Tensor) -> dict[str, Tensor]:
+    def exact(self, x: Tensor) -> dict[str, Tensor]:
         x, log_prob = self.likelihood.observed(x), self.likelihood.log_prob_of_pairs
         return enumeration.of_auto_encoder(self.latents, self.encoder(x), self.prior_outputs, self.decoder, x, log_prob)
 
@@ -230,19 +182,15 @@ class VAE(nn.Module):
         Both are the likelihood's predictions (of Bernoulli pixels their probabilities).
         """
         uniform = self.streams.fresh("examples")
-        split, device = self.data.valid, self.prior_outputs.device
-        rows = torch.linspace(0, len(split) - 1, count).long()
-        x = (split.pixels[rows].to(device).float() / split.levels).expand(self.replicas, -1, -1)
+        x = self.shown_of_valid(count)
         outputs = self.encoder(self.likelihood.observed(x))
 
         def decode(outputs: Tensor) -> Tensor:
-            u = uniform((*outputs.shape[:2], self.latents.latents), outputs.dtype, device, 1)
+            u = uniform((*outputs.shape[:2], self.latents.latents), outputs.dtype, outputs.device, 1)
             return self.likelihood.picture(self.decoder(self.latents.sample(outputs, u)))
 
-        pictures = {
-            "originals": x,
-            "reconstructions": decode(outputs),
-            "samples": decode(self.prior_outputs.expand(-1, count, -1)),
-        }
-        shaped = {name: images.unflatten(-1, self.data.image_shape).cpu() for name, images in pictures.items()}
-        return [{name: images[r] for name, images in shaped.items()} for r in range(self.replicas)]
+        return self.pictures(
+            originals=x,
+            reconstructions=decode(outputs),
+            samples=decode(self.prior_outputs.expand(-1, count, -1)),
+        )

@@ -41,8 +41,10 @@ train basket.name=mine | choose a basket
 train cluster.name=mine | cluster.name must be one of none, local, slurm
 train estimator._target_=estimators.NVIL | name it with estimator.name=NAME
 train -m estimator=straight_through estimator._target_=estimators.ReinMax | name it with estimator.name=NAME
-train task._target_=tasks.Toy task.name=mine | task.hidden: there is no such option
-train estimator._target_=nowhere.Nothing estimator.name=mine | there is no such class
+train task._target_=tasks.Toy task.name=mine | the task has no images: use data=none
+train task._target_=tasks.Toy task.name=mine data=none task.hidden=[3] | task.hidden: there is no such option
+train task._target_=tasks.Task task.name=mine | it lacks encoder_parameters, evaluate, loss, primary
+train estimator._target_=nowhere.Nothing estimator.name=mine | cannot be found
 train estimator._target_=os.path.join estimator.name=mine | is no estimator
 train estimator.temprature=1 | allowed here
 train stepz=1 | allowed here

@@ -16,7 +16,7 @@ from estimators import GumbelSoftmax
 from tasks import VAE, DeepVAE
 from training.errors import UserError
 from training.pack.build import build
-from training.pack.loop import evaluate, summary
+from training.pack.evaluation import evaluate_last, summary
 from training.replicas.streams import Streams
 
 CPU = torch.device("cpu")
@@ -101,7 +101,7 @@ def test_replicas_with_temperatures_of_their_own_train_as_alone(prior_temperatur
         losses = together.train_step()
         for r, solo in enumerate(solos):
             assert torch.allclose(solo.train_step()[0], losses[r], rtol=1e-4)
-    (row,) = evaluate(solos[0], last=True)
+    (row,) = evaluate_last(solos[0])
     result = json.loads(json.dumps(summary(solos[0], 0, "finished", row)))
     assert result["objective"] == {"kl": "relaxed", "samples": "relaxed", "is_bound": False}
 

@@ -1,11 +1,8 @@
 """Deep VAEs against enumeration of all their layers, against the VAE of one layer, and in packs."""
 
-import json
-
 import pytest
 import torch
 import torch.nn.functional as F
-from test_every_estimator_trains import NAMES
 from test_tasks import PIXELS, tiny_data
 from test_training import config
 
@@ -16,7 +13,6 @@ from tasks.datasets import load_dataset
 from training.config import validity
 from training.errors import UserError
 from training.pack.build import build
-from training.pack.loop import evaluate, summary
 from training.replicas.streams import Streams
 
 CPU = torch.device("cpu")
@@ -342,34 +338,6 @@ def test_options_out_of_range(options, sentence):
 def pack(*overrides, task="deep_vae_bernoulli", seeds=(4,)):
     job = config(*TASKS[task], "batch_size=8", "optimizer.lr=1e-3", *overrides)
     return build([{**job, "seed": seed} for seed in seeds], CPU)
-
-
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("name", NAMES)
-def test_every_estimator_trains_alone_and_in_a_pack(name, task):
-    """Two steps; the next one after a checkpoint is bit for bit that of the run that went on."""
-    extra = ["task.hidden=[5]", "task.prior=learned", "task.centred=true", f"estimator={name}"]
-    try:
-        together = pack(*extra, task=task, seeds=(3, 4, 5))
-    except UserError as error:
-        refused = "is defined for Bernoulli latents" in str(error) and task == "deep_vae_categorical"
-        assert refused or ("does not nest: with the 2 layers" in str(error) and name == "vimco")
-        return
-    alone, again = (pack(*extra, task=task) for _ in range(2))
-    for _ in range(2):
-        losses, own = together.train_step(), alone.train_step()
-        assert losses.isfinite().all()
-        assert torch.allclose(own[0], losses[1], rtol=1e-4), f"{own[0]} alone, {losses[1]} in a pack"
-    for ours, theirs in zip(alone.parameters, together.parameters, strict=True):
-        assert torch.allclose(ours[0], theirs[1], rtol=1e-2, atol=1e-4)
-    again.restore([alone.state(0)])
-    assert torch.equal(again.train_step(), alone.train_step())
-    assert all(torch.equal(a, b) for a, b in zip(again.parameters, alone.parameters, strict=True))
-    (row,) = evaluate(alone, last=True)
-    assert row["loss_evaluations"] == 3 * alone.evaluations and None not in row.values()
-    result = summary(alone, 0, "finished", row)
-    assert json.loads(json.dumps(result))["protocol"]["layers"] == 2
-    assert result["objective"]["kl"] == ("sampled" if alone.estimator.unbiased or name == "nvil" else "analytic")
 
 
 def test_what_does_not_nest_is_refused_unless_there_is_one_layer():

@@ -80,7 +80,7 @@ def _per_image(task, samples):
                 type(data)(data.name, data.image_shape, data.binarization, one, one, one),
                 "test",
                 Streams([1000 * row + seed for seed in range(SAME)]),
-                task._log_weights,
+                task.log_weights,
                 num_samples=samples,
                 words=task.latents.latents * getattr(task, "layers", 1),
                 like=next(task.parameters()),

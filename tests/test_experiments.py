@@ -13,7 +13,7 @@ from training.config import validity
 from training.config.compose import runs_of_command
 from training.config.plan import structure
 from training.pack.build import build
-from training.pack.loop import evaluate, summary
+from training.pack.evaluation import evaluate_last, summary
 
 FOLDER = Path(__file__).parents[1] / "conf" / "experiment"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -91,7 +91,7 @@ def test_each_kind_of_its_runs_trains(name):
         kind = (config["task"]["name"], config["task"].get("likelihood"), config["task"].get("layers"))
         if kind not in evaluated:
             evaluated.add(kind)
-            (row,) = evaluate(pack, last=True)
+            (row,) = evaluate_last(pack)
             assert None not in row.values(), run.label
             assert summary(pack, 0, "finished", row)["step"] == 2
 

@@ -20,7 +20,7 @@ from tasks.von_mises_fisher import LogNormaliser
 from training.config import schema, validity
 from training.errors import UserError
 from training.pack.build import build
-from training.pack.loop import evaluate, summary
+from training.pack.evaluation import evaluate_last, summary
 from training.replicas.streams import Streams
 
 DENSITIES = ("gaussian", "von_mises_fisher")
@@ -310,7 +310,7 @@ def test_training_alone_and_in_a_pack(likelihood, estimator):
     again = build(alone.configs, alone.device)
     again.restore([alone.state(0)])
     assert torch.equal(again.train_step(), alone.train_step())
-    (row,) = evaluate(alone, last=True)
+    (row,) = evaluate_last(alone)
     assert math.isfinite(row["test_bound"])
     result = summary(alone, 0, "finished", row)
     assert result["objective"]["is_bound"] == (estimator != "gumbel_softmax")

@@ -1,21 +1,16 @@
-"""Semi-supervised classification in packs: every estimator, resuming, capture, records; and its baseline."""
-
-import json
+"""Semi-supervised classification in packs: resuming, capture, records; and its baseline."""
 
 import pytest
 import torch
 from test_capture import Watch, flat, in_blocks  # noqa: F401
-from test_every_estimator_trains import NAMES
 from test_semi_supervised import CPU, digits
 
 from analysis import records
 from analysis.statistics import summary as statistics
 from training.config import validity
 from training.config.plan import RunPlan
-from training.errors import UserError
 from training.gradients import basket
 from training.pack.build import build
-from training.pack.loop import evaluate, summary
 from training.pack.run import train_runs
 from training.progress import PackLine
 from training.sweep import scheduler as sweep
@@ -24,29 +19,6 @@ from training.sweep import scheduler as sweep
 def pack(*overrides, seeds=(4,)):
     job = digits(*overrides)
     return build([{**job, "seed": seed} for seed in seeds], CPU)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_estimator_trains_alone_and_in_a_pack(name):
-    """Three steps; the next one after a checkpoint is bit for bit that of the run that went on."""
-    try:
-        together = pack(f"estimator={name}", seeds=(3, 4, 5))
-    except UserError as error:
-        assert "is defined for Bernoulli latents" in str(error)
-        return
-    alone, again = (pack(f"estimator={name}") for _ in range(2))
-    for _ in range(3):
-        losses, own = together.train_step(), alone.train_step()
-        assert losses.isfinite().all()
-        assert torch.allclose(own[0], losses[1], rtol=1e-4), f"{own[0]} alone, {losses[1]} in a pack"
-    for ours, theirs in zip(alone.parameters, together.parameters, strict=True):
-        assert torch.allclose(ours[0], theirs[1], rtol=1e-2, atol=1e-4)
-    again.restore([alone.state(0)])
-    assert torch.equal(again.train_step(), alone.train_step())
-    assert all(torch.equal(a, b) for a, b in zip(again.parameters, alone.parameters, strict=True))
-    (row,) = evaluate(alone, last=True)
-    assert row["loss_evaluations"] == 4 * alone.evaluations and None not in row.values()
-    json.dumps(summary(alone, 0, "finished", row))
 
 
 @pytest.mark.parametrize("name", ["exact", "gumbel_softmax", "nvil", "rebar", "vimco"])

@@ -1,11 +1,8 @@
 """Structured output prediction against enumeration of all its layers, and a pack with an estimator for each of them."""
 
-import json
-
 import pytest
 import torch
 import torch.nn.functional as F
-from test_every_estimator_trains import NAMES
 from test_tasks import tiny_data
 from test_training import config
 
@@ -22,7 +19,7 @@ from training.config.plan import RunPlan
 from training.errors import UserError
 from training.gradients import basket
 from training.pack.build import build
-from training.pack.loop import evaluate, summary
+from training.pack.evaluation import evaluate
 from training.pack.run import train_runs
 from training.progress import PackLine
 from training.replicas.streams import Streams
@@ -222,32 +219,6 @@ def pack(*overrides, task="sbn_bernoulli", seeds=(4,)):
     return build([{**job, "seed": seed} for seed in seeds], CPU)
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("name", NAMES)
-def test_every_estimator_trains_alone_and_in_a_pack(name, task):
-    """Three steps; the next one after a checkpoint is bit for bit that of the run that went on."""
-    try:
-        together = pack(f"estimator={name}", task=task, seeds=(3, 4, 5))
-    except UserError as error:
-        refused = "is defined for Bernoulli latents" in str(error) and task == "sbn_categorical"
-        assert refused or ("does not nest" in str(error) and name == "vimco")
-        return
-    alone, again = (pack(f"estimator={name}", task=task) for _ in range(2))
-    for _ in range(3):
-        losses, own = together.train_step(), alone.train_step()
-        assert losses.isfinite().all()
-        assert torch.allclose(own[0], losses[1], rtol=1e-4), f"{own[0]} alone, {losses[1]} in a pack"
-    for ours, theirs in zip(alone.parameters, together.parameters, strict=True):
-        assert torch.allclose(ours[0], theirs[1], rtol=1e-2, atol=1e-4)
-    again.restore([alone.state(0)])
-    assert torch.equal(again.train_step(), alone.train_step())
-    assert all(torch.equal(a, b) for a, b in zip(again.parameters, alone.parameters, strict=True))
-    (row,) = evaluate(alone, last=True)
-    assert row["loss_evaluations"] == 4 * alone.evaluations and None not in row.values()
-    result = summary(alone, 0, "finished", row)
-    assert json.loads(json.dumps(result))["protocol"]["layers"] == 2 and result["objective"]["kl"] == "none"
-
-
 COUNTED = ("gumbel_softmax", "darn", "rloo", "muprop", "rebar", "disarm", "indecater", "exact")
 
 
@@ -275,7 +246,7 @@ def test_statistics_and_learned_parts_belong_to_a_layer():
         rebar.train_step()
     first, second = rebar.temperatures()
     assert first.shape == (2,) and bool((first != second).all() and (first != 0.5).all() and (second != 0.5).all())
-    row = evaluate(rebar, last=False)[1]
+    row = evaluate(rebar)[1]
     assert (row["temperature"], row["temperature_2"]) == (first[1].item(), second[1].item())
 
 

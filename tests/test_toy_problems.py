@@ -19,7 +19,7 @@ from training.config import schema
 from training.config.plan import RunPlan
 from training.errors import UserError
 from training.pack.build import build
-from training.pack.loop import summary
+from training.pack.evaluation import summary
 from training.pack.run import train_runs
 from training.progress import PackLine
 from training.sweep import estimate

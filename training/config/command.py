@@ -43,7 +43,14 @@ def checked(arguments: Sequence[str]) -> list[str]:
     if "hydra/sweeper" not in keys:  # another one heeds what it likes
         for key in keys:
             _check_key(key)
-    return ordered
+    return [_added(argument, keys) for argument in ordered]
+
+
+def _added(argument: str, keys: Sequence[str]) -> str:
+    """An option of a class that ``task._target_`` names: the schema of the task that it stands in for has it not."""
+    group, _, option = argument.partition("=")[0].partition(".")
+    own = group in ("estimator", "task") and f"{group}._target_" in keys and option not in ("name", "_target_")
+    return f"++{argument}" if own and option else argument
 
 
 def _check_key(key: str) -> None:

@@ -7,6 +7,7 @@ written. Integers, words and lists are structure, and differ from pack to pack.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -86,12 +87,14 @@ def replicated(config: Config, overrides: Sequence[str] = ()) -> Iterator[RunPla
     Raises:
         UserError: for what no config may be (:mod:`training.config.ranges`).
     """
+    keys = {line.lstrip("+").partition("=")[0] for line in overrides}
     for group in ("estimator", "task"):
-        keys = {line.lstrip("+").partition("=")[0] for line in overrides}
-        if f"{group}._target_" in keys and f"{group}.name" not in keys:
-            raise UserError(
-                f"{group}._target_ is another {group}: name it with {group}.name=NAME, or choose {group}=NAME"
-            )
+        if f"{group}._target_" in keys:
+            if f"{group}.name" not in keys:
+                raise UserError(
+                    f"{group}._target_ is another {group}: name it with {group}.name=NAME, or choose {group}=NAME"
+                )
+            config = {**config, group: _options_of_its_class(config, group, keys)}
     ranges.check(config)
     name, target = config["estimator"]["name"], targets.class_of(config["estimator"], "estimator")
     if (known := schema.estimator_named(name)) not in (None, target.__name__):
@@ -102,6 +105,30 @@ def replicated(config: Config, overrides: Sequence[str] = ()) -> Iterator[RunPla
     own = tuple(line for line in overrides if not line.startswith(("seed=", "replicas=")))
     for seed in range(config["seed"], config["seed"] + config["replicas"]):
         yield RunPlan({**config, "seed": seed, "replicas": 1}, (*own, f"seed={seed}"))
+
+
+def _options_of_its_class(config: Config, group: str, keys: set[str]) -> Config:
+    """The options of a class that an override named: where no ``task=NAME`` was chosen, its own defaults and what the
+    overrides, whose ``keys`` are given, say; otherwise those of that choice that the class has."""
+    node = config[group]
+    made = schema.schema_of(
+        targets.class_of(node, group), schema.FOR_ESTIMATORS if group == "estimator" else schema.FILLED_IN
+    )
+    if getattr(made, "open_ended", False):
+        return dict(node)
+    fields = {field.name: field for field in dataclasses.fields(made)}
+    given = {key for key in node if f"{group}.{key}" in keys}
+    if keys & {group, "experiment"}:
+        given |= node.keys() & fields.keys()
+    options: Config = {
+        name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for name, field in fields.items()
+    }
+    for key in node:
+        if key in given:
+            whole = type(node[key]) is int and key in fields and fields[key].type in (float, float | None)
+            options[key] = float(node[key]) if whole else node[key]
+    return options
 
 
 def structure(config: Config) -> str:

@@ -9,13 +9,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
-
 from estimators import Estimator
+from tasks.base import Task
 from training.errors import UserError
 
 OURS = ("estimators", "tasks")
-KINDS: dict[str, type] = {"estimator": Estimator, "task": nn.Module}
+KINDS: dict[str, type] = {"estimator": Estimator, "task": Task}
 
 
 def class_of(node: Mapping[str, Any], key: str) -> type:
@@ -41,6 +40,8 @@ def class_of(node: Mapping[str, Any], key: str) -> type:
             f"{where} is no {'task' if key == 'task' else 'estimator'}: it must be a class that derives from "
             f"{kind.__module__}.{kind.__name__}"
         )
+    if lacking := sorted(getattr(found, "__abstractmethods__", ())):
+        raise UserError(f"{where} does not say all that is asked of it: it lacks {', '.join(lacking)}")
     return found
 
 

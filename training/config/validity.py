@@ -7,7 +7,6 @@ from typing import Any
 from analysis.papers.published import sources
 from estimators import UnorderedSet
 from tasks.datasets import CLASSES, DATASETS
-from tasks.free_logits import FreeLogits
 from tasks.likelihoods import check_likelihood
 from training import loggers
 from training.config import ranges, targets
@@ -102,9 +101,13 @@ def _of_kl(method: type, estimator: dict[str, Any], task: dict[str, Any]) -> str
 def _of_data(config: dict[str, Any]) -> str | None:
     """Read after the estimator's name, too."""
     task, data = config["task"], config["data"]
-    is_toy = issubclass(targets.class_of(task, "task"), FreeLogits)
-    if is_toy != (data["name"] == "none"):
-        wants = "has no images: use data=none with it" if is_toy else "needs images: use data=digits or data=mnist"
+    made: Any = targets.class_of(task, "task")
+    if made.needs_images == (data["name"] == "none"):
+        wants = (
+            "has no images: use data=none with it"
+            if not made.needs_images
+            else "needs images: use data=digits or data=mnist"
+        )
         return f"cannot train task={task['name']} on data={data['name']}: the task {wants}"
     if task.get("likelihood", "bernoulli") != "bernoulli" and data["binarization"] != "none":
         return (

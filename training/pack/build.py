@@ -49,7 +49,7 @@ def build(
     check(first, data)
     streams = streams or Streams([config["seed"] for config in configs])
     task = targets.build(first, "task", data=data, streams=streams, **_numbers(configs, "task")).to(device)
-    layers = getattr(task, "layers_of_latents", None) or [task.latents]
+    layers = task.layers_of_latents
     estimators = _make_estimators(configs, task, layers, streams).to(device)
     # Nested, each evaluation of an outer layer's loss is a whole estimate of the inner one.
     evaluations = math.prod(

@@ -145,9 +145,10 @@ def train_job(job: dict[str, Any], overrides: Sequence[str] = ()) -> None:
         raise UserError(f"budget={job['budget']} is a form of an experiment's sweep: add -m")
     if job["dry_run"] or job["cluster"]["name"] != "none":
         return run_sweep(runs)
-    validity.check(job)
-    if reason := validity.against(job):
-        raise UserError(f"estimator={job['estimator']['name']} {reason}")
+    first = runs[0].config
+    validity.check(first)
+    if reason := validity.against(first):
+        raise UserError(f"estimator={first['estimator']['name']} {reason}")
     _rehearse(runs[:1])
     with interrupt.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         for pack in packs_of(runs, 1, largest_pack(job)):
