@@ -340,6 +340,36 @@ def _user_class(name: str) -> type[Estimator]:
     return found  # type: ignore[no-any-return]
 
 
+def _begun(file: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """The certificate in ``file``, which is to be added to. Raises :class:`UsageError`."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        for result in found["estimators"]:
+            result["name"], result["declared"], result["problems"]  # noqa: B018
+        asked, had = ((each["draws"], each["false_alarm"]) for each in (report, found))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--json {file} is there and is no certificate ({error!r}); choose another file") from None
+    if asked != had:
+        raise UsageError(
+            f"--json {file} was measured with --draws {had[0]} --false-alarm {had[1]:g}, not {asked[0]} and "
+            f"{asked[1]:g}; say the same, or choose another file"
+        )
+    return dict(found)
+
+
+def merged(report: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """``report`` with what was ``measured``, in the place of what it had under the same name, the rest unchanged.
+
+    The order is that of :func:`subjects`, a user's own last. What another version of torch measured says so.
+    """
+    order = {subject.name: place for place, subject in enumerate(subjects([]))}
+    results = {result["name"]: result for result in report["estimators"]}
+    for result in measured["estimators"]:
+        own = {} if report["torch"] == torch.__version__ else {"torch": torch.__version__}
+        results[result["name"]] = {**result, **own}
+    return {**report, "estimators": sorted(results.values(), key=lambda r: order.get(r["name"], len(order)))}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -348,7 +378,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m estimators.check", description=(__doc__ or "").split("\n\n")[1])
     parser.error = lambda message: parser.exit(2, f"estimators.check: {message}\n")  # type: ignore[method-assign]
     parser.add_argument("names", nargs="*", metavar="NAME", help="a method (RLOO, st_gumbel_softmax) or module:Class")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there; - is the standard output")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write all figures there, those of NAMES into what it holds; - is stdout"
+    )
     parser.add_argument("--draws", type=int, help="gradients per problem (default 100000; 5000 with --quick)")
     parser.add_argument("--quick", action="store_true", help="fewer draws and temperatures")
     parser.add_argument("--false-alarm", type=float, default=1e-6, metavar="P", help="of a right estimator (1e-6)")
@@ -363,6 +395,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file.is_dir() or not os.access(file.parent, os.W_OK)
         ):  # before the minutes it takes
             raise UsageError(f"--json {file} cannot be written; choose a file in a folder that exists")
+        report = {"torch": torch.__version__, "draws": draws, "false_alarm": options.false_alarm, "estimators": []}
+        if options.names and options.json not in (None, "-") and file.exists():
+            report = _begun(file, report)
     except UsageError as error:
         print(f"estimators.check: {error}", file=sys.stderr)
         return 2
@@ -378,10 +413,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results.append(certify(subject, plan))
         verdict = "pass" if results[-1]["contract"]["holds"] else "BROKEN"
         print(f"{verdict} ({time.perf_counter() - start:.1f} s)", file=sys.stderr, flush=True)
-    report = {"torch": torch.__version__, "draws": draws, "false_alarm": options.false_alarm, "estimators": results}
+    measured = {**report, "estimators": results}
+    report = merged(report, measured)
     if options.json and options.json != "-":
         Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1) if options.json == "-" else table.certificate(report))
+    print(json.dumps(report, indent=1) if options.json == "-" else table.certificate(measured))
     return 0 if all(result["contract"]["holds"] for result in results) else 1
 
 

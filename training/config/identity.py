@@ -128,6 +128,6 @@ def facts(config: dict[str, Any]) -> dict[str, Any]:
         "run": run_name(config),
         "options": {each: with_role(config, each) for each in ROLES},
         "neutral": neutral_values(config),
-        "family": targets.method_of(config["estimator"]).family,
+        "family": targets.method_of(config["estimator"]).family if "_target_" in config["estimator"] else None,
         "basket": kind_of(config.get("basket", {})),
     }
