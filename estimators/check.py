@@ -362,6 +362,8 @@ def merged(report: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
 
     The order is that of :func:`subjects`, a user's own last. What another version of torch measured says so.
     """
+    if not report["estimators"]:
+        return measured
     order = {subject.name: place for place, subject in enumerate(subjects([]))}
     results = {result["name"]: result for result in report["estimators"]}
     for result in measured["estimators"]:

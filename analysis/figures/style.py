@@ -138,7 +138,8 @@ def looks(estimators: Iterable[str], families: Mapping[str, str | None] | None =
     for name in (name for name in names if name not in LOOKS):
         method, _, variant = name.partition(", ")
         label, known = KNOWN.get(method, (method, None))
-        color = COLORS.get(families.get(name) or families.get(method) or known or "", OTHER)
+        said = next((each for each in (families.get(name), families.get(method)) if isinstance(each, str)), known)
+        color = COLORS.get(said or "", OTHER)
         base = LOOKS.get(method) or found.get(method)
         place = _places().index((base.marker, base.linestyle)) if base else _hash(method)
         marker, line = _free(color, place, _hash(variant) if variant else 0, found.values())
@@ -200,6 +201,12 @@ def families_of(frame: pd.DataFrame, name: str = "estimator") -> dict[str, str |
         return {}
     said = frame[[name, "family"]].dropna().drop_duplicates(name)
     return dict(zip(said[name], said["family"], strict=True))
+
+
+def with_looks(frame: pd.DataFrame, name: str = "label") -> pd.DataFrame:
+    """``frame`` with the column ``look``, that of the estimator in the column ``name`` among all of the frame."""
+    found = looks(set(frame[name]), families_of(frame, name))
+    return frame.assign(look=[found[each] for each in frame[name]])
 
 
 def in_order(estimators: set[str]) -> list[str]:

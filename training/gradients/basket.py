@@ -73,6 +73,7 @@ class PointVariance:
     bias_square_error: float = math.nan
     cosine: float = math.nan
     cosine_error: float = math.nan
+    method_family: str | None = None
 
     @property
     def log_variance(self) -> float:
@@ -129,6 +130,7 @@ def measure(
             PointVariance,
             measured=name,
             method=node["name"],
+            method_family=pack.estimator.family,
             objective=getattr(pack.estimator, "objective", "mean"),
             unbiased=bool(pack.estimator.unbiased),
             evaluations=pack.evaluations,
