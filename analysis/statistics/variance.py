@@ -52,8 +52,8 @@ def panels(frame: pd.DataFrame) -> list[Panel]:
 
     Columns of their rows: ``step``, ``measured``, ``label``, ``method``, ``family``, ``unbiased`` (declared),
     ``evaluations``, ``variance`` (per parameter, ``variance_low`` to ``variance_high``), ``relative_variance`` (over
-    the squared reference, ``relative_low`` to ``relative_high``), ``signal_to_noise``, ``bias`` (``bias_low`` to ``bias_high``),
-    ``cosine``, ``cosine_error``, ``seconds`` (``seconds_low`` to ``seconds_high``) and ``runs``.
+    the squared reference, ``relative_low`` to ``relative_high``), ``signal_to_noise``, ``bias`` (``bias_low`` to
+    ``bias_high``), ``cosine``, ``cosine_error``, ``seconds`` (``seconds_low`` to ``seconds_high``) and ``runs``.
     """
     if frame.empty:
         return []
