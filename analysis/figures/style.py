@@ -77,7 +77,19 @@ COLORS = {
 """Of a family; Okabe and Ito's, told apart by the colour-blind."""
 OTHER = SKY
 """Of a family that is not in ``COLORS``, and of no family."""
-MARKERS = ("o", "s", "^", "D", "v", "X", "P", "<", ">", "p", "h", "*", "d", "H", "8", ".")
+MARKERS = ("o", "s", "^", "D", "v", "X", "P", "<", ">", "*", "d", "p", "h", "8", "H", ".")
+"""Those that are alike last."""
+STARTS = {
+    "relaxation": "o",
+    "straight-through": "o",
+    "coupled samples": "s",
+    "control variate": "^",
+    "score function": "X",
+    "first order": "*",
+    "enumeration": "d",
+    "multi-sample": "h",
+}
+"""The marker of a family's first method; the next ones have those that follow."""
 LINES = (SOLID, DASHED, DOTTED, DASHDOT, DASHDOTDOT)
 
 KNOWN = {
@@ -173,17 +185,17 @@ def _hash(text: str) -> int:
 
 
 def _of_known() -> dict[str, Look]:
-    """Each method of a family the next marker; where all of them meet, the families take turns with the lines."""
+    """Each method of a family the next marker; families that share a marker differ in the line, too."""
     found: dict[str, Look] = {}
     taken: set[tuple[str, Line]] = set()
-    for number, (family, color) in enumerate(COLORS.items()):
+    for family, start in STARTS.items():
         members = [name for name, (_, own) in KNOWN.items() if own == family]
         for place, name in enumerate(members):
-            marker = MARKERS[(number + place) % len(MARKERS)]
+            marker = MARKERS[(MARKERS.index(start) + place) % len(MARKERS)]
             lines = [LINES[(place + shift) % len(LINES)] for shift in range(len(LINES))]
             line = next(line for line in lines if (marker, line) not in taken)
             taken.add((marker, line))
-            found[name] = Look(KNOWN[name][0], color, line, marker)
+            found[name] = Look(KNOWN[name][0], COLORS[family], line, marker)
     return {name: found[name] for name in KNOWN}
 
 
