@@ -8,7 +8,7 @@ from estimators.arm import ARM
 from estimators.arms import ARMS
 from estimators.ars import ARS
 from estimators.arsm import ARSM
-from estimators.base import Estimator, Pathwise, ScoreFunction, per_example
+from estimators.base import Estimator, MultiSample, Pathwise, ScoreFunction, per_example
 from estimators.carms import CARMS
 from estimators.categorical import gradient_only
 from estimators.categorical_disarm import DisARMIW, DisARMStickBreaking, DisARMTree
@@ -103,6 +103,7 @@ __all__ = [
     "IdentityStraightThrough",
     "IndeCateR",
     "MuProp",
+    "MultiSample",
     "NVIL",
     "OverlappingExponential",
     "Pathwise",

@@ -29,6 +29,11 @@ def in_vmap() -> bool:
     return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
 
 
+def may_look(x: Tensor) -> bool:
+    """Whether the host may look at numbers of ``x``: on a CPU, outside of ``torch.compile`` and ``torch.func``."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not in_functorch()
+
+
 class constant_gradients:  # noqa: N801
     """Within the block estimators take their gradients for constants, so that what calls them can be differentiated."""
 

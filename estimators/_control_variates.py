@@ -133,6 +133,7 @@ class Coupled:
 class RelaxedControlVariate(Estimator):
     """REBAR and RELAX: ``c = scale * loss(softmax(. / temperature)) + network(softmax(. / temperature))``."""
 
+    family = "control variate"
     unbiased = True
     has_network: bool
 

@@ -32,6 +32,7 @@ class ARM(Estimator):
     Differences from the paper: none; ``u`` is the sigmoid of the logistic noise on the log-odds.
     """
 
+    family = "coupled samples"
     unbiased = True
     evaluations = 2
     binary_only = True

@@ -45,6 +45,7 @@ class ARMS(Estimator):
     bits are right; the bivariate normal distribution function is a quadrature instead of scipy's.
     """
 
+    family = "coupled samples"
     unbiased = True
     binary_only = True
 

@@ -33,6 +33,7 @@ class ARS(Estimator):
     evaluated again, because examples differ in which they are.
     """
 
+    family = "coupled samples"
     unbiased = True
     evaluations = 2
 

@@ -32,6 +32,7 @@ class ARSM(Estimator):
     sample are evaluated again, because examples differ in which they are.
     """
 
+    family = "coupled samples"
     unbiased = True
     evaluations = 2
 

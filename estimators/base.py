@@ -33,10 +33,12 @@ that is an integer or a truth value is converted, unless the method differentiat
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -44,7 +46,8 @@ from torch import Tensor, nn
 
 from estimators import noise
 from estimators._autograd import in_functorch as in_functorch
-from estimators._autograd import score_term, with_term
+from estimators._autograd import may_look, score_term, with_term
+from estimators._enumeration import expectation, multi_sample_bound
 from estimators._sample_dimensions import explanation, misplaced
 from estimators.categorical import Number, is_binary, sample_with_log_prob, scores
 
@@ -94,6 +97,19 @@ POSITIVE = Range("positive and finite", low=0)
 DECAY = Range("in [0, 1)", low=0, high=1, closed=(0,))
 
 
+FAMILIES = (
+    "enumeration",
+    "score function",
+    "multi-sample",
+    "coupled samples",
+    "control variate",
+    "first order",
+    "relaxation",
+    "straight-through",
+)
+"""How the methods here work."""
+
+
 class Estimator(nn.Module, ABC):
     """A gradient estimator of ``E_q[loss(z)]`` for categorical ``z``; see the module's text for the contract.
 
@@ -101,7 +117,11 @@ class Estimator(nn.Module, ABC):
 
     - ``unbiased``: the mean of the estimated gradient is the exact gradient for every loss;
     - ``exact_for``: if biased, the polynomial degree of the loss in ``z`` up to which the mean is exact, or ``None``;
-    - ``objective``: ``"mean"``, E_q[loss(z)], or ``"multi_sample_bound"`` (VIMCO), whose loss is a negative log weight;
+    - ``family``: a word for how it works, one of ``FAMILIES`` or your own; figures have a colour for each;
+    - ``objective``: ``"mean"``, E_q[loss(z)], or ``"multi_sample_bound"`` (:class:`MultiSample`), whose loss is a
+      negative log weight; what its exact value is says :meth:`expected`;
+    - ``nests``: whether layers nest, each with its own estimator: not where the value is not linear in ``loss``;
+    - ``stochastic``: whether its gradient is a draw; an enumeration has no variance, and two draws show that;
     - ``evaluations``: calls of ``loss`` per gradient, counted in samples (:meth:`evaluations_for`, where it depends on
       the shape of the logits);
     - ``needs_gradient``: whether ``loss`` must be differentiable in ``z``;
@@ -110,8 +130,11 @@ class Estimator(nn.Module, ABC):
       the same logits (an analytic KL) would be out of proportion beside it and belong into ``loss``;
     - ``relaxed``: whether the value is the loss of relaxed samples: no estimate of E_q[loss(z)], and no bound if the
       loss is a negative ELBO.
+
+    What it cannot be used for says :meth:`skip`, and how tests, certificates and tables build it :meth:`examples`.
     """
 
+    family: str = "other"
     unbiased: bool
     exact_for: int | None = None
     evaluations: int = 1
@@ -120,6 +143,74 @@ class Estimator(nn.Module, ABC):
     rescales: bool = False
     relaxed: bool = False
     objective: str = "mean"
+    nests: bool = True
+    stochastic: bool = True
+
+    @classmethod
+    def skip(
+        cls,
+        latents: int,
+        categories: int,
+        layers: int = 1,
+        *,
+        options: Mapping[str, Any] = MappingProxyType({}),
+        kl: str | None = None,
+        task: str = "the task",
+    ) -> str | None:
+        """Why it cannot train a problem of this form, to be read after its name; ``None`` if it can.
+
+        A subclass that cannot do more asks this one, too: ``super().skip(latents, categories, layers, **others)``.
+
+        Args:
+            latents: of each layer.
+            categories: of each latent.
+            layers: each of which has its own estimator, nested in that of the layer before.
+            options: the arguments of the constructor, those that are not its defaults at least.
+            kl: where the KL is, beside the loss: ``"analytic"``, ``"sampled"`` or ``"relaxed"`` (of relaxed samples
+                and their Concrete density); ``None`` if the loss is all there is.
+            task: what the sentence calls the problem.
+        """
+        if cls.binary_only and categories != 2:
+            return (
+                f"is defined for Bernoulli latents, but {task} has {categories} categories; "
+                "use a task with task.categories=2, such as vae_bernoulli"
+            )
+        if not cls.nests and layers > 1:
+            return (
+                f"trains a multi-sample bound, whose gradient does not nest: with the {layers} layers of "
+                f"{task} it would be wrong; use task.layers=1, or rloo"
+            )
+        if kl == "relaxed" and not cls._has_density(options):
+            return (
+                "has no relaxed samples with a Concrete density, which task.kl=relaxed needs: use "
+                "estimator=gumbel_softmax with estimator.hard=false, or task.kl=auto"
+            )
+        return None
+
+    @classmethod
+    def _has_density(cls, options: Mapping[str, Any]) -> bool:
+        """Whether it shows the loss relaxed samples, whose density it knows, with these options."""
+        return False
+
+    @classmethod
+    def examples(
+        cls, latents: int = 2, categories: int = 2, context_features: int | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Arguments of the constructor for logits of this shape, by the name of the variant, ``""`` for the default.
+
+        Every one is held to the contract and has a row in certificates and tables. By default those of the
+        three that the constructor takes.
+        """
+        shape = {"latents": latents, "categories": categories, "context_features": context_features}
+        taken = inspect.signature(cls).parameters
+        return {"": {name: value for name, value in shape.items() if name in taken and value is not None}}
+
+    def expected(self, logits: Tensor, loss: Loss) -> Tensor | None:
+        """The objective's exact value ``[*batch]``, by enumeration; ``None`` for an objective that is not known.
+
+        Its gradient is the mean of an unbiased estimate. Memory grows with the ``categories**latents`` joint states.
+        """
+        return expectation(logits, loss) if self.objective == "mean" else None
 
     @abstractmethod
     def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
@@ -274,6 +365,7 @@ class Pathwise(Estimator):
     ``sample`` of a subclass checks its logits as a call does.
     """
 
+    family = "straight-through"
     unbiased = False
     needs_gradient = True
 
@@ -305,6 +397,7 @@ class ScoreFunction(Estimator):
     Second derivatives have the exact mean, too, if the estimator is ``unbiased`` and does not rescale.
     """
 
+    family = "score function"
     unbiased = True
 
     @abstractmethod
@@ -323,6 +416,61 @@ class ScoreFunction(Estimator):
         return total if learned is None else with_term(total, learned).to(total.dtype)
 
 
+class MultiSample(Estimator):
+    r"""Estimators of the multi-sample (importance-weighted) bound by S independent samples: implement :meth:`signals`.
+
+    value = -Lhat,  Lhat = log 1/S sum_s w_s,  w_s = exp(-loss(z_s)),  z_1..z_S ~ q independent;
+    gradient = -sum_s signal_s * d log q(z_s) / d logits  -  sum_s w_s / (sum_t w_t) * d log w_s.
+
+    **Another objective than that of the other estimators**: ``loss`` must be a negative log weight, that is
+    ``-(log p(x, z) - log q(z))``, sampled and not with an analytic KL, and the value is the negative
+    importance-weighted bound, not ``E_q[loss(z)]``. ``unbiased`` refers to that bound. ``loss`` is called once with
+    ``z`` ``[num_samples, *batch, latents, categories]`` and must broadcast over the leading dimension.
+
+    Args:
+        num_samples: S >= 1, which is also the number of loss evaluations.
+
+    Reference: Burda, Grosse, Salakhutdinov, "Importance weighted autoencoders", arXiv 1509.00519.
+    """
+
+    family = "multi-sample"
+    unbiased = True
+    objective = "multi_sample_bound"
+    nests = False
+
+    def __init__(self, num_samples: int) -> None:
+        super().__init__()
+        self.num_samples = self.evaluations = num_samples
+
+    @classmethod
+    def skip(
+        cls, latents: int, categories: int, layers: int = 1, *, kl: str | None = None, **others: Any
+    ) -> str | None:
+        """As of any, and the KL must be part of the log weight."""
+        reason = super().skip(latents, categories, layers, kl=kl, **others)
+        if reason is None and kl == "analytic":
+            return (
+                "trains a multi-sample bound, which holds the KL at the samples: with task.kl=analytic the objective "
+                "would be no bound; use task.kl=auto"
+            )
+        return reason
+
+    def expected(self, logits: Tensor, loss: Loss) -> Tensor:
+        """``-E[Lhat]`` ``[*batch]``, by enumeration of all multisets of ``num_samples`` joint states."""
+        return multi_sample_bound(logits, loss, self.num_samples)
+
+    @abstractmethod
+    def signals(self, log_weight: Tensor, bound: Tensor) -> Tensor:
+        """The factor of each sample's score, ``[S, *batch]``, from detached ``log w_s`` and Lhat ``[*batch]``."""
+
+    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+        z, log_prob = sample_with_log_prob(logits.expand(self.num_samples, *logits.shape))
+        log_weight = -loss(z)
+        bound = log_weight.logsumexp(dim=0) - math.log(self.num_samples)
+        signals = self.signals(log_weight.detach(), bound.detach())
+        return -with_term(bound, (signals * log_prob).sum(dim=0))
+
+
 def per_example(value: Number) -> Number:
     """A hyperparameter that broadcasts against ``logits``, reshaped to broadcast against ``[*batch]`` losses."""
     if isinstance(value, Tensor) and value.dim() > 0:
@@ -335,11 +483,6 @@ def numbers(value: Number) -> Tensor:
     if isinstance(value, Tensor) and value.is_meta:
         return torch.empty(0, device="cpu")
     return torch.as_tensor(value, device="cpu")
-
-
-def may_look(x: Tensor) -> bool:
-    """Whether the host may look at numbers of ``x``: on a CPU, outside of ``torch.compile`` and ``torch.func``."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not in_functorch()
 
 
 def check_logits(name: str, logits: Tensor) -> None:

@@ -51,6 +51,7 @@ class CARMS(Estimator):
     sticks (DisARMIW for two samples) are left out.
     """
 
+    family = "coupled samples"
     unbiased = True
 
     def __init__(self, num_samples: Samples = 4) -> None:

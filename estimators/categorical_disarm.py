@@ -17,6 +17,7 @@ Order = Literal["ascending", "descending"] | None
 class _Decisions(Estimator):
     """Categories as the leaves of a binary tree with ``K - 1`` nodes; a node's bit says left (0) or right (1)."""
 
+    family = "coupled samples"
     unbiased = True
     evaluations = 2
     order: Order = None

@@ -34,23 +34,18 @@ from torch import Tensor, nn
 import estimators
 from estimators import contract, table
 from estimators.base import Estimator, Loss
-from estimators.categorical import log_probabilities
-from estimators.exact import Exact, enumerate_states
+from estimators.exact import Exact
 from estimators.moments import GradientMoments, gradient_moments
 
 EXAMPLES, LATENTS, DEGREE = 2, 2, 3
 TEMPERATURES = (0.1, 0.5, 1.0, 2.0)
 QUICK_TEMPERATURES = (0.5, 1.0)
-SPECIAL: dict[str, Callable[[], Estimator]] = {
-    "GumbelSoftmax hard": partial(estimators.GumbelSoftmax, hard=True),
-    "NVIL unscaled": partial(estimators.NVIL, variance_normalisation=False),
-}
 ALIASES = {"stgumbelsoftmax": "GumbelSoftmax hard", "gumbelsoftmax(hard=true)": "GumbelSoftmax hard"}
 ALIASES |= {"annealedstraightthrough": "StraightThrough"}
 BOUND = "multi_sample_bound"
 NOTES = {
     "rescales": "divides the gradient by a running scale; its bias and variance are measured after undoing that",
-    BOUND: "held to the multi-sample bound, enumerated, in one layer; clauses about E_q[loss(z)] do not apply",
+    BOUND: "held to the multi-sample bound, enumerated, in one layer",
     "unknown": "has another objective than E_q[loss(z)], with which nothing can be compared here",
 }
 
@@ -63,6 +58,10 @@ class Subject:
     make: Callable[..., Estimator]
     note: str | None = None
     per_categories: bool = False
+
+    def assembled(self) -> Estimator:
+        """One estimator for 2 and for 4 categories."""
+        return PerCategories(self.make) if self.per_categories else self.make(2)
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class UsageError(Exception):
     """A wrong call, in one sentence."""
 
 
-class _PerCategories(Estimator):
+class PerCategories(Estimator):
     """One estimator for each number of categories, for those that are built for one."""
 
     unbiased = True
@@ -92,8 +91,14 @@ class _PerCategories(Estimator):
     def __init__(self, make: Callable[[int], Estimator]) -> None:
         super().__init__()
         self.choices = nn.ModuleDict({str(k): make(k) for k in (2, 4)})
-        for attribute in ("unbiased", "evaluations", "needs_gradient", "exact_for"):
+        for attribute in ("unbiased", "evaluations", "needs_gradient", "exact_for", "rescales", "objective", "nests"):
             setattr(self, attribute, getattr(self.choices["2"], attribute))
+
+    def evaluations_for(self, logits: Tensor) -> int:
+        return self.choices[str(logits.shape[-1])].evaluations_for(logits)  # type: ignore[operator]
+
+    def expected(self, logits: Tensor, loss: Loss) -> Tensor | None:
+        return self.choices[str(logits.shape[-1])].expected(logits, loss)  # type: ignore[operator]
 
     def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
         return self.choices[str(logits.shape[-1])](logits, loss, context)
@@ -135,26 +140,14 @@ def problem(categories: int, degree: int, layers: int = 1) -> tuple[Tensor, Loss
     return logits, loss
 
 
-def multi_sample_bound(logits: Tensor, loss: Loss, samples: int) -> Tensor:
-    """``-E[log 1/S sum_s exp(-loss(z_s))]`` ``[*batch]`` by enumeration of all multisets of S joint states."""
-    latents, categories = logits.shape[-2:]
-    states = enumerate_states(latents, categories, like=logits)
-    z = states.reshape(-1, *(1,) * (logits.dim() - 2), latents, categories).expand(-1, *logits.shape)
-    log_q, log_weight = torch.where(z > 0, log_probabilities(logits), 0.0).sum(dim=(-2, -1)), -loss(z)
-    sets = torch.combinations(torch.arange(len(states)), samples, with_replacement=True)
-    counts = nn.functional.one_hot(sets, len(states)).sum(dim=1).to(logits.dtype)
-    orders = math.lgamma(samples + 1) - torch.lgamma(counts + 1).sum(dim=1)
-    probability = (log_q[sets].sum(dim=1) + orders.reshape(-1, *(1,) * (logits.dim() - 2))).exp()
-    return -(probability * (log_weight[sets].logsumexp(dim=1) - math.log(samples))).sum(dim=0)
-
-
 def certify(subject: Subject, plan: Plan) -> dict[str, Any]:
     """Everything measured about one estimator, ready for JSON; ``sentences`` say what is broken."""
-    estimator = _PerCategories(subject.make) if subject.per_categories else subject.make(2)
+    estimator = subject.assembled()
     declared = {name: getattr(estimator, name, None) for name in ("unbiased", "exact_for", "evaluations")}
     declared |= {name: getattr(estimator, name, False) for name in ("needs_gradient", "binary_only", "rescales")}
-    declared["objective"] = getattr(estimator, "objective", "mean")
-    sentences = [sentence.replace("_PerCategories", subject.name) for sentence in _contract(estimator, plan)]
+    family = type(subject.make(2)).family
+    declared |= {"objective": estimator.objective, "stochastic": estimator.stochastic, "family": family}
+    sentences = [sentence.replace("PerCategories", subject.name) for sentence in _contract(estimator, plan)]
     note = subject.note or (NOTES["rescales"] if declared["rescales"] else None)
     if declared["objective"] != "mean":
         note = NOTES.get(str(declared["objective"]), NOTES["unknown"])
@@ -173,18 +166,17 @@ def certify(subject: Subject, plan: Plan) -> dict[str, Any]:
 
 
 def _contract(estimator: Estimator, plan: Plan) -> list[str]:
-    """What is broken of the contract; for a multi-sample bound, of the clauses that do not depend on the objective."""
-    draws = 2 if isinstance(estimator, Exact) else plan.contract_draws
-    if getattr(estimator, "objective", "mean") == "mean":
-        try:
-            contract.check_estimator(estimator, draws=draws, false_alarm=plan.false_alarm)
-        except contract.ContractError as error:
-            return str(error).splitlines()
-        except Exception as error:
-            return [f"{type(estimator).__name__}: the check of the contract raised {type(error).__name__}: {error}"]
-        return []
+    """What is broken of the contract; of an unknown objective, of the clauses that do not depend on it."""
     name = type(estimator).__name__
-    checked = contract._Checked(copy.deepcopy(estimator).double(), draws, 0, _threshold(plan), None)
+    try:
+        if estimator.expected(*problem(2, DEGREE)) is not None:
+            contract.check_estimator(estimator, draws=plan.contract_draws, false_alarm=plan.false_alarm)
+            return []
+    except contract.ContractError as error:
+        return str(error).splitlines()
+    except Exception as error:
+        return [f"{name}: the check of the contract raised {type(error).__name__}: {error}"]
+    checked = contract._Checked(copy.deepcopy(estimator).double(), plan.contract_draws, 0, _threshold(plan), None)
     broken = [f"{name}: {sentence}" for sentence in contract._declarations(estimator)]
     for categories in (2,) if estimator.binary_only else (2, 4):
         for clause in (contract._independence, contract._extremes):
@@ -203,8 +195,7 @@ def _measure(
 ) -> Iterator[str]:
     """Fill ``problems``, ``costs`` and ``bias`` of ``result``; yield what is broken."""
     estimator = subject.make(categories)
-    bound = declared["objective"] == BOUND
-    for layers in (1, 2) if declared["unbiased"] and not bound else (1,):
+    for layers in (1, 2) if declared["unbiased"] and estimator.nests else (1,):
         moments = _moments(subject.make(categories), plan, categories, DEGREE, layers)
         max_z = moments.max_z if declared["unbiased"] else None
         row = {"categories": categories, "layers": layers, "draws": moments.draws, "max_z": _finite(max_z)}
@@ -244,17 +235,14 @@ def _finite(figure: float | None) -> float | None:
 def _moments(estimator: Estimator, plan: Plan, categories: int, degree: int, layers: int) -> GradientMoments:
     """Moments on :func:`problem`, after a warm-up of what the estimator learns or keeps."""
     logits, loss = problem(categories, degree, layers)
-    subject, draws, exact = estimator.double(), plan.draws, None
-    if isinstance(estimator, Exact):
-        draws = 2
+    subject, oracle = estimator.double(), estimator.expected
     if layers == 2:
         weights = torch.randn(LATENTS * categories, LATENTS * categories, generator=torch.Generator().manual_seed(5))
-        subject = Nested(subject, weights.double())
-    if layers == 2 or getattr(estimator, "objective", "mean") == BOUND:
-        leaf = logits.clone().requires_grad_()
-        oracle = Nested(Exact(), weights.double()) if layers == 2 else None
-        losses = oracle(leaf, loss) if oracle else multi_sample_bound(leaf, loss, estimator.evaluations_for(logits))
-        exact = torch.autograd.grad(losses.sum(), leaf)[0]
+        subject, oracle = Nested(subject, weights.double()), Nested(Exact(), weights.double())
+    leaf = logits.clone().requires_grad_()
+    value = oracle(leaf, loss)
+    exact = None if value is None else torch.autograd.grad(value.sum(), leaf)[0]
+    draws = plan.draws if estimator.stochastic else 2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if any(True for _ in estimator.parameters()) or any(True for _ in estimator.buffers()):
@@ -305,45 +293,83 @@ def _at_temperatures(subject: Subject, plan: Plan) -> Iterator[tuple[float | Non
 
 
 def subjects(names: Sequence[str]) -> list[Subject]:
-    """Those of ``names``, or all exported methods. Raises :class:`UsageError`."""
-    known: dict[str, Callable[[], Estimator]] = {}
-    methods: Sequence[type[Estimator]] = estimators.METHODS
-    for method in methods:
-        known[method.__name__] = method
-        known |= {name: make for name, make in SPECIAL.items() if name.split()[0] == method.__name__}
+    """Those of ``names``, or every example of all exported methods. Raises :class:`UsageError`."""
+    known = {subject.name: subject for method in estimators.METHODS for subject in examples(method)}
     return [_subject(name, known) for name in names or known]
 
 
-def _subject(name: str, known: dict[str, Callable[[], Estimator]]) -> Subject:
+def examples(method: type[Estimator], name: str | None = None) -> list[Subject]:
+    """What :meth:`Estimator.examples` of a method says, as subjects; the default one is called as ``name``."""
+    found = []
+    for variant, options in method.examples(LATENTS, 2).items():
+        per_categories = options != method.examples(LATENTS, 4)[variant]
+        own = {key: value for key, value in options.items() if key not in ("latents", "categories")}
+        note = f"built for each K, {', '.join(f'{k}={v}' for k, v in own.items())}" if per_categories else None
+        make = partial(_make, method, variant)
+        found.append(Subject(f"{name or method.__name__} {variant}".strip(), make, note, per_categories))
+    return found
+
+
+def _make(method: type[Estimator], variant: str, categories: int, **options: Any) -> Estimator:
+    return method(**{**method.examples(LATENTS, categories)[variant], **options})
+
+
+def _subject(name: str, known: dict[str, Subject]) -> Subject:
     if ":" in name:
-        return Subject(name, _without_categories(_user_class(name)))
+        return examples(_user_class(name), name)[0]
     plain = name.lower().replace("_", "").replace("-", "")
     plain = ALIASES.get(plain, plain).lower()
-    found = next((each for each in known if each.lower() == plain), None)
+    found = next((subject for each, subject in known.items() if each.lower() == plain), None)
     if found is None:
         raise UsageError(f"there is no estimator {name!r}; there are {', '.join(known)}, and your own as module:Class")
-    if found == "RELAX":
-        make = lambda k, **options: estimators.RELAX(LATENTS, k, hidden=10, layers=2, **options)  # noqa: E731
-        return Subject(found, make, "a network of 2 layers of 10 units, built for each K", per_categories=True)
-    return Subject(found, _without_categories(known[found]))
+    return found
 
 
-def _without_categories(make: Callable[..., Estimator]) -> Callable[..., Estimator]:
-    return lambda categories, **options: make(**options)
-
-
-def _user_class(name: str) -> Callable[..., Estimator]:
+def _user_class(name: str) -> type[Estimator]:
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module), attribute)
-        built = found()
+        is_one = isinstance(found, type) and issubclass(found, Estimator)
+        built = _make(found, next(iter(found.examples())), 2) if is_one else found()
     except Exception as error:
         raise UsageError(f"cannot build {name} without arguments: {type(error).__name__}: {error}") from error
-    if not isinstance(built, Estimator):
+    if not is_one:
         raise UsageError(f"{name} is not an estimators.Estimator but makes a {type(built).__name__}")
-    return found
+    return found  # type: ignore[no-any-return]
+
+
+def _begun(file: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """The certificate in ``file``, which is to be added to. Raises :class:`UsageError`."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        for result in found["estimators"]:
+            result["name"], result["declared"], result["problems"]  # noqa: B018
+        asked, had = ((each["draws"], each["false_alarm"]) for each in (report, found))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--json {file} is there and is no certificate ({error!r}); choose another file") from None
+    if asked != had:
+        raise UsageError(
+            f"--json {file} was measured with --draws {had[0]} --false-alarm {had[1]:g}, not {asked[0]} and "
+            f"{asked[1]:g}; say the same, or choose another file"
+        )
+    return dict(found)
+
+
+def merged(report: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """``report`` with what was ``measured``, in the place of what it had under the same name, the rest unchanged.
+
+    The order is that of :func:`subjects`, a user's own last. What another version of torch measured says so.
+    """
+    if not report["estimators"]:
+        return measured
+    order = {subject.name: place for place, subject in enumerate(subjects([]))}
+    results = {result["name"]: result for result in report["estimators"]}
+    for result in measured["estimators"]:
+        own = {} if report["torch"] == torch.__version__ else {"torch": torch.__version__}
+        results[result["name"]] = {**result, **own}
+    return {**report, "estimators": sorted(results.values(), key=lambda r: order.get(r["name"], len(order)))}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -354,7 +380,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m estimators.check", description=(__doc__ or "").split("\n\n")[1])
     parser.error = lambda message: parser.exit(2, f"estimators.check: {message}\n")  # type: ignore[method-assign]
     parser.add_argument("names", nargs="*", metavar="NAME", help="a method (RLOO, st_gumbel_softmax) or module:Class")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there; - is the standard output")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write all figures there, those of NAMES into what it holds; - is stdout"
+    )
     parser.add_argument("--draws", type=int, help="gradients per problem (default 100000; 5000 with --quick)")
     parser.add_argument("--quick", action="store_true", help="fewer draws and temperatures")
     parser.add_argument("--false-alarm", type=float, default=1e-6, metavar="P", help="of a right estimator (1e-6)")
@@ -369,6 +397,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file.is_dir() or not os.access(file.parent, os.W_OK)
         ):  # before the minutes it takes
             raise UsageError(f"--json {file} cannot be written; choose a file in a folder that exists")
+        report = {"torch": torch.__version__, "draws": draws, "false_alarm": options.false_alarm, "estimators": []}
+        if options.names and options.json not in (None, "-") and file.exists():
+            report = _begun(file, report)
     except UsageError as error:
         print(f"estimators.check: {error}", file=sys.stderr)
         return 2
@@ -384,10 +415,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results.append(certify(subject, plan))
         verdict = "pass" if results[-1]["contract"]["holds"] else "BROKEN"
         print(f"{verdict} ({time.perf_counter() - start:.1f} s)", file=sys.stderr, flush=True)
-    report = {"torch": torch.__version__, "draws": draws, "false_alarm": options.false_alarm, "estimators": results}
+    measured = {**report, "estimators": results}
+    report = merged(report, measured)
     if options.json and options.json != "-":
         Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1) if options.json == "-" else table.certificate(report))
+    print(json.dumps(report, indent=1) if options.json == "-" else table.certificate(measured))
     return 0 if all(result["contract"]["holds"] for result in results) else 1
 
 

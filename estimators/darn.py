@@ -37,6 +37,7 @@ class DARN(Estimator):
     literally is wrong even for a linear loss; this is the estimator that has the property they describe.
     """
 
+    family = "first order"
     unbiased = False
     exact_for = 1
     needs_gradient = True

@@ -32,6 +32,7 @@ class DisARM(Estimator):
     arXiv 2006.06448 (the same estimator, as U2G). Differences: one pair per call; for more, add a leading dimension.
     """
 
+    family = "coupled samples"
     unbiased = True
     evaluations = 2
     binary_only = True

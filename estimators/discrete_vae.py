@@ -25,6 +25,7 @@ class _Smoothing(Pathwise):
     The derivative at fixed noise is ds/dp = -(R1 - R0) / density, written in closed form for the log-odds.
     """
 
+    family = "relaxation"
     binary_only = True
     relaxed = True
 

@@ -39,6 +39,7 @@ class DoubleCV(Estimator):
     2111.05300, with the start at 0 of the authors' code. Differences: none (their code's sign of ``alpha`` is kept).
     """
 
+    family = "control variate"
     unbiased = True
     needs_gradient = True
     binary_only = True

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-import torch
 from torch import Tensor
 
-from estimators import noise
-from estimators.base import Estimator, Loss, may_look
-from estimators.categorical import log_probabilities, one_hot
+from estimators._enumeration import enumerate_states as enumerate_states
+from estimators._enumeration import expectation
+from estimators.base import Estimator, Loss
+
+MOST_STATES = 65536
 
 
 class Exact(Estimator):
@@ -26,13 +27,26 @@ class Exact(Estimator):
         ValueError: at construction, if ``max_states < 1``; at the call, if ``K**L > max_states``.
     """
 
+    family = "enumeration"
     unbiased = True
+    stochastic = False
 
-    def __init__(self, max_states: Annotated[int, ("range", "[1, inf)")] = 65536) -> None:
+    def __init__(self, max_states: Annotated[int, ("range", "[1, inf)")] = MOST_STATES) -> None:
         super().__init__()
         if max_states < 1:
             raise ValueError(f"Exact: max_states must be at least 1, not {max_states}")
         self.max_states = max_states
+
+    @classmethod
+    def skip(cls, latents: int, categories: int, layers: int = 1, **others: Any) -> str | None:
+        """As of any, and the joint states must be few: one layer's are enumerated within each of the layer before."""
+        everything, max_states = latents * layers, others.get("options", {}).get("max_states", MOST_STATES)
+        if everything > 63 or categories**everything > max_states:
+            return (
+                f"would enumerate the {categories}**{everything} joint states of {others.get('task', 'the task')}, "
+                f"more than estimator.max_states={max_states}; use fewer latents, or a sampling estimator such as rloo"
+            )
+        return super().skip(latents, categories, layers, **others)
 
     def evaluations_for(self, logits: Tensor) -> int:
         """``K**L``."""
@@ -46,27 +60,4 @@ class Exact(Estimator):
                 f"Exact: {categories}**{latents} joint states are more than max_states={self.max_states}; "
                 "use an unbiased sampling estimator (REINFORCE, NVIL) for so many latents"
             )
-        z = enumerate_states(latents, categories, like=logits)
-        z = z.reshape(states, *(1,) * (logits.dim() - 2), latents, categories)
-        # where, not a product: 0 * -inf of an impossible category would be NaN
-        log_prob = torch.where(z > 0, log_probabilities(logits), 0.0).sum(dim=(-2, -1))
-        q = log_prob.exp()
-        shown, impossible = z.expand(states, *logits.shape), q.detach() == 0
-        if self._replaces(impossible):
-            mode = one_hot(logits.detach().argmax(dim=-1), logits)
-            shown = torch.where(impossible[..., None, None], mode, z)
-        return (q * loss(shown).masked_fill(impossible, 0.0)).sum(dim=0)
-
-    def _replaces(self, impossible: Tensor) -> bool:
-        """Whether impossible states are to be replaced: not if there are none, as states that are one tensor for all
-        examples save memory and time. A harness on a GPU, which does not wait for the answer, has no logits of -inf.
-        """
-        if may_look(impossible):
-            return bool(impossible.any())
-        return torch.compiler.is_compiling() or not noise.supplied()
-
-
-def enumerate_states(latents: int, categories: int, like: Tensor) -> Tensor:
-    """All joint one-hot states, ``[categories**latents, latents, categories]``, in the dtype and device of ``like``."""
-    digits = torch.cartesian_prod(*[torch.arange(categories, device=like.device)] * latents)
-    return torch.nn.functional.one_hot(digits.reshape(-1, latents), categories).to(like.dtype)
+        return expectation(logits, loss)

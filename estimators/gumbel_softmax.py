@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -37,10 +38,23 @@ class GumbelSoftmax(Pathwise):
     are exactly one-hot (not up to rounding), and K = 2 is drawn with one logistic variable instead of two Gumbels.
     """
 
+    family = "relaxation"
+
     def __init__(self, temperature: Positive = 1.0, hard: bool = False) -> None:
         super().__init__()
         self.temperature = self._positive("temperature", temperature)
         self.hard = hard
+
+    @classmethod
+    def examples(
+        cls, latents: int = 2, categories: int = 2, context_features: int | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Soft and hard."""
+        return {"": {}, "hard": {"hard": True}}
+
+    @classmethod
+    def _has_density(cls, options: Mapping[str, Any]) -> bool:
+        return not options.get("hard")
 
     @property
     def relaxed(self) -> bool:  # type: ignore[override]

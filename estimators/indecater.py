@@ -33,6 +33,7 @@ class IndeCateR(Estimator):
     impossible category (probability exactly 0) is not shown to ``loss``, the sample itself stands in its place.
     """
 
+    family = "enumeration"
     unbiased = True
 
     def evaluations_for(self, logits: Tensor) -> int:

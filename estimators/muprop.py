@@ -47,6 +47,7 @@ class MuProp(Estimator):
     inner estimator), while the paper runs one mean-field pass through all layers.
     """
 
+    family = "control variate"
     unbiased = True
     needs_gradient = True
     evaluations = 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +48,14 @@ class NVIL(ScoreFunction):
     Reference: Mnih, Gregor, "Neural variational inference and learning in belief networks", arXiv 1402.0030 (the
     baseline's 100 tanh units as in MuProp's and REBAR's re-implementations).
     """
+
+    @classmethod
+    def examples(
+        cls, latents: int = 2, categories: int = 2, context_features: int | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """With and without the running scale."""
+        (default,) = super().examples(latents, categories, context_features).values()
+        return {"": default, "unscaled": {**default, "variance_normalisation": False}}
 
     def __init__(
         self,

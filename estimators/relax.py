@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,14 @@ class RELAX(RelaxedControlVariate):
     """
 
     has_network = True
+
+    @classmethod
+    def examples(
+        cls, latents: int = 2, categories: int = 2, context_features: int | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """With a small network for this shape."""
+        (shape,) = super().examples(latents, categories, context_features).values()
+        return {"": {**shape, "hidden": 10, "layers": 2}}
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ class RLOO(Estimator):
     Differences from the paper: none.
     """
 
+    family = "score function"
     unbiased = True
 
     def __init__(self, num_samples: Samples = 2) -> None:

@@ -53,6 +53,7 @@ class RODEO(Estimator):
     ``discrete_stein_output_avg`` for S > 2, which agree for S = 2). Differences: none known.
     """
 
+    family = "control variate"
     unbiased = True
     needs_gradient = True
     binary_only = True

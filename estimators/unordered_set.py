@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import combinations
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from estimators._autograd import score_term
 from estimators.base import Estimator, Loss
 from estimators.categorical import log_probabilities, no_autocast, one_hot
 
-LARGEST_SET = 10
+LARGEST_SET, DEFAULT_SET = 10, 4
 UNDERFLOW = -87.0
 """A category with a smaller log-probability (1e-38) counts as impossible."""
 
@@ -50,9 +50,10 @@ class UnorderedSet(Estimator):
     sample fills its place with weight 0.
     """
 
+    family = "score function"
     unbiased = True
 
-    def __init__(self, num_samples: Annotated[int, ("range", f"[2, {LARGEST_SET}]")] = 4) -> None:
+    def __init__(self, num_samples: Annotated[int, ("range", f"[2, {LARGEST_SET}]")] = DEFAULT_SET) -> None:
         super().__init__()
         if not 2 <= num_samples <= LARGEST_SET:
             raise ValueError(
@@ -60,6 +61,17 @@ class UnorderedSet(Estimator):
                 "sample and RLOO for many"
             )
         self.num_samples = self.evaluations = num_samples
+
+    @classmethod
+    def skip(cls, latents: int, categories: int, layers: int = 1, **others: Any) -> str | None:
+        """As of any, and a layer must have ``num_samples`` different joint states."""
+        num_samples = others.get("options", {}).get("num_samples", DEFAULT_SET)
+        if latents < 64 and num_samples > categories**latents:
+            return (
+                f"wants {num_samples} different states, and {others.get('task', 'the task')} has "
+                f"{categories}**{latents}; use fewer samples, or exact, which sums over all of them"
+            )
+        return super().skip(latents, categories, layers, **others)
 
     def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
         latents, categories = logits.shape[-2:]

@@ -7,23 +7,19 @@ import math
 import torch
 from torch import Tensor
 
-from estimators._autograd import with_term
-from estimators.base import Estimator, Loss
-from estimators.categorical import Samples, sample_with_log_prob
+from estimators.base import MultiSample
+from estimators.categorical import Samples
 
 
-class VIMCO(Estimator):
+class VIMCO(MultiSample):
     r"""Variational inference for Monte-Carlo objectives: a leave-one-out baseline for the multi-sample bound.
 
     value = -Lhat,  Lhat = log 1/S sum_s w_s,  w_s = exp(-loss(z_s)),  z_1..z_S ~ q independent;
     gradient = -sum_s (Lhat - Lhat_{-s}) * d log q(z_s) / d logits  -  sum_s w_s / (sum_t w_t) * d log w_s,
     where Lhat_{-s} replaces w_s by the geometric mean of the other weights.
 
-    **Another objective than that of the other estimators**: ``loss`` must be a negative log weight, that is
-    ``-(log p(x, z) - log q(z))``, sampled and not with an analytic KL, and the value is the negative
-    importance-weighted bound, not ``E_q[loss(z)]``. ``objective`` says so as data: it is ``"multi_sample_bound"`` here
-    and ``"mean"`` where an estimator does not declare it. ``unbiased`` refers to that bound. ``loss`` is called once
-    with ``z`` ``[num_samples, *batch, latents, categories]`` and must broadcast over the leading dimension.
+    **Another objective than that of the other estimators**, whose ``loss`` is a negative log weight:
+    :class:`estimators.MultiSample`. ``loss`` is called once with ``z`` ``[num_samples, *batch, latents, categories]``.
     Layers of the loss that take dimension 1 for features, such as BatchNorm1d, need care: :mod:`estimators.base`.
 
     Args:
@@ -42,24 +38,16 @@ class VIMCO(Estimator):
     paper: none (of its two leave-one-out estimates the geometric mean, as in its experiments).
     """
 
-    unbiased = True
-    objective = "multi_sample_bound"
-
     def __init__(self, num_samples: Samples = 5) -> None:
-        super().__init__()
         if num_samples < 2:
             raise ValueError(
                 f"VIMCO: num_samples must be at least 2, not {num_samples}; with one sample the bound is the ELBO, for "
                 "which use NVIL or REINFORCE"
             )
-        self.num_samples = self.evaluations = num_samples
+        super().__init__(num_samples)
 
-    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
-        z, log_prob = sample_with_log_prob(logits.expand(self.num_samples, *logits.shape))
-        log_weight = -loss(z)
-        bound = log_weight.logsumexp(dim=0) - math.log(self.num_samples)
-        signal = bound.detach() - self._left_out(log_weight.detach())
-        return -with_term(bound, (signal * log_prob).sum(dim=0))
+    def signals(self, log_weight: Tensor, bound: Tensor) -> Tensor:
+        return bound - self._left_out(log_weight)
 
     def _left_out(self, log_weight: Tensor) -> Tensor:
         """``Lhat_{-s}`` ``[num_samples, *batch]``: one weight is replaced by the geometric mean of the others."""

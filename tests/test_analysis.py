@@ -14,12 +14,14 @@ import pandas as pd
 import pytest
 from fake_runs import make_config, write_run
 
+import estimators
 from analysis import command
 from analysis.figures import curves as figures
-from analysis.figures.style import LOOKS, look
+from analysis.figures.style import COLORS, KNOWN, LOOKS, OTHER, look, looks
 from analysis.records import IMAGES, load
 from analysis.statistics.summary import ProtocolsDiffer, as_text, curve, final_rows, select, summarise
 from analysis.tables import summary as tables
+from training.config.schema import estimator_named
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -237,9 +239,51 @@ def test_narrow_terminals_get_blocks(summary):
 
 
 def test_looks_are_distinct_in_colour_and_in_grey():
-    for key in (lambda look: (look.color, look.linestyle), lambda look: (look.marker, look.linestyle)):
+    """Colour is the family, marker the method; so also with estimators that nobody has heard of."""
+    for key in (lambda look: (look.color, look.marker), lambda look: (look.marker, look.linestyle)):
         assert len(set(map(key, LOOKS.values()))) == len(LOOKS)
     assert look("unheard_of") == look("unheard_of") and look("unheard_of").label == "unheard_of"
+    unheard = [f"unheard_of_{number}" for number in range(40)]
+    variants = [f"nvil, task.latents={latents}" for latents in (10, 20, 50)]
+    figure = looks([*unheard, *variants, *LOOKS], {"unheard_of_7": "relaxation", "unheard_of_8": "of my own"})
+    assert len(figure) == 78 == len({(each.marker, each.linestyle) for each in figure.values()})
+    assert {name: figure[name] for name in LOOKS} == LOOKS
+    assert figure["unheard_of_7"].color == LOOKS["gumbel_softmax"].color
+    assert {figure[name].color for name in unheard if name != "unheard_of_7"} == {OTHER}
+    assert {(figure[name].color, figure[name].marker) for name in variants} == {
+        (LOOKS["nvil"].color, LOOKS["nvil"].marker)
+    }
+    many = looks([f"unheard_of_{number}" for number in range(80)])
+    assert len(set(map(lambda each: (each.color, each.marker, each.linestyle), many.values()))) == 80
+
+
+def test_the_family_comes_from_the_class_by_way_of_the_record(tmp_path):
+    """For a user's own estimator; a record that does not say it is of a method that is known. It is no setting."""
+    options = {estimator.stem for estimator in (ROOT / "conf" / "estimator").glob("*.yaml")}
+    for name in options & set(KNOWN):
+        assert KNOWN[name][1] == getattr(estimators, estimator_named(name)).family, name
+    own = make_config("mine")
+    own["estimator"]["_target_"] = f"{__name__}.Mine"
+    for config in (own, make_config("nvil")):
+        write_run(tmp_path, config, steps=2)
+    frame = load(tmp_path)
+    assert frame.attrs["roles"]["family"] == "record"
+    said = dict(zip(frame["estimator"], frame["family"], strict=True))
+    assert said.pop("mine") == "control variate" and not isinstance(said.pop("nvil"), str) and not said
+    figure = figures.learning_curves(frame)
+    lines = {text.get_text(): line for text, line in _legend(figure)}
+    assert (
+        lines["mine"].get_color() == COLORS["control variate"] and lines["NVIL"].get_color() == COLORS["score function"]
+    )
+
+
+def _legend(figure):
+    (legend,) = figure.legends
+    return zip(legend.get_texts(), legend.get_lines(), strict=True)
+
+
+class Mine(estimators.REINFORCE):
+    family = "control variate"
 
 
 def test_images_are_of_the_first_finished_seed_and_damage_is_named(sweep):

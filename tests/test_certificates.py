@@ -56,11 +56,34 @@ def test_the_ranking_is_in_order(report):
         assert all(bias is None for *_, bias in rows[:middle]) and all(bias > 0 for *_, bias in rows[middle + 1 :])
 
 
-def test_every_method_has_a_look_of_its_own():
-    """In figures of estimators that are not in ``LOOKS`` two might look alike."""
-    known = {key.replace("_", "") for key in LOOKS}
-    assert {method.__name__.lower() for method in METHODS} <= known
-    assert certificates.style("GumbelSoftmax hard").label == "ST Gumbel-Softmax"
-    assert certificates.style("DisARMStickBreaking").label == "DisARM-SB"
-    assert certificates.style("NVIL unscaled").color == LOOKS["nvil"].color
-    assert certificates.style("my_file:Mine").label == "Mine"
+def test_every_method_has_a_look_of_its_own(report):
+    """And one of a user, who says its family."""
+    mine = {"name": "my_file:Mine", "declared": {"family": "coupled samples"}}
+    styles = certificates.styles({"estimators": [*report["estimators"], mine]})
+    assert {method.__name__ for method in METHODS} <= set(styles)
+    unlike = [each for name, each in styles.items() if name != "NVIL unscaled"]
+    assert len({(each.marker, each.linestyle) for each in unlike}) == len(unlike)
+    assert styles["GumbelSoftmax hard"].label == "ST Gumbel-Softmax"
+    assert styles["DisARMStickBreaking"].label == "DisARM-SB"
+    assert styles["NVIL unscaled"].color == LOOKS["nvil"].color
+    assert styles["my_file:Mine"].label == "Mine" and styles["my_file:Mine"].color == LOOKS["arm"].color
+
+
+def test_a_certificate_is_added_to_those_that_are_there(tmp_path, capsys):
+    """In the order of all methods, with nothing measured anew; a second time it is replaced; only alike is added."""
+    file = tmp_path / "certificates.json"
+    few = ["--quick", "--draws", "500", "--json", str(file)]
+    assert check.main(["rloo", "darn", *few]) == 0
+    before = json.loads(file.read_text())
+    for _ in range(2):
+        assert check.main(["exact", *few]) == 0
+        after = json.loads(file.read_text())
+        assert [each["name"] for each in after["estimators"]] == ["DARN", "Exact", "RLOO"]
+        assert [after["estimators"][2], after["estimators"][0]] == before["estimators"]
+    capsys.readouterr()
+    kept = file.read_bytes()
+    assert check.main(["exact", "--quick", "--draws", "600", "--json", str(file)]) == 2
+    assert "was measured with --draws 500" in capsys.readouterr().err and file.read_bytes() == kept
+    file.write_text("{}")
+    assert check.main(["exact", *few]) == 2 and "is no certificate" in capsys.readouterr().err
+    assert file.read_text() == "{}"

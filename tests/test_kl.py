@@ -24,7 +24,7 @@ DRAWS = 1500
 HARD = {
     name: estimator
     for name, (estimator, options) in VARIANTS.items()
-    if not estimator.relaxed and not options.get("context_features")
+    if name not in ("RELAX", "VIMCO") and not estimator.relaxed and not options.get("context_features")
 } | {"UnorderedSet": UnorderedSet(2)}
 
 

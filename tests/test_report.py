@@ -130,7 +130,7 @@ def test_looks_are_told_apart_as_in_the_figures(tmp_path):
     looks = page_data(load(tmp_path), tmp_path)["looks"]
     assert list(looks) == list(LOOKS)
     assert all(looks[name]["color"] == LOOKS[name].color for name in LOOKS)
-    for keys in (("color", "dash"), ("symbol", "size", "dash")):
+    for keys in (("color", "symbol", "size"), ("symbol", "size", "dash")):
         assert len({tuple(look[key] for key in keys) for look in looks.values()}) == len(LOOKS)
 
 

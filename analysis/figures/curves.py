@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from analysis.figures.style import STYLE, in_order, look
+from analysis.figures.style import STYLE, in_order, look, with_looks
 from analysis.records import IMAGES
 from analysis.statistics.intervals import student_half_width
 from analysis.statistics.summary import COMPARISON, curve, curve_metrics, final_rows, select
@@ -94,7 +94,7 @@ def temperatures(frame: pd.DataFrame) -> Figure | None:
 
 def _panels(frame: pd.DataFrame, metrics: tuple[str, ...], draw: Any, x: str = "step") -> Figure | None:
     panels = []
-    frame = frame if "label" in frame else frame.assign(label=frame["estimator"])
+    frame = with_looks(frame if "label" in frame else frame.assign(label=frame["estimator"]))
     for (task, data), group in frame.groupby(COMPARISON):
         metric = next((name for name in metrics if name in group and group[name].notna().any()), None)
         if metric:
@@ -200,7 +200,8 @@ def _curves(
     drawn = []
     names = in_order(set(group["label"]))
     for place, name in enumerate(names):
-        runs, style = group[group["label"] == name], look(name)
+        runs = group[group["label"] == name]
+        style = runs["look"].iat[0]
         unfinished = (runs["status"] != "finished").all()
         parts = [part for _, part in runs.groupby("path")] if unfinished else [runs]
         for part in parts:

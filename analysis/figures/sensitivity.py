@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.figures.style import STYLE, in_order, look
+from analysis.figures.style import STYLE, in_order, look, with_looks
 from analysis.statistics.intervals import interval
 from analysis.statistics.settings import uses_of, with_settings
 from analysis.statistics.summary import CELL, COMPARISON, check_protocols, final_rows, select
@@ -46,6 +46,7 @@ def sensitivity(frame: pd.DataFrame, field: str = "optimizer.lr") -> pd.DataFram
             row = {
                 **dict(zip(CELL, cell, strict=True)),
                 "label": tried["label"].iloc[0],
+                "family": tried["family"].iloc[0],
                 field: value,
                 "mean": mean,
                 "low": low,
@@ -57,6 +58,7 @@ def sensitivity(frame: pd.DataFrame, field: str = "optimizer.lr") -> pd.DataFram
     columns = [
         *CELL,
         "label",
+        "family",
         field,
         "mean",
         "low",
@@ -80,6 +82,7 @@ def figure(table: pd.DataFrame, field: str = "optimizer.lr") -> Figure | None:
     """
     if table.empty:
         return None
+    table = with_looks(table)
     panels = list(table.groupby(COMPARISON))
     columns = min(len(panels), COLUMNS)
     rows = -(-len(panels) // columns)
@@ -95,7 +98,8 @@ def figure(table: pd.DataFrame, field: str = "optimizer.lr") -> Figure | None:
         if (group[field] > 0).all():
             axes.set_xscale("log")
         _panel(axes, group, field)
-    handles = [Line2D([], [], **look(name).line()) for name in names]
+    shown = dict(zip(table["label"], table["look"], strict=True))
+    handles = [Line2D([], [], **shown[name].line()) for name in names]
     handles.append(Line2D([], [], color="0.3", marker="x", linestyle=""))
     handles.append(Line2D([], [], color="0.3", marker="o", markersize=9, markerfacecolor="none", linestyle=""))
     labels = [*(look(name).label for name in names), "runs diverged", "chosen"]
@@ -109,7 +113,8 @@ def _panel(axes: Axes, group: pd.DataFrame, field: str) -> None:
     span = (shown.max() - shown.min()) if len(shown) else 0.0
     top = (best if len(best) else means).max() + ABOVE * (span or 1.0) if len(means) else 1.0
     for name in in_order(set(group["label"])):
-        own, style = group[group["label"] == name].sort_values(field), look(name)
+        own = group[group["label"] == name].sort_values(field)
+        style = own["look"].iat[0]
         shown = own["mean"].clip(upper=top)
         half = (own["high"] - own["mean"]).where(own["mean"] <= top).fillna(0.0)
         axes.errorbar(own[field], shown, half, capsize=2, elinewidth=0.8, **style.line())

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import pandas as pd
+
+Line = str | tuple[int, tuple[float, ...]]
 
 BLACK, BLUE, SKY, GREEN, ORANGE, RED, PURPLE = (
     *("#000000", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"),
 )
+YELLOW, GREY = "#B8A900", "#7F7F7F"
 SOLID, DASHED, DOTTED, DASHDOT = "-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5))
 DASHDOTDOT = (0, (6, 1.2, 1.2, 1.2, 1.2, 1.2))
 
@@ -44,7 +50,7 @@ class Look:
 
     label: str
     color: str
-    linestyle: str | tuple[int, tuple[float, ...]]
+    linestyle: Line
     marker: str
 
     def line(self) -> dict[str, Any]:
@@ -58,66 +64,164 @@ class Look:
         }
 
 
-# Colours are Okabe and Ito's, told apart by the colour-blind. No two estimators share colour and line style, nor marker
-# and line style, so that a figure can also be read in grey.
-LOOKS = {
-    "exact": Look("Exact", BLACK, SOLID, "."),
-    "reinforce": Look("REINFORCE", RED, DOTTED, "v"),
-    "nvil": Look("NVIL", RED, SOLID, "v"),
-    "rloo": Look("RLOO", RED, DASHED, "<"),
-    "vimco": Look("VIMCO", RED, DASHDOT, ">"),
-    "muprop": Look("MuProp", GREEN, SOLID, "D"),
-    "darn": Look("DARN", PURPLE, SOLID, "P"),
-    "rebar": Look("REBAR", GREEN, DASHED, "s"),
-    "relax": Look("RELAX", GREEN, DASHDOT, "^"),
-    "arm": Look("ARM", PURPLE, DOTTED, "X"),
-    "disarm": Look("DisARM", PURPLE, DASHED, "d"),
-    "arms": Look("ARMS", PURPLE, DASHDOT, "P"),
-    "carms": Look("CARMS", PURPLE, DASHDOTDOT, "P"),
-    "arsm": Look("ARSM", BLACK, DOTTED, "h"),
-    "ars": Look("ARS", RED, DASHDOTDOT, "<"),
-    "disarm_iw": Look("DisARM-IW", BLUE, DASHED, "H"),
-    "disarm_stick_breaking": Look("DisARM-SB", BLUE, DOTTED, "d"),
-    "disarm_tree": Look("DisARM-Tree", BLUE, DASHDOTDOT, "d"),
-    "straight_through": Look("Straight-Through", ORANGE, SOLID, "^"),
-    "annealed_straight_through": Look("Annealed ST", SKY, DASHDOTDOT, "^"),
-    "decoupled_straight_through": Look("Decoupled ST", ORANGE, DASHDOT, "v"),
-    "identity_straight_through": Look("Identity ST", ORANGE, DASHDOTDOT, ">"),
-    "gumbel_softmax": Look("Gumbel-Softmax", BLUE, SOLID, "o"),
-    "st_gumbel_softmax": Look("ST Gumbel-Softmax", SKY, DASHED, "o"),
-    "gumbel_rao": Look("Gumbel-Rao", BLUE, DASHDOT, "s"),
-    "gapped_straight_through": Look("Gapped ST", ORANGE, DASHED, "^"),
-    "reinmax": Look("ReinMax", SKY, SOLID, "s"),
-    "reinmax_rao": Look("ReinMax-Rao", SKY, DASHDOT, "D"),
-    "reinmax_cv": Look("ReinMax-CV", SKY, DOTTED, "s"),
-    "spike_and_exponential": Look("Spike-and-exp.", BLACK, DASHDOTDOT, "X"),
-    "overlapping_exponential": Look("Overlapping exp.", GREEN, DASHDOTDOT, "p"),
-    "double_cv": Look("Double CV", GREEN, DOTTED, "D"),
-    "rodeo": Look("RODEO", BLACK, DASHED, "p"),
-    "unordered_set": Look("Unordered set", ORANGE, DOTTED, "o"),
-    "indecater": Look("IndeCateR", BLACK, DASHDOT, "*"),
+COLORS = {
+    "enumeration": BLACK,
+    "score function": RED,
+    "multi-sample": YELLOW,
+    "coupled samples": PURPLE,
+    "control variate": GREEN,
+    "first order": GREY,
+    "relaxation": BLUE,
+    "straight-through": ORANGE,
 }
+"""Of a family; Okabe and Ito's, told apart by the colour-blind."""
+OTHER = SKY
+"""Of a family that is not in ``COLORS``, and of no family."""
+MARKERS = ("o", "s", "^", "D", "v", "X", "P", "<", ">", "*", "d", "p", "h", "8", "H", ".")
+"""Those that are alike last."""
+STARTS = {
+    "relaxation": "o",
+    "straight-through": "o",
+    "coupled samples": "s",
+    "control variate": "^",
+    "score function": "X",
+    "first order": "*",
+    "enumeration": "d",
+    "multi-sample": "h",
+}
+"""The marker of a family's first method; the next ones have those that follow."""
+LINES = (SOLID, DASHED, DOTTED, DASHDOT, DASHDOTDOT)
 
-_COLORS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BLACK)
-_LINES = (SOLID, DASHED, DOTTED, DASHDOT)
-_MARKERS = ("H", "d", "8", "X", "*", "p", "<", ">")
+KNOWN = {
+    "exact": ("Exact", "enumeration"),
+    "reinforce": ("REINFORCE", "score function"),
+    "nvil": ("NVIL", "score function"),
+    "rloo": ("RLOO", "score function"),
+    "vimco": ("VIMCO", "multi-sample"),
+    "muprop": ("MuProp", "control variate"),
+    "darn": ("DARN", "first order"),
+    "rebar": ("REBAR", "control variate"),
+    "relax": ("RELAX", "control variate"),
+    "arm": ("ARM", "coupled samples"),
+    "disarm": ("DisARM", "coupled samples"),
+    "arms": ("ARMS", "coupled samples"),
+    "carms": ("CARMS", "coupled samples"),
+    "arsm": ("ARSM", "coupled samples"),
+    "ars": ("ARS", "coupled samples"),
+    "disarm_iw": ("DisARM-IW", "coupled samples"),
+    "disarm_stick_breaking": ("DisARM-SB", "coupled samples"),
+    "disarm_tree": ("DisARM-Tree", "coupled samples"),
+    "straight_through": ("Straight-Through", "straight-through"),
+    "annealed_straight_through": ("Annealed ST", "straight-through"),
+    "decoupled_straight_through": ("Decoupled ST", "straight-through"),
+    "identity_straight_through": ("Identity ST", "straight-through"),
+    "gumbel_softmax": ("Gumbel-Softmax", "relaxation"),
+    "st_gumbel_softmax": ("ST Gumbel-Softmax", "relaxation"),
+    "gumbel_rao": ("Gumbel-Rao", "straight-through"),
+    "gapped_straight_through": ("Gapped ST", "straight-through"),
+    "reinmax": ("ReinMax", "straight-through"),
+    "reinmax_rao": ("ReinMax-Rao", "straight-through"),
+    "reinmax_cv": ("ReinMax-CV", "straight-through"),
+    "spike_and_exponential": ("Spike-and-exp.", "relaxation"),
+    "overlapping_exponential": ("Overlapping exp.", "relaxation"),
+    "double_cv": ("Double CV", "control variate"),
+    "rodeo": ("RODEO", "control variate"),
+    "unordered_set": ("Unordered set", "score function"),
+    "indecater": ("IndeCateR", "enumeration"),
+}
+"""Labels, in a figure's order, and the families of records that do not say theirs. A method that is not here has its
+name for a label and the family of its record: none is ever added."""
 
 
-def look(estimator: str) -> Look:
-    """The estimator's look; an unknown name gets one that depends on the name alone, and stands for itself as label."""
-    if estimator in LOOKS:
-        return LOOKS[estimator]
-    name, _, variant = estimator.partition(", ")
-    if variant and name in LOOKS:  # the same colour; the line tells the variants apart
-        number = int.from_bytes(hashlib.sha256(variant.encode()).digest()[:4], "big")
-        base = LOOKS[name]
-        return Look(f"{base.label}, {variant}", base.color, _LINES[number % 4], _MARKERS[number // 4 % 8])
-    number = int.from_bytes(hashlib.sha256(estimator.encode()).digest()[:4], "big")
-    color, line = _COLORS[number % 7], _LINES[number // 7 % 4]
-    return Look(estimator, color, line, _MARKERS[number // 28 % 8])
+def looks(estimators: Iterable[str], families: Mapping[str, str | None] | None = None) -> dict[str, Look]:
+    """The looks of the estimators of one figure, in its order: no two alike, in colour or in grey.
+
+    Colour = family, marker = method; the line tells apart what shares a marker. Known methods look the same in every
+    figure; another one looks as the figure's others leave room, wherever it is alone the same. A variant
+    (``"nvil, task.latents=20"``) has its method's colour and, while there are lines, marker.
+
+    Args:
+        estimators: names, each with its variant.
+        families: of the estimators, by name; those of ``None`` and those that are missing are looked up in ``KNOWN``.
+    """
+    families = families or {}
+    names = in_order(set(estimators))
+    found = {name: LOOKS[name] for name in names if name in LOOKS}
+    for name in (name for name in names if name not in LOOKS):
+        method, _, variant = name.partition(", ")
+        label, known = KNOWN.get(method, (method, None))
+        said = next((each for each in (families.get(name), families.get(method)) if isinstance(each, str)), known)
+        color = COLORS.get(said or "", OTHER)
+        base = LOOKS.get(method) or found.get(method)
+        place = _places().index((base.marker, base.linestyle)) if base else _hash(method)
+        marker, line = _free(color, place, _hash(variant) if variant else 0, found.values())
+        found[name] = Look(f"{label}, {variant}" if variant else label, color, line, marker)
+    return {name: found[name] for name in names}
+
+
+def _places() -> list[tuple[str, Line]]:
+    """Every marker and line; neighbours, in a circle, share the marker."""
+    return [(marker, line) for marker in MARKERS for line in LINES]
+
+
+def _free(color: str, place: int, shift: int, drawn: Iterable[Look]) -> tuple[str, Line]:
+    """The first marker and line from ``place`` on that neither a known method nor one that is ``drawn`` has, with the
+    lines of its marker first; if there is none left, the first that is not drawn in this ``color``."""
+    places = _places()
+    first = place % len(places) // len(LINES) * len(LINES)
+    lines = [places[first + (place + shift + number) % len(LINES)] for number in range(len(LINES))]
+    others = [places[(first + number) % len(places)] for number in range(len(LINES), len(places))]
+    drawn = list(drawn)
+    in_grey = {(each.marker, each.linestyle) for each in [*LOOKS.values(), *drawn]}
+    in_color = {(each.marker, each.linestyle) for each in drawn if each.color == color}
+    for taken in (in_grey, in_color):
+        if free := [each for each in [*lines, *others] if each not in taken]:
+            return free[0]
+    return lines[0]
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def _of_known() -> dict[str, Look]:
+    """Each method of a family the next marker; families that share a marker differ in the line, too."""
+    found: dict[str, Look] = {}
+    taken: set[tuple[str, Line]] = set()
+    for family, start in STARTS.items():
+        members = [name for name, (_, own) in KNOWN.items() if own == family]
+        for place, name in enumerate(members):
+            marker = MARKERS[(MARKERS.index(start) + place) % len(MARKERS)]
+            lines = [LINES[(place + shift) % len(LINES)] for shift in range(len(LINES))]
+            line = next(line for line in lines if (marker, line) not in taken)
+            taken.add((marker, line))
+            found[name] = Look(KNOWN[name][0], COLORS[family], line, marker)
+    return {name: found[name] for name in KNOWN}
+
+
+LOOKS = _of_known()
+
+
+def look(estimator: str, family: str | None = None) -> Look:
+    """The look of an estimator that stands alone; in one figure with others: :func:`looks`."""
+    return looks([estimator], {estimator: family})[estimator]
+
+
+def families_of(frame: pd.DataFrame, name: str = "estimator") -> dict[str, str | None]:
+    """The families by the names in the column ``name`` of a frame of records, for :func:`looks`."""
+    if "family" not in frame:
+        return {}
+    said = frame[[name, "family"]].dropna().drop_duplicates(name)
+    return dict(zip(said[name], said["family"], strict=True))
+
+
+def with_looks(frame: pd.DataFrame, name: str = "label") -> pd.DataFrame:
+    """``frame`` with the column ``look``, that of the estimator in the column ``name`` among all of the frame."""
+    found = looks(set(frame[name]), families_of(frame, name))
+    return frame.assign(look=[found[each] for each in frame[name]])
 
 
 def in_order(estimators: set[str]) -> list[str]:
-    """Known estimators in the order of ``LOOKS``, each with its variants, then the others by name."""
-    order = {name: place for place, name in enumerate(LOOKS)}
+    """Known estimators in the order of ``KNOWN``, each with its variants, then the others by name."""
+    order = {name: place for place, name in enumerate(KNOWN)}
     return sorted(estimators, key=lambda name: (order.get(name.partition(", ")[0], len(order)), name))

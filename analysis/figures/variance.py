@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.figures.curves import save
-from analysis.figures.style import STYLE, in_order, look
+from analysis.figures.style import STYLE, in_order, looks
 from analysis.statistics import variance
+from analysis.statistics.settings import labelled
 from analysis.statistics.variance import Panel
 
 NO_VARIANCE = 1e-9
@@ -51,6 +52,7 @@ def over_training(found: list[Panel]) -> Figure:
         methods,
         key=lambda name: (in_order({m["method"] for m in methods.values()}).index(methods[name]["method"]), name),
     )
+    drawn = _looks(methods.values())
     legend_rows = -(-len(order) // (2 * columns + 1))
     figure = Figure(figsize=(3.6 * columns, 3.5 * -(-len(found) // columns) + ROW * legend_rows + 0.1))
     for place, panel in enumerate(found):
@@ -64,9 +66,9 @@ def over_training(found: list[Panel]) -> Figure:
                 continue
             middle = own["variance"]
             bars = [middle - own["variance_low"], own["variance_high"] - middle]
-            axes.errorbar(own["step"], middle, bars, elinewidth=0.7, **_look(methods[name]))
+            axes.errorbar(own["step"], middle, bars, elinewidth=0.7, **drawn[name])
     figure.legend(
-        handles=[Line2D([], [], label=methods[name]["label"], **_look(methods[name])) for name in order],
+        handles=[Line2D([], [], label=methods[name]["label"], **drawn[name]) for name in order],
         loc="outside lower center",
         ncols=2 * columns + 1,
         fontsize=7,
@@ -88,14 +90,15 @@ def bias_variance(panel: Panel) -> Figure:
     figure = Figure(figsize=(5.2, 3.0 + ROW * (len(unseen) + 1) + ROW * (len(seen) // 3 + 1)))
     plane, strip = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, ROW * (len(unseen) + 1)))
     plane.set(title=panel.title, xscale="log", yscale="log", ylabel="relative bias")
+    drawn = _looks(rows)
     for row in seen:
-        line = _look(row) | {"linestyle": ""}
+        line = drawn[row["measured"]] | {"linestyle": ""}
         below, above = row["bias"] - row["bias_low"], row["bias_high"] - row["bias"]
         plane.errorbar(_std(row), row["bias"], [[below], [above]], elinewidth=0.8, **line)
     if not seen:
         plane.annotate("none", (0.5, 0.5), xycoords="axes fraction")
     for place, row in enumerate(unseen):
-        strip.plot(_std(row), place, **(_look(row) | {"linestyle": ""}))
+        strip.plot(_std(row), place, **(drawn[row["measured"]] | {"linestyle": ""}))
         at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 7}
         strip.annotate(f"< {row['bias_high']:.2g}", (1.01, place), **at)
     for axis in (plane.yaxis, strip.xaxis):
@@ -111,7 +114,7 @@ def bias_variance(panel: Panel) -> Figure:
     strip.set(
         ylim=(-0.7, len(unseen) - 0.3), ylabel="bias not seen", xlabel="relative standard deviation of one gradient"
     )
-    handles = [Line2D([], [], label=row["label"], **(_look(row) | {"linestyle": ""})) for row in seen]
+    handles = [Line2D([], [], label=row["label"], **(drawn[row["measured"]] | {"linestyle": ""})) for row in seen]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=7)
     return figure
 
@@ -151,13 +154,14 @@ def ranking(panel: Panel) -> Figure:
 
 
 def _dots(axes: Axes, places: list[int], rows: list[Row], cost: Callable[[Row], tuple[float, ...]]) -> None:
+    drawn = _looks(rows)
     axes.set_xscale("log")
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
     for place, row in zip(places, rows, strict=True):
         sizes = (row["relative_low"], row["relative_variance"], row["relative_high"])
         low, middle, high = (size * price for size, price in zip(sizes, cost(row), strict=True))
-        line = _look(row) | {"linestyle": ""}
+        line = drawn[row["measured"]] | {"linestyle": ""}
         axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], elinewidth=0.8, capsize=1.5, **line)
     if rows:
         axes.hlines(places, axes.get_xlim()[0], np.nan, linewidth=0)
@@ -172,6 +176,12 @@ def _std(row: Row) -> float:
     return math.sqrt(row["relative_variance"])
 
 
-def _look(row: Row) -> dict[str, Any]:
-    """The method's; a variant of it has a look of its own."""
-    return look(row["method"] if row["measured"] == row["method"] else row["measured"]).line()
+def _looks(rows: Collection[Row]) -> dict[str, dict[str, Any]]:
+    """How the measured estimators of one figure are drawn; one of other options is a variant of its method."""
+    names = {
+        row["measured"]: labelled(row["method"], "" if row["measured"] == row["method"] else row["measured"])
+        for row in rows
+    }
+    families = {names[row["measured"]]: row.get("family") for row in rows}
+    found = looks(names.values(), families)
+    return {measured: found[name].line() for measured, name in names.items()}

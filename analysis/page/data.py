@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.command import reason
-from analysis.figures.style import SOLID, in_order, look
+from analysis.figures.style import SOLID, Look, families_of, look, looks
 from analysis.page.curves import AXES, Curves, curve_columns, metrics_of
 from analysis.records import STATUSES, RunRecord
 from analysis.statistics.settings import Uses, as_text, uses_of, varying
@@ -48,16 +48,15 @@ def page_data(frame: pd.DataFrame, folder: Path) -> dict[str, Any]:
         "counts": [[word, int(counts[word])] for word in STATUSES if word in counts],
         "repeated": int(frame["path"].nunique() - len(runs)),
         "damaged": list(frame.attrs.get("damaged", [])),
-        "looks": {name: _look(name) for name in in_order(set(runs["label"]))},
+        "looks": {name: _look(each) for name, each in looks(runs["label"], families_of(runs, "label")).items()},
         "axes": {"step": "training steps", "loss_evaluations": "loss evaluations", "seconds": "seconds of training"},
         "runs": [_run(run, folder, filters[run["task"], run["data"]]) for _, run in runs.iterrows()],
         "comparisons": list(_comparisons(frame, runs, summary, filters)),
     }
 
 
-def _look(estimator: str) -> dict[str, Any]:
+def _look(style: Look) -> dict[str, Any]:
     """Colour, dashes and marker of an estimator, as plotly and SVG name them."""
-    style = look(estimator)
     line = style.linestyle
     dash = "solid" if isinstance(line, str) else ",".join(f"{2 * length:g}px" for length in line[1])
     symbol, size = SYMBOLS[style.marker], 4 if style.marker == "." else 7

@@ -26,7 +26,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from analysis.figures.curves import save
-from analysis.figures.style import LOOKS, STYLE, Look, look
+from analysis.figures.style import KNOWN, STYLE, Look, looks
 
 DEGREE = 3
 LEAST_BIAS = 0.01
@@ -45,13 +45,29 @@ def compared(report: Result) -> list[Result]:
     return [r for r in results if r["declared"]["objective"] == "mean" and not r["declared"]["rescales"]]
 
 
-def style(name: str) -> Look:
-    """The look of the option that a method's name stands for; variants of one share it."""
-    option, _, variant = name.partition(" ")
-    option = "STGumbelSoftmax" if name == "GumbelSoftmax hard" else option
-    known = {key.replace("_", ""): key for key in LOOKS}
-    found = look(known.get(option.lower(), option.rsplit(":", 1)[-1]))
+def styles(report: Result) -> dict[str, Look]:
+    """The looks of the options that the methods' names stand for, by the methods' names; variants of one share it."""
+    results = {result["name"]: result for result in report["estimators"]}
+    options = {name: _option(name) for name in results}
+    families = {options[name]: result["declared"].get("family") for name, result in results.items()}
+    found = looks(options.values(), families)
+    return {name: _of_variant(name, found[option]) for name, option in options.items()}
+
+
+def _option(name: str) -> str:
+    option = "STGumbelSoftmax" if name == "GumbelSoftmax hard" else name.partition(" ")[0]
+    known = {key.replace("_", ""): key for key in KNOWN}
+    return known.get(option.lower(), option.rsplit(":", 1)[-1])
+
+
+def _of_variant(name: str, found: Look) -> Look:
+    variant = name.partition(" ")[2]
     return replace(found, label=f"{found.label} {variant}") if variant and variant != "hard" else found
+
+
+def _stochastic(result: Result) -> bool:
+    """As declared; certificates of older code did not say it."""
+    return bool(result["declared"].get("stochastic", result["name"] != "Exact"))
 
 
 def variance(result: Result, categories: int) -> float | None:
@@ -82,9 +98,9 @@ def bias_variance(report: Result) -> Figure:
     A marker per temperature, the larger the hotter; vertical bars are the biases' intervals (+- 2 resolutions).
     Temperatures at which an estimator has nearly no gradient lie outside of the frame.
     """
-    results = compared(report)
+    results, style = compared(report), styles(report)
     biased = [r for r in results if not r["declared"]["unbiased"]]
-    unbiased = [r for r in results if r["declared"]["unbiased"] and r["name"] != "Exact"]
+    unbiased = [r for r in results if r["declared"]["unbiased"] and _stochastic(r)]
     unbiased.sort(key=lambda result: variance(result, 2) or math.inf, reverse=True)
     rows = 0.165 * len(unbiased) + 0.3
     figure = Figure(figsize=(7.2, 3.4 + rows + 1.1))
@@ -93,32 +109,32 @@ def bias_variance(report: Result) -> Figure:
         plane, strip = grid[0, column], grid[1, column]
         plane.set(title=f"K = {categories}", xscale="log", yscale="log")
         for result in biased:
-            _draw_path(plane, result, categories)
+            _draw_path(plane, result, categories, style[result["name"]])
         drawn = [value for result in unbiased if (value := variance(result, categories) or 0) > NO_VARIANCE]
         strip.set_xlim(min([FRAME[0], *drawn]), max([FRAME[1], *drawn]))
         for row, result in enumerate(unbiased):
-            _draw_dot(strip, row, variance(result, categories), style(result["name"]))
+            _draw_dot(strip, row, variance(result, categories), style[result["name"]])
         strip.set_xlabel("relative variance of one gradient")
         strip.xaxis.set_major_formatter(FuncFormatter(_plain))
     grid[0, 0].yaxis.set_major_formatter(FuncFormatter(_plain))
     grid[0, 0].set_ylabel("relative bias")
     grid[1, 0].set_ylabel("no bias")
-    grid[1, 0].set_yticks(range(len(unbiased)), [style(r["name"]).label for r in unbiased], fontsize=7)
+    grid[1, 0].set_yticks(range(len(unbiased)), [style[r["name"]].label for r in unbiased], fontsize=7)
     grid[1, 0].set_ylim(-0.7, len(unbiased) - 0.3)
     temperatures = sorted({row["temperature"] for r in biased for row in r["bias"]} - {None})
     figure.legend(
         title=f"temperatures {', '.join(f'{t:g}' for t in temperatures)}: from small to large markers",
         title_fontsize=8,
-        handles=[Line2D([], [], label=style(r["name"]).label, **style(r["name"]).line()) for r in biased],
+        handles=[Line2D([], [], label=style[r["name"]].label, **style[r["name"]].line()) for r in biased],
         loc="outside upper center",
         ncols=4,
     )
     return figure
 
 
-def _draw_path(axes: Axes, result: Result, categories: int) -> None:
+def _draw_path(axes: Axes, result: Result, categories: int, how: Look) -> None:
     points = path(result, categories)
-    line = style(result["name"]).line()
+    line = how.line()
     x, y = [p[1] for p in points], [max(p[2], LEAST_BIAS) for p in points]
     axes.plot(x, y, color=line["color"], linestyle=line["linestyle"], linewidth=0.9)
     for (temperature, _, bias, resolution), at, up in zip(points, x, y, strict=True):
@@ -141,7 +157,8 @@ def _draw_dot(axes: Axes, row: int, value: float | None, how: Look) -> None:
 @matplotlib.style.context(STYLE)
 def ranking(report: Result) -> Figure:
     """Relative variance times evaluations with default arguments, best at the top; the biased ones apart, with bias."""
-    results = [r for r in compared(report) if r["name"] != "Exact"]
+    style = styles(report)
+    results = [r for r in compared(report) if _stochastic(r)]
     columns = {k: list(_ranked(results, k)) for k in (2, 4)}
     most = max(map(len, columns.values()))
     values = [row[1] for rows in columns.values() for row in rows if row and row[1] > NO_VARIANCE]
@@ -149,7 +166,7 @@ def ranking(report: Result) -> Figure:
     right: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 7}
     for axes, (categories, rows) in zip(figure.subplots(1, 2, squeeze=False)[0], columns.items(), strict=True):
         axes.set(title=f"K = {categories}", xscale="log", xlim=(min(values) / 1.8, max(values) * 2.2))
-        labels = [style(row[0]["name"]).label if row else "" for row in rows]
+        labels = [style[row[0]["name"]].label if row else "" for row in rows]
         axes.set_yticks(range(len(rows)), labels, fontsize=7)
         axes.set_ylim(most - 0.3, -0.7)
         axes.tick_params(axis="y", length=0)
@@ -159,7 +176,7 @@ def ranking(report: Result) -> Figure:
                 axes.annotate("bias", (1.02, number), **right)
                 continue
             result, value, bias = row
-            how = style(result["name"])
+            how = style[result["name"]]
             if value > NO_VARIANCE:
                 axes.hlines(number, axes.get_xlim()[0], value, color=how.color, linewidth=0.9)
             _draw_dot(axes, number, value, how)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.figures.curves import save
-from analysis.figures.style import STYLE, in_order, look
+from analysis.figures.style import STYLE, in_order, look, looks
 from analysis.output import make_printable
 from analysis.papers.published import all_published
 
@@ -43,8 +43,8 @@ def speed(rows: pd.DataFrame, published: dict[int, float]) -> Figure:
     figure = Figure(figsize=(6.6, 2.9))
     left, right = figure.subplots(1, 2)
     handles = []
-    for name in in_order(set(rows["estimator"])):
-        own, style = rows[rows["estimator"] == name].sort_values("categories"), look(name)
+    for name, style in looks(rows["estimator"]).items():
+        own = rows[rows["estimator"] == name].sort_values("categories")
         left.plot(own["categories"], own["steps_per_second"], **style.line())
         if name != MARGINALISED:
             right.plot(own["categories"], own["ratio"], **style.line())

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from analysis import records
 from analysis.figures.curves import save
-from analysis.figures.style import STYLE, Look, in_order, look
+from analysis.figures.style import STYLE, Look, families_of, in_order, look, looks
 from analysis.output import make_printable
 from analysis.papers.published import all_published
 from analysis.statistics.intervals import interval, student_half_width
@@ -117,7 +117,8 @@ def accuracy_curves(frame: pd.DataFrame) -> Figure:
     axes = figure.add_subplot()
     handles = []
     semi = frame[frame["task"] == TASK]
-    groups = [(look(name), semi[semi["estimator"] == name]) for name in in_order(set(semi["estimator"]))]
+    drawn = looks(semi["estimator"], families_of(semi))
+    groups = [(each, semi[semi["estimator"] == name]) for name, each in drawn.items()]
     groups.append((BASELINE_LOOK, frame[frame["task"] == BASELINE]))
     for style, runs in groups:
         if runs.empty:

@@ -220,7 +220,9 @@ def _unmapped(pieces: Sequence[Piece]) -> list[str]:
 
 
 def _roles(pieces: Sequence[Piece], frame: pd.DataFrame) -> dict[str, str]:
-    roles = dict.fromkeys(("run", "identity", "sweep", "path", "status", "error", "primary", "primary_sign"), "record")
+    roles = dict.fromkeys(
+        ("run", "identity", "sweep", "path", "status", "error", "primary", "primary_sign", "family"), "record"
+    )
     roles |= dict.fromkeys(format.COSTS, "cost")
     for piece in pieces:
         roles |= {

@@ -395,6 +395,7 @@ def read_constants(path: Path) -> tuple[dict[str, Any], dict[str, Any], int | No
     facts = read_facts(path, result)
     options = {name: value for each in facts["options"].values() for name, value in each.items()}
     constants = {**columns(options), "run": record.name, "identity": _identity(facts)}
+    constants["family"] = facts.get("family")
     if primary := facts.get("primary"):
         constants["primary"] = primary["metric"]
         constants["primary_sign"] = 1 if primary["higher_is_better"] else -1

@@ -50,10 +50,10 @@ class Panel:
 def panels(frame: pd.DataFrame) -> list[Panel]:
     """The panels of a frame of :func:`analysis.records.load_basket`; none of an empty one.
 
-    Columns of their rows: ``step``, ``measured``, ``label``, ``method``, ``unbiased`` (declared), ``evaluations``,
-    ``variance`` (per parameter, ``variance_low`` to ``variance_high``), ``relative_variance`` (over the squared
-    reference, ``relative_low`` to ``relative_high``), ``signal_to_noise``, ``bias`` (``bias_low`` to ``bias_high``),
-    ``cosine``, ``cosine_error``, ``seconds`` (``seconds_low`` to ``seconds_high``) and ``runs``.
+    Columns of their rows: ``step``, ``measured``, ``label``, ``method``, ``family``, ``unbiased`` (declared),
+    ``evaluations``, ``variance`` (per parameter, ``variance_low`` to ``variance_high``), ``relative_variance`` (over
+    the squared reference, ``relative_low`` to ``relative_high``), ``signal_to_noise``, ``bias`` (``bias_low`` to
+    ``bias_high``), ``cosine``, ``cosine_error``, ``seconds`` (``seconds_low`` to ``seconds_high``) and ``runs``.
     """
     if frame.empty:
         return []
@@ -106,6 +106,7 @@ def _row(own: pd.DataFrame) -> dict[str, object]:
         "step": int(first["step"]),
         "measured": first["measured"],
         "method": first["method"],
+        "family": first.get("method_family"),
         "label": label if first["measured"] == first["method"] else f"{label} ({first['measured']})",
         "unbiased": bool(first["unbiased"]),
         "evaluations": int(first["evaluations"]),

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from analysis.records import Target
-from training.config import schema
+from training.config import schema, targets
 
 ROLES = ("trains", "lasts", "evaluates", "watches", "places")
 
@@ -122,10 +122,12 @@ def target_of(config: dict[str, Any]) -> Target:
 
 
 def facts(config: dict[str, Any]) -> dict[str, Any]:
-    """What a run's record says of its options: each by its role, and the neutral values of those added later."""
+    """What a run's record says of its options: each by its role, and the neutral values of those added later; and
+    the ``family`` of its estimator."""
     return {
         "run": run_name(config),
         "options": {each: with_role(config, each) for each in ROLES},
         "neutral": neutral_values(config),
+        "family": targets.method_of(config["estimator"]).family if "_target_" in config["estimator"] else None,
         "basket": kind_of(config.get("basket", {})),
     }

@@ -45,6 +45,11 @@ def class_of(node: Mapping[str, Any], key: str) -> type:
     return found
 
 
+def method_of(node: Mapping[str, Any], key: str = "estimator") -> type[Estimator]:
+    """As :func:`class_of`, of an estimator's node."""
+    return class_of(node, key)
+
+
 def _module(name: str) -> Any:
     try:
         return importlib.import_module(name)

@@ -74,6 +74,7 @@ class PointVariance:
     bias_square_error: float = math.nan
     cosine: float = math.nan
     cosine_error: float = math.nan
+    method_family: str | None = None
 
     @property
     def log_variance(self) -> float:
@@ -130,6 +131,7 @@ def measure(
             PointVariance,
             measured=name,
             method=node["name"],
+            method_family=pack.estimator.family,
             objective=getattr(pack.estimator, "objective", "mean"),
             unbiased=bool(pack.estimator.unbiased),
             evaluations=pack.evaluations,
