@@ -72,8 +72,8 @@ def load(path: str | Path, superseded: bool = False) -> pd.DataFrame:
     than the record at their defaults), ``identity`` (a hash of what trains, with these), the protocol (``protocol.*``),
     costs, and the metrics (float64; a missing one is NaN). A run without rows (queued, or failed early) stands in one
     row with ``step`` missing. A run that went on after it was finished has a result for each number of steps, which
-    stand in the frame like runs of their own (``path`` is that of the result), if they were evaluated as the run is now;
-    ``superseded`` asks for the others, too.
+    stand in the frame like runs of their own (``path`` is that of the result), if they were evaluated as the run is
+    now; ``superseded`` asks for the others, too.
 
     ``frame.attrs["roles"]`` tells what a column is: an option that ``trains``, ``lasts``, ``evaluates``, ``watches`` or
     ``places``, ``protocol``, ``cost``, ``metric``, or ``record``. Damaged records are warned of by name, left out, and
