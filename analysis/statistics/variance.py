@@ -9,7 +9,6 @@ interval begins at 0 it cannot be told from no bias. Estimators of another objec
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,57 +123,6 @@ def _row(own: pd.DataFrame) -> dict[str, object]:
         **{name: mean(name) for name in ("seconds_low", "seconds", "seconds_high")},
         "runs": runs,
     }
-
-
-def to_csv(found: list[Panel]) -> str:
-    """Every panel, step and estimator at full precision."""
-    about = [{"task": p.task, "data": p.data, "trainer": p.trainer, "reference": p.reference} for p in found]
-    tables = [panel.rows.assign(**where) for panel, where in zip(found, about, strict=True)]
-    table = pd.concat(tables, ignore_index=True)
-    return table[[*about[0], *(name for name in table if name not in about[0])]].to_csv(index=False)
-
-
-HEAD = (
-    *("estimator", "log variance", "std / gradient", "bias / gradient", "cosine", "evaluations"),
-    *("variance x evaluations", "ms per gradient", "variance x ms"),
-)
-
-
-def to_markdown(found: list[Panel]) -> str:
-    """The last step of every panel, the least variance for its evaluations first."""
-    blocks = []
-    for panel in found:
-        rows = panel.at_the_end()
-        order = (rows["variance"] * rows["evaluations"]).sort_values().index
-        lines = [f"| {' | '.join(cells)} |" for cells in _table(rows.loc[order])]
-        lines.insert(1, f"| --- |{' ---: |' * (len(HEAD) - 1)}")
-        runs = f"{panel.runs} runs" if panel.runs > 1 else "one run"
-        notes = [
-            f"Step {rows['step'].iloc[0]} of {runs}; bias against {panel.reference}; intervals of two standard errors.",
-            "Variance: of the gradient of one minibatch's mean loss, mean over the encoder's parameters. ~0: bias that "
-            "cannot be told from 0, and up to which size it could be there. *: declared biased. Times are those of one "
-            "machine (quartiles).",
-        ]
-        blocks.append("\n".join([f"### {panel.title}", "", *lines, "", *(f"- {note}" for note in notes)]))
-    return "\n\n".join(blocks) + "\n"
-
-
-def _table(rows: pd.DataFrame) -> Iterator[tuple[str, ...]]:
-    yield HEAD
-    for row in rows.to_dict("records"):
-        share = (row["variance_high"] - row["variance"]) / row["variance"] if row["variance"] > 0 else 0.0
-        resolved = row["cosine"] == row["cosine"]
-        yield (
-            row["label"] + ("" if row["unbiased"] else " \\*"),
-            f"{math.log(row['variance']):.2f} ± {share:.2f}" if row["variance"] > 0 else "none",
-            f"{row['relative_variance'] ** 0.5:.3g}",
-            bias_text(row),
-            f"{row['cosine']:.3f} ± {2 * row['cosine_error']:.3f}" if resolved else "not resolved",
-            f"{row['evaluations']}",
-            f"{row['variance'] * row['evaluations']:.2e}",
-            f"{1e3 * row['seconds']:.2g} ({1e3 * row['seconds_low']:.2g} .. {1e3 * row['seconds_high']:.2g})",
-            f"{1e3 * row['variance'] * row['seconds']:.2e}",
-        )
 
 
 def bias_text(row: dict[str, float]) -> str:
