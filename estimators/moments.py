@@ -244,12 +244,11 @@ class GradientMoments:
 
     @property
     def relative_bias(self) -> float | None:
-        """``|E g - exact| / |exact|``, from the square corrected for the noise of ``mean``; 0 where that is larger."""
+        """``|E g - exact| / |exact|``, the root of :func:`bias_square`; 0 where the noise of ``mean`` is larger."""
         if self.exact is None:
             return None
-        noise = self.standard_error.square().sum()
-        corrected = ((self.mean - self.exact).square().sum() - noise).clamp(min=0)
-        return (corrected.sqrt() / self.exact.norm()).item()
+        square = bias_square(self.blocks.mean, known(self.exact.flatten()).mean)
+        return math.sqrt(max(square, 0.0)) if square == square else square
 
     @property
     def resolution(self) -> float | None:
