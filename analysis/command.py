@@ -22,7 +22,7 @@ from analysis.papers.layouts import layouts, of_sweeps
 from analysis.papers.layouts import write as write_layout
 from analysis.statistics.settings import as_text
 from analysis.statistics.summary import COMPARISON, ProtocolsDiffer, final_rows, summarise_runs
-from analysis.tables import scrutiny
+from analysis.tables import scrutiny, table
 from analysis.tables import summary as tables
 
 OK, DIFFERENT, NOTHING = 0, 1, 2
@@ -205,9 +205,7 @@ def refuse(sentence: str, code: int) -> int:
 
 def _write_tables(summary: pd.DataFrame, output: Path) -> None:
     print(tables.to_text(summary, width=shutil.get_terminal_size((100, 24)).columns), end="\n\n")
-    for name, write in (("md", tables.to_markdown), ("tex", tables.to_latex), ("csv", tables.to_csv)):
-        file = output / f"table.{name}"
-        file.write_text(write(summary), encoding="utf-8")
+    for file in table.write(tables.comparisons(summary), output / "table"):
         print(f"wrote {file}")
 
 

@@ -23,7 +23,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -223,9 +223,9 @@ def _figures(moments: GradientMoments, rescales: bool) -> dict[str, float | None
     if rescales and moments.exact is not None:
         scale = (moments.mean * moments.exact).sum() / moments.mean.square().sum()
         if scale > 0:
-            moments = replace(moments, mean=scale * moments.mean, variance=scale**2 * moments.variance)
-    names = ("relative_bias", "resolution", "cosine", "relative_variance")
-    return {name: _finite(getattr(moments, name)) for name in names}
+            moments = moments.scaled(scale.item())
+    older = {"relative_bias": moments.relative_bias, "resolution": moments.resolution}
+    return {name: _finite(figure) for name, figure in {**older, **asdict(moments.figures)}.items()}
 
 
 def _finite(figure: float | None) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -38,9 +39,9 @@ def certificate(report: dict[str, Any]) -> str:
     if biased:
         lines += [
             "",
-            "Relative bias |mean - exact| / |exact| +- 2 x its statistical resolution (95 % or more), for losses of "
-            "degree d",
-            "and K categories; T: temperature (1 / beta for the smoothed bits).",
+            "Relative bias |E g - exact| / |exact|, corrected for the noise of the mean, +- 2 x its resolution (about "
+            "95 %",
+            "or more), for losses of degree d and K categories; T: temperature (1 / beta for the smoothed bits).",
             "",
             *_aligned([_SECOND, *biased], left=1),
         ]
@@ -81,7 +82,13 @@ def _short(result: dict[str, Any]) -> str:
 def _with_interval(cell: dict[str, Any] | None) -> str:
     if cell is None or cell["relative_bias"] is None:
         return "-"
-    return f"{cell['relative_bias']:.3f}+-{2 * cell['resolution']:.3f}"
+    return f"{_bias(cell):.3f}+-{2 * cell['resolution']:.3f}"
+
+
+def _bias(cell: dict[str, Any]) -> float:
+    """The relative bias; certificates of older code have it with the noise of the mean, ``resolution``, in it."""
+    noise = 0.0 if "bias_square" in cell else cell.get("resolution", 0.0)
+    return math.sqrt(max(cell["relative_bias"] ** 2 - noise**2, 0.0))
 
 
 def _number(value: float | None, form: str) -> str:
@@ -198,7 +205,7 @@ def choice(report: dict[str, Any]) -> str:
                     cells.append(_pair({c["categories"]: c["evaluations"] for c in r["costs"]}, "d"))
                     cells.append(_pair(_costs(r), ".3g"))
                 else:
-                    cells.append(_pair({k: p["relative_bias"] for k, p in found.items()}, ".2f"))
+                    cells.append(_pair({k: _bias(p) for k, p in found.items()}, ".2f"))
                 rows.append([f"`{r['name']}`", *cells, "yes" if r["declared"]["needs_gradient"] else "no"])
         blocks.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
     return "\n\n".join(blocks)

@@ -8,12 +8,13 @@ from test_basket import config, nodes, trained
 from test_training import train
 
 from analysis import records
+from estimators import moments
 from estimators.exact import enumerate_states
 from training import interrupt
 from training.config import validity
 from training.config.identity import run_name
 from training.errors import UserError
-from training.gradients import basket, moments, point
+from training.gradients import basket, point
 from training.gradients import watcher as along
 from training.interrupt import Stopped
 from training.pack.build import build

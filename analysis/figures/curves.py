@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from analysis.figures.style import STYLE, in_order, look, with_looks
 from analysis.records import IMAGES
-from analysis.statistics.intervals import student_half_width
-from analysis.statistics.summary import COMPARISON, curve, curve_metrics, final_rows, select
+from analysis.statistics.curves import Curve, Metric, average
+from analysis.statistics.summary import COMPARISON, curve_metrics, final_rows, select
 
 COLUMNS = 3
 MANY = 8
@@ -150,9 +150,8 @@ def _learning_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[
     axes.ticklabel_format(axis="y", useOffset=False, style="plain")  # losses near 0.249 are no "+2.49e-1"
     optimum = _optimum(group)
     lowest, highest = list(optimum), list(optimum)
-    shown = np.negative if is_loss else np.asarray
-    for steps, values in _curves(axes, group, metric, handles, shown, back=lambda mean: mean, x=x):
-        late = values[steps >= EARLY * steps.max()]
+    for drawn in _draw(axes, group, Metric(metric, negated=is_loss), handles, x):
+        late = drawn.mean[drawn.x >= EARLY * drawn.x.max()]
         lowest.append(late.min())
         highest.append(late.max())
     if lowest and (span := max(highest) - min(lowest)) > 0:
@@ -176,27 +175,17 @@ def _variance_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[
         labels = ", ".join(look(name).label for name in rescaled)
         axes.set_title(f"{axes.get_title()}\n({labels}: rescaled, not comparable)")
     axes.set_yscale("log")
-    positive = group[group[metric] > 0]
-    for _ in _curves(axes, positive, metric, handles, transform=np.log, back=np.exp):
-        pass
+    _draw(axes, group[group[metric] > 0], Metric(metric, log=True), handles)
 
 
 def _temperature_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[str, Any]) -> None:
     axes.set_ylabel("temperature")
-    _curves(axes, group[group[metric].notna()], metric, handles, transform=np.asarray, back=np.asarray)
+    _draw(axes, group[group[metric].notna()], Metric(metric), handles)
     axes.set_ylim(bottom=0)
 
 
-def _curves(
-    axes: Axes,
-    group: pd.DataFrame,
-    metric: str,
-    handles: dict[str, Any],
-    transform: Any,
-    back: Any,
-    x: str = "step",
-) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-    """Draw one curve per estimator; returns each curve's ``x [m]`` and drawn ``means [m]``."""
+def _draw(axes: Axes, group: pd.DataFrame, metric: Metric, handles: dict[str, Any], x: str = "step") -> list[Curve]:
+    """Draw one curve per label, of a label without a finished run one per run; returns them."""
     drawn = []
     names = in_order(set(group["label"]))
     for place, name in enumerate(names):
@@ -205,27 +194,18 @@ def _curves(
         unfinished = (runs["status"] != "finished").all()
         parts = [part for _, part in runs.groupby("path")] if unfinished else [runs]
         for part in parts:
-            steps, values = curve(part, metric, x)
-            if steps.size == 0:
+            curve = average(part, metric, x)
+            if curve is None:
                 continue
-            values = transform(values)
-            mean, half = values.mean(axis=0), student_half_width(values)
-            every = max(1, steps.size // 7)
-            (line,) = axes.plot(
-                steps,
-                back(mean),
-                **style.line(),
-                markevery=(place * every // len(names), every),
-            )
+            every = max(1, curve.x.size // 7)
+            (line,) = axes.plot(curve.x, curve.mean, **style.line(), markevery=(place * every // len(names), every))
             if unfinished:
                 line.set(linewidth=0.6, marker="")
-            if np.isfinite(half).all():
-                low, high = back(mean - half), back(mean + half)
-                axes.fill_between(
-                    steps, low, high, color=style.color, alpha=0.18 if len(names) <= MANY else 0.09, linewidth=0
-                )
+            if curve.band:
+                alpha = 0.18 if len(names) <= MANY else 0.09
+                axes.fill_between(curve.x, *curve.band, color=style.color, alpha=alpha, linewidth=0)
             handles.setdefault(name, Line2D([], [], **style.line()))
-            drawn.append((steps, back(mean)))
+            drawn.append(curve)
         if unfinished and drawn:
             axes.set_title("thin: unfinished runs", loc="right", fontsize=7, y=0.93)
     return drawn

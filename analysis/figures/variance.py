@@ -20,6 +20,8 @@ from analysis.figures.style import STYLE, in_order, looks
 from analysis.statistics import variance
 from analysis.statistics.settings import labelled
 from analysis.statistics.variance import Panel
+from analysis.tables.table import write as write_tables
+from analysis.tables.variance import tables
 
 NO_VARIANCE = 1e-9
 """Relative to the squared gradient: what is left of no variance after rounding."""
@@ -33,10 +35,7 @@ def write(frame: pd.DataFrame, output: Path) -> Iterator[Path]:
     found = variance.panels(frame)
     if not found:
         return
-    for kind, text in {"md": variance.to_markdown(found), "csv": variance.to_csv(found)}.items():
-        file = output / f"variance.{kind}"
-        file.write_text(text, encoding="utf-8")
-        yield file
+    yield from write_tables(tables(found), output / "variance", ("md", "csv"))
     yield from save(over_training(found), output / "variance_over_training")
     for panel in found:
         yield from save(bias_variance(panel), output / f"bias_variance_{panel.name}")

@@ -11,31 +11,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.statistics.intervals import student_half_width
-from analysis.statistics.summary import curve, curve_metrics
+from analysis.statistics.curves import Metric, average
+from analysis.statistics.summary import curve_metrics
 
 POINTS = 200
 """Longer curves are drawn at this many of their steps, the first and the last among them."""
 AXES = ("step", "loss_evaluations", "seconds")
 _CURVE = re.compile(r"(train|valid)_(?!samples$)|gradient_variance$|temperature(_\d+)?$")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How one column of the records is drawn: negated where higher is better, on a log scale with geometric means."""
-
-    name: str
-    label: str
-    negated: bool = False
-    log: bool = False
-
-    def transform(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
-        """What is averaged."""
-        return np.log(values) if self.log else -values if self.negated else values
-
-    def back(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
-        """What is drawn, of what was averaged."""
-        return np.exp(values) if self.log else values
 
 
 def curve_columns(frame: pd.DataFrame) -> list[str]:
@@ -96,19 +78,18 @@ class Curves:
         parts = [self.parts[path] for path in paths if path in self.parts]
         if not parts:
             return None
-        rows = pd.concat(parts).dropna(subset=[metric.name])
-        rows = rows[rows[metric.name] > 0] if metric.log else rows
-        steps, values = curve(rows, metric.name)
-        if steps.size == 0:
+        rows = pd.concat(parts)
+        curve = average(rows, metric)
+        if curve is None:
             return None
-        kept = np.unique(np.linspace(0, steps.size - 1, min(POINTS, steps.size)).round().astype(int))
-        values = metric.transform(values[:, kept])
-        mean, half = values.mean(axis=0), student_half_width(values)
-        found = {"grid": self._grid(rows, steps[kept], steps.size), "values": _short(metric.back(mean))}
-        if np.isfinite(half).all():
-            found |= {"low": _short(metric.back(mean - half)), "high": _short(metric.back(mean + half))}
-        lines = (_short(metric.back(line)) for line in values)
-        return found | {"n": len(values), "each": dict(zip(sorted(set(rows["path"])), lines, strict=True))}
+        thin = curve.thinned(POINTS)
+        rows = rows[rows[metric.name].notna()]
+        rows = rows[rows[metric.name] > 0] if metric.log else rows
+        found = {"grid": self._grid(rows, thin.x, curve.x.size), "values": _short(thin.mean)}
+        if thin.band:
+            found |= {"low": _short(thin.band[0]), "high": _short(thin.band[1])}
+        each = dict(zip(thin.paths, map(_short, thin.lines), strict=True))
+        return found | {"n": len(thin.paths), "each": each}
 
     def _grid(self, rows: pd.DataFrame, steps: NDArray[Any], total: int) -> int:
         """The place in ``grids`` of ``steps`` with the mean loss evaluations and seconds of the runs there."""

@@ -23,9 +23,8 @@ from analysis.records import STATUSES, RunRecord
 from analysis.statistics.settings import Uses, as_text, uses_of, varying
 from analysis.statistics.summary import COMPARISON, final_rows, ranked, summarise, summarise_runs
 from analysis.tables import summary as tables
-from analysis.tables.summary import Markup
+from analysis.tables.table import PLAIN
 
-PLAIN = Markup(" ± ", "-", "-", best=str, tie=str)
 NAMES = {"optimizer.lr": "learning rate", "estimator.temperature": "temperature"}
 SYMBOLS = {
     **{".": "circle", "o": "circle", "s": "square", "D": "diamond", "d": "diamond-tall", "*": "star"},

@@ -27,8 +27,8 @@ from matplotlib.ticker import FuncFormatter
 
 from analysis.figures.curves import save
 from analysis.figures.style import KNOWN, STYLE, Look, looks
+from analysis.statistics.variance import DEGREE, certified
 
-DEGREE = 3
 LEAST_BIAS = 0.01
 """Biases below are drawn here: with the certificate's draws they cannot be told from 0."""
 FRAME = (0.02, 100)
@@ -72,30 +72,27 @@ def _stochastic(result: Result) -> bool:
 
 def variance(result: Result, categories: int) -> float | None:
     """Relative variance of one gradient with the estimator's default arguments, ``None`` if it does not take K."""
-    return _problem(result, categories).get("relative_variance")
+    found = _default(result, categories)
+    return found["relative_variance"] if found else None
 
 
-def _problem(result: Result, categories: int) -> dict[str, float]:
-    found = [p for p in result["problems"] if (p["categories"], p["layers"]) == (categories, 1)]
-    return found[0] if found else {}
+def _default(result: Result, categories: int) -> Result | None:
+    """The point with default arguments in one layer, ``None`` if the estimator does not take K."""
+    found = (p for p in certified(result) if not p["swept"] and (p["categories"], p["layers"]) == (categories, 1))
+    return next(found, None)
 
 
-def evaluations(result: Result, categories: int) -> int:
-    """Loss evaluations per gradient."""
-    return next(cost["evaluations"] for cost in result["costs"] if cost["categories"] == categories)
-
-
-def path(result: Result, categories: int) -> list[tuple[float | None, float, float, float]]:
-    """Of a biased estimator ``(temperature, relative variance, relative bias, its resolution)`` by temperature."""
-    rows = [row for row in result["bias"] if (row["categories"], row["degree"]) == (categories, DEGREE)]
-    return [(row["temperature"], row["relative_variance"], row["relative_bias"], row["resolution"]) for row in rows]
+def path(result: Result, categories: int) -> list[tuple[float | None, float, float, tuple[float, float]]]:
+    """Of a biased estimator ``(temperature, relative variance, relative bias, its interval)`` by temperature."""
+    rows = [p for p in certified(result) if p["swept"] and (p["categories"], p["degree"]) == (categories, DEGREE)]
+    return [(p["temperature"], p["relative_variance"], p["bias"], (p["bias_low"], p["bias_high"])) for p in rows]
 
 
 @matplotlib.style.context(STYLE)
 def bias_variance(report: Result) -> Figure:
     """The plane of relative bias (up) and relative variance (right), a column per number of categories.
 
-    A marker per temperature, the larger the hotter; vertical bars are the biases' intervals (+- 2 resolutions).
+    A marker per temperature, the larger the hotter; vertical bars are the biases' intervals.
     Temperatures at which an estimator has nearly no gradient lie outside of the frame.
     """
     results, style = compared(report), styles(report)
@@ -137,11 +134,10 @@ def _draw_path(axes: Axes, result: Result, categories: int, how: Look) -> None:
     line = how.line()
     x, y = [p[1] for p in points], [max(p[2], LEAST_BIAS) for p in points]
     axes.plot(x, y, color=line["color"], linestyle=line["linestyle"], linewidth=0.9)
-    for (temperature, _, bias, resolution), at, up in zip(points, x, y, strict=True):
+    for (temperature, *_, interval), at, up in zip(points, x, y, strict=True):
         size = 5.0 if temperature is None else 5.0 + 1.5 * math.log10(temperature)
         axes.plot(at, up, **(line | {"linestyle": ""}), markersize=size)
-        low, high = max(bias - 2 * resolution, LEAST_BIAS), max(bias + 2 * resolution, LEAST_BIAS)
-        axes.plot([at, at], [low, high], color=line["color"], linewidth=0.7)
+        axes.plot([at, at], [max(end, LEAST_BIAS) for end in interval], color=line["color"], linewidth=0.7)
 
 
 def _draw_dot(axes: Axes, row: int, value: float | None, how: Look) -> None:
@@ -190,16 +186,18 @@ def ranking(report: Result) -> Figure:
 
 def _ranked(results: Sequence[Result], categories: int) -> Iterator[tuple[Result, float, float | None] | None]:
     """Rows ``(result, variance x evaluations, bias if declared biased)``, the unbiased first; ``None`` separates."""
-    taken = [result for result in results if _problem(result, categories)]
-    taken.sort(key=lambda result: _problem(result, categories)["relative_variance"] * evaluations(result, categories))
+    taken = [(result, found) for result in results if (found := _default(result, categories))]
+    taken.sort(key=lambda pair: _cost(pair[1]))
     for unbiased in (True, False):
-        for result in taken:
+        for result, found in taken:
             if result["declared"]["unbiased"] == unbiased:
-                problem = _problem(result, categories)
-                cost = problem["relative_variance"] * evaluations(result, categories)
-                yield result, cost, None if unbiased else problem["relative_bias"]
+                yield result, _cost(found), None if unbiased else found["bias"]
         if unbiased:
             yield None
+
+
+def _cost(found: Result) -> float:
+    return float(found["relative_variance"] * found["evaluations"])
 
 
 def _plain(value: float, _: float) -> str:

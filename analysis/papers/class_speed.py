@@ -19,6 +19,7 @@ from analysis.figures.curves import save
 from analysis.figures.style import STYLE, in_order, look, looks
 from analysis.output import make_printable
 from analysis.papers.published import all_published
+from analysis.tables.table import NONE, Table, to_markdown, write
 
 MARGINALISED = "exact"
 
@@ -68,11 +69,11 @@ def speed(rows: pd.DataFrame, published: dict[int, float]) -> Figure:
     return figure
 
 
-def table(rows: pd.DataFrame, published: dict[int, float]) -> str:
-    """Markdown: a line per number of classes, ``steps per second (times those of Exact)`` per estimator."""
+def table(rows: pd.DataFrame, published: dict[int, float]) -> Table:
+    """A line per number of classes, ``steps per second (times those of Exact)`` per estimator."""
     names = in_order(set(rows["estimator"]))
-    lines = [f"| classes | batch | {' | '.join(look(name).label for name in names)} | Jang et al. |"]
-    lines.append("| ---: | ---: |" + " ---: |" * (len(names) + 1))
+    header = ["classes", "batch", *(look(name).label for name in names), "Jang et al."]
+    lines = []
     for (categories, batch), group in rows.groupby(["categories", "batch_size"]):
         own = group.set_index("estimator")
         cells = [
@@ -80,9 +81,9 @@ def table(rows: pd.DataFrame, published: dict[int, float]) -> str:
             + (f" ({own.loc[name, 'ratio']:.2f}x)" if name != MARGINALISED else "")
             for name in names
         ]
-        theirs = f"{published[int(categories)]:.1f}x" if int(categories) in published else "-"
-        lines.append(f"| {categories} | {batch} | {' | '.join(cells)} | {theirs} |")
-    return "\n".join(lines) + "\n"
+        theirs = f"{published[int(categories)]:.1f}x" if int(categories) in published else NONE
+        lines.append([str(categories), str(batch), *cells, theirs])
+    return Table(header, lines, labels=0, numbers=rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,10 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = json.loads(options.file.read_text(encoding="utf-8"))
     rows, published = pd.DataFrame(report["rows"]), published_ratios()
     options.output.mkdir(parents=True, exist_ok=True)
-    rows.to_csv(options.output / "speed.csv", index=False)
-    text = table(rows, published)
-    (options.output / "speed.md").write_text(text, encoding="utf-8")
-    print(text)
+    measured = [table(rows, published)]
+    write(measured, options.output / "speed", ("csv", "md"))
+    print(to_markdown(measured))
     save(speed(rows, published), options.output / "speed")
     return 0
 

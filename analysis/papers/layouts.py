@@ -24,10 +24,17 @@ from analysis.papers.published import differences, published
 from analysis.statistics.intervals import interval
 from analysis.statistics.settings import as_text
 from analysis.statistics.summary import final_rows, select, summarise_runs
-from analysis.tables.summary import LATEX, MARKDOWN, Markup, latex_sentence, protocol, signed, ties
+from analysis.tables import table as tables
+from analysis.tables.summary import protocol, signed, ties
+from analysis.tables.table import NONE, Cell, Marked, Markup, Table
 
 FILE = Path(__file__).with_name("layouts.json")
 LINES = ("ours", "interval", "published", "difference", "seeds")
+COLUMNS = [
+    *("row", "column", "estimator", "task", "data", "reported", "mean", "low", "high", "interval", "n"),
+    *("diverged", "failed", "unfinished", "mark", "setting", "settings", "published", "difference"),
+    *("published_source", "published_differences", "published_note"),
+]
 
 
 @dataclass(frozen=True)
@@ -134,36 +141,38 @@ def _another(metric: str, runs: pd.DataFrame) -> dict[str, Any]:
 
 def body(layout: Layout, table: pd.DataFrame, markup: Markup) -> list[list[str]]:
     """The table as strings: a header, then of each row the lines ``LINES``, of those that have a number."""
-    lines = [["", "", *(column.label for column in layout.columns)]]
+    return printed(layout, table).cells(markup)
+
+
+def printed(layout: Layout, table: pd.DataFrame) -> Table:
+    """The table of :func:`fill` as texts: of each row the lines ``LINES``, of those that have a number."""
+    lines: list[list[Cell]] = []
     for row in layout.rows:
         cells = {cell["column"]: cell for cell in table[table["row"] == row.label].to_dict("records")}
         for number, name in enumerate(LINES if cells else ()):
-            texts = [_text(cells.get(column.label), name, markup) for column in layout.columns]
-            if name in ("ours", "seeds") or any(text != markup.none for text in texts):
+            texts = [_text(cells.get(column.label), name) for column in layout.columns]
+            if name in ("ours", "seeds") or any(text != NONE for text in texts):
                 lines.append([row.label if number == 0 else "", name, *texts])
-    return [
-        [markup.escape(text) if place < 2 or not number else text for place, text in enumerate(line)]
-        for number, line in enumerate(lines)
-    ]
+    header = ["", "", *(column.label for column in layout.columns)]
+    columns = [*COLUMNS, *sorted(str(name) for name in table if str(name).startswith("protocol."))]
+    about = notes(layout, table)
+    return Table(header, lines, about, layout.title, labels=2, numbers=table.reindex(columns=columns))
 
 
-def _text(cell: Mapping[str, Any] | None, name: str, markup: Markup) -> str:
+def _text(cell: Mapping[str, Any] | None, name: str) -> Cell:
     if cell is None:
-        return markup.none
+        return NONE
     mean, low, high = cell["mean"], cell["low"], cell["high"]
     if name == "ours":
-        text = markup.none if np.isnan(mean) else f"{mean:.2f}"
-        return {"best": markup.best, "tie": markup.tie}.get(cell["mark"], str)(text)
+        return Marked(NONE if np.isnan(mean) else f"{mean:.2f}", cell["mark"])
     if name == "interval":
         if np.isnan(low):
-            return markup.none
-        if cell["interval"] == "BCa bootstrap":
-            return f"[{low:.2f}, {high:.2f}]"
-        return f"{markup.plus_minus.strip()}{high - mean:.2f}"
+            return NONE
+        return f"[{low:.2f}, {high:.2f}]" if cell["interval"] == "BCa bootstrap" else f"±{high - mean:.2f}"
     if name == "published":
-        return markup.none if np.isnan(cell["published"]) else f"{cell['published']:.1f}"
+        return NONE if np.isnan(cell["published"]) else f"{cell['published']:.1f}"
     if name == "difference":
-        return markup.none if np.isnan(cell["difference"]) else signed(cell["difference"], markup)
+        return NONE if np.isnan(cell["difference"]) else signed(cell["difference"])
     lost = ", ".join(f"{cell[word]} {word}" for word in ("diverged", "failed", "unfinished") if cell[word])
     return f"{cell['n']}" + (f" ({lost})" if lost else "")
 
@@ -191,50 +200,13 @@ def notes(layout: Layout, table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def to_markdown(layout: Layout, table: pd.DataFrame) -> str:
-    """GitHub-flavoured Markdown: a heading, the table, its notes."""
-    header, *lines = body(layout, table, MARKDOWN)
-    rules = ["---", "---", *["---:"] * len(layout.columns)]
-    rows = [f"| {' | '.join(line)} |" for line in (header, rules, *lines)]
-    return "\n".join([f"### {layout.title}", "", *rows, "", *(f"- {note}" for note in notes(layout, table))]) + "\n"
-
-
-def to_latex(layout: Layout, table: pd.DataFrame) -> str:
-    r"""LaTeX for ``\input``; needs ``\usepackage{booktabs}``."""
-    header, *lines = body(layout, table, LATEX)
-    ruled: list[str] = []
-    for line in lines:
-        if line[0] and ruled:
-            ruled.append(r"\addlinespace")
-        ruled.append(" & ".join(line) + r" \\")
-    about = latex_sentence(f"{layout.title}.")
-    below = latex_sentence(" ".join(notes(layout, table)))
-    size = r"\scriptsize\setlength{\tabcolsep}{2pt}" if len(layout.columns) > 4 else r"\small"
-    parts = ["% needs \\usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\caption{{{about}}}", size]
-    parts += [rf"\begin{{tabular}}{{ll{'r' * len(layout.columns)}}}", r"\toprule", " & ".join(header) + r" \\"]
-    parts += [r"\midrule", *ruled, r"\bottomrule", r"\end{tabular}"]
-    parts += [rf"\par\smallskip\footnotesize\raggedright {below}\par", r"\end{table}"]
-    return "\n".join(parts) + "\n"
-
-
-def to_csv(table: pd.DataFrame) -> str:
-    """One line per cell with every number at full precision, and the protocol."""
-    columns = ["row", "column", "estimator", "task", "data", "reported", "mean", "low", "high", "interval", "n"]
-    columns += ["diverged", "failed", "unfinished", "mark", "setting", "settings", "published", "difference"]
-    columns += ["published_source", "published_differences", "published_note"]
-    columns += sorted(str(name) for name in table if str(name).startswith("protocol."))
-    return table.reindex(columns=columns).to_csv(index=False)
-
-
 def write(layout: Layout, frame: pd.DataFrame, output: Path) -> list[Path]:
-    """Write the table as Markdown, LaTeX and CSV into ``output``; returns the files. Raises as :func:`fill`."""
-    table = fill(layout, frame)
-    texts = {"md": to_markdown(layout, table), "tex": to_latex(layout, table), "csv": to_csv(table)}
-    files = []
-    for kind, text in texts.items():
-        files.append(output / f"{layout.name}.{kind}")
-        files[-1].write_text(text, encoding="utf-8")
-    return files
+    """Write the table as Markdown, LaTeX and CSV, its numbers at full precision, into ``output``; returns the files.
+
+    Raises as :func:`fill`.
+    """
+    size = r"\scriptsize\setlength{\tabcolsep}{2pt}" if len(layout.columns) > 4 else r"\small"
+    return tables.write([printed(layout, fill(layout, frame))], output / layout.name, size=size)
 
 
 def of_sweeps(sweeps: Sequence[str]) -> list[Layout]:

@@ -27,8 +27,11 @@ from analysis.figures.curves import save
 from analysis.figures.style import STYLE, Look, families_of, in_order, look, looks
 from analysis.output import make_printable
 from analysis.papers.published import all_published
-from analysis.statistics.intervals import interval, student_half_width
-from analysis.statistics.summary import check_protocols, curve, final_rows, select
+from analysis.statistics.curves import Metric, average
+from analysis.statistics.intervals import interval
+from analysis.statistics.summary import check_protocols, final_rows, select
+from analysis.tables import table
+from analysis.tables.table import NONE, Table
 
 TASK, BASELINE = "semi_supervised", "labelled_only"
 BASELINE_LOOK = Look("labelled images only", "0.45", (0, (1, 1)), "")
@@ -85,29 +88,34 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("estimator", key=lambda names: names.map(order.index), ignore_index=True)
 
 
-def to_markdown(table: pd.DataFrame) -> str:
+def to_markdown(summarised: pd.DataFrame) -> str:
     """The frame of :func:`summary` as a table, published values in parentheses, and what was chosen below it."""
+    return table.to_markdown([printed(summarised)])
+
+
+def printed(summarised: pd.DataFrame) -> Table:
+    """The table of :func:`to_markdown`."""
 
     def cell(row: pd.Series, name: str, digits: int, theirs: float = math.nan) -> str:
         if math.isnan(row[name]):
-            return "-"
+            return NONE
         half = (row[f"{name}_high"] - row[f"{name}_low"]) / 2
         text = f"{row[name]:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
         return text if math.isnan(theirs) else f"{text} ({theirs})"
 
-    lines = ["| estimator of the class | accuracy, % | gain over labels alone | ELBO | bound | seeds |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for _, row in table.iterrows():
+    header = ["estimator of the class", "accuracy, %", "gain over labels alone", "ELBO", "bound", "seeds"]
+    rows = []
+    for _, row in summarised.iterrows():
         cells = [BASELINE_LOOK.label if row["estimator"] == BASELINE else row["estimator"]]
         cells += [cell(row, "accuracy", 1, row["published_accuracy"]), cell(row, "gain", 1)]
         cells += [cell(row, "elbo", 1, row["published_elbo"]), cell(row, "bound", 1), str(row["n"])]
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
     notes = ["Test, mean and 95 % interval over seeds (Student t); the gain is of equal seeds."]
-    if table["published_accuracy"].notna().any():
+    if summarised["published_accuracy"].notna().any():
         notes.append("In parentheses: Jang et al. 2017, Table 2, selected on test.")
-    for _, row in table[table["settings"] > 1].iterrows():
+    for _, row in summarised[summarised["settings"] > 1].iterrows():
         notes.append(f"{row['estimator']}: {row['setting']}, best of {row['settings']} by validation accuracy.")
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
+    return Table(header, rows, notes, numbers=summarised)
 
 
 @matplotlib.style.context(STYLE)
@@ -121,13 +129,12 @@ def accuracy_curves(frame: pd.DataFrame) -> Figure:
     groups = [(each, semi[semi["estimator"] == name]) for name, each in drawn.items()]
     groups.append((BASELINE_LOOK, frame[frame["task"] == BASELINE]))
     for style, runs in groups:
-        if runs.empty:
+        curve = None if runs.empty else average(runs, Metric("valid_accuracy"))
+        if curve is None:
             continue
-        steps, values = curve(runs, "valid_accuracy")
-        mean, half = values.mean(axis=0), student_half_width(values)
-        axes.plot(steps, mean, markevery=max(1, steps.size // 7), **style.line())
-        if np.isfinite(half).all():
-            axes.fill_between(steps, mean - half, mean + half, color=style.color, alpha=0.1, linewidth=0)
+        axes.plot(curve.x, curve.mean, markevery=max(1, curve.x.size // 7), **style.line())
+        if curve.band:
+            axes.fill_between(curve.x, *curve.band, color=style.color, alpha=0.1, linewidth=0)
         handles.append(Line2D([], [], label=style.label, **style.line()))
     axes.set(xlabel="training steps", ylabel="validation accuracy [%]")
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
@@ -174,11 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     output = options.output or options.path / "report"
     output.mkdir(parents=True, exist_ok=True)
-    table = summary(runs)
-    table.to_csv(output / "accuracy.csv", index=False)
-    text = to_markdown(table)
-    (output / "accuracy.md").write_text(text, encoding="utf-8")
-    print(text)
+    drawn_up = printed(summary(runs))
+    table.write([drawn_up], output / "accuracy", ("csv", "md"))
+    print(table.to_markdown([drawn_up]))
     save(accuracy_curves(frame[frame["path"].isin(runs["path"])]), output / "accuracy")
     first = runs[runs["task"] == TASK].sort_values(["estimator", "seed"]).drop_duplicates("estimator")
     for name, path in zip(first["estimator"], first["path"], strict=True):

@@ -1,4 +1,7 @@
-"""What runs with a basket measured (:func:`analysis.records.load_basket`): one row per panel, step and estimator.
+"""Bias and variance of estimators at a point, whoever measured it: a run with a basket, or a certificate.
+
+Of what runs measured (:func:`analysis.records.load_basket`) there is one row per panel, step and estimator; of a
+certificate (:func:`certified`) one per estimator, problem and temperature. Both have the columns of :func:`point`.
 
 A panel is one task, data set and estimator that trains, with equal settings; its runs differ in the seed alone and are
 averaged. Intervals are two standard errors to either side: they hold the noise of the measurement, at the parameters
@@ -9,8 +12,9 @@ interval begins at 0 it cannot be told from no bias. Estimators of another objec
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +24,8 @@ from analysis.statistics.settings import as_text
 
 PANEL = ("task", "data", "estimator")
 SETTINGS = ("task.", "data.", "optimizer", "schedule", "basket.", "steps", "batch_size")
+DEGREE = 3
+"""Of the polynomial that is the loss of a certificate's problems."""
 ROUNDING = 1e-5
 """A relative bias below is that of float32."""
 
@@ -92,15 +98,8 @@ def _row(own: pd.DataFrame) -> dict[str, object]:
     def error(name: str) -> float:
         return math.sqrt(float(own[name].astype(float).pow(2).sum())) / runs
 
-    variance, spread = mean("variance"), 2 * error("variance_error")
-    relative = mean("relative_variance")
-    share = spread / variance if variance > 0 else 0.0
-    low, middle, high = (
-        math.sqrt(max(mean("bias_square") + sign * 2 * error("bias_square_error"), 0.0))
-        if not np.isnan(mean("bias_square"))
-        else math.nan
-        for sign in (-1, 0, 1)
-    )
+    errors = ("variance_error", "bias_square_error", "cosine_error")
+    values = ("variance", "relative_variance", "signal_to_noise", "bias_square", "cosine")
     label = look(first["method"]).label
     return {
         "step": int(first["step"]),
@@ -110,72 +109,74 @@ def _row(own: pd.DataFrame) -> dict[str, object]:
         "label": label if first["measured"] == first["method"] else f"{label} ({first['measured']})",
         "unbiased": bool(first["unbiased"]),
         "evaluations": int(first["evaluations"]),
+        **point({**{name: mean(name) for name in values}, **{name: error(name) for name in errors}}),
+        **{name: mean(name) for name in ("seconds_low", "seconds", "seconds_high")},
+        "runs": runs,
+    }
+
+
+def point(figures: Mapping[str, Any]) -> dict[str, float]:
+    """What a row says of bias and variance, with intervals of two standard errors.
+
+    Args:
+        figures: the fields of ``estimators.moments.Figures``, as a run's basket and a certificate record them; what is
+            missing, or ``None``, is not known.
+    """
+    known = {name: math.nan if value is None else float(value) for name, value in figures.items()}
+    variance, relative = (known.get(name, math.nan) for name in ("variance", "relative_variance"))
+    spread = 2 * known.get("variance_error", math.nan)
+    share = spread / variance if variance > 0 else 0.0 if variance == 0 else math.nan
+    square, error = known.get("bias_square", math.nan), known.get("bias_square_error", math.nan)
+    low, middle, high = (
+        math.nan if math.isnan(square) else math.sqrt(max(square + sign * 2 * error, 0.0)) for sign in (-1, 0, 1)
+    )
+    return {
         "variance": variance,
         "variance_low": max(variance - spread, 0.0),
         "variance_high": variance + spread,
         "relative_variance": relative,
         "relative_low": max(relative * (1 - share), 0.0),
         "relative_high": relative * (1 + share),
-        "signal_to_noise": mean("signal_to_noise"),
+        "signal_to_noise": known.get("signal_to_noise", math.nan),
         "bias": middle,
         "bias_low": low if low > ROUNDING else 0.0,
         "bias_high": high,
-        "cosine": mean("cosine"),
-        "cosine_error": error("cosine_error"),
-        **{name: mean(name) for name in ("seconds_low", "seconds", "seconds_high")},
-        "runs": runs,
+        "cosine": known.get("cosine", math.nan),
+        "cosine_error": known.get("cosine_error", math.nan),
     }
 
 
-def to_csv(found: list[Panel]) -> str:
-    """Every panel, step and estimator at full precision."""
-    about = [{"task": p.task, "data": p.data, "trainer": p.trainer, "reference": p.reference} for p in found]
-    tables = [panel.rows.assign(**where) for panel, where in zip(found, about, strict=True)]
-    table = pd.concat(tables, ignore_index=True)
-    return table[[*about[0], *(name for name in table if name not in about[0])]].to_csv(index=False)
+def certified(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The points of one estimator, as :func:`point` has them, in what ``python -m estimators.check --json`` wrote.
+
+    Where: ``categories``, ``layers``, ``degree`` of the loss, ``swept`` and, where that is true, ``temperature``; the
+    others have the default arguments, and ``evaluations`` and ``seconds`` of one gradient of an example.
+    """
+    about = {"measured": result["name"], "unbiased": result["declared"]["unbiased"]}
+    costs = {cost["categories"]: cost for cost in result["costs"]}
+    rows: list[dict[str, Any]] = []
+    for found in result["problems"]:
+        cost = costs.get(found["categories"])
+        where = {"categories": found["categories"], "layers": found["layers"], "degree": DEGREE, "swept": False}
+        price = {"evaluations": cost["evaluations"], "seconds": 1e-6 * cost["microseconds"]} if cost else {}
+        rows.append({**about, **where, **point(_corrected(found)), **price})
+    for found in result["bias"]:
+        where = {name: found[name] for name in ("categories", "degree", "temperature")}
+        rows.append({**about, "layers": 1, **where, "swept": True, **point(_corrected(found))})
+    return rows
 
 
-HEAD = (
-    *("estimator", "log variance", "std / gradient", "bias / gradient", "cosine", "evaluations"),
-    *("variance x evaluations", "ms per gradient", "variance x ms"),
-)
+def _corrected(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a point; those of older code had the noise of the mean in the bias, and no errors.
 
-
-def to_markdown(found: list[Panel]) -> str:
-    """The last step of every panel, the least variance for its evaluations first."""
-    blocks = []
-    for panel in found:
-        rows = panel.at_the_end()
-        order = (rows["variance"] * rows["evaluations"]).sort_values().index
-        lines = [f"| {' | '.join(cells)} |" for cells in _table(rows.loc[order])]
-        lines.insert(1, f"| --- |{' ---: |' * (len(HEAD) - 1)}")
-        runs = f"{panel.runs} runs" if panel.runs > 1 else "one run"
-        notes = [
-            f"Step {rows['step'].iloc[0]} of {runs}; bias against {panel.reference}; intervals of two standard errors.",
-            "Variance: of the gradient of one minibatch's mean loss, mean over the encoder's parameters. ~0: bias that "
-            "cannot be told from 0, and up to which size it could be there. *: declared biased. Times are those of one "
-            "machine (quartiles).",
-        ]
-        blocks.append("\n".join([f"### {panel.title}", "", *lines, "", *(f"- {note}" for note in notes)]))
-    return "\n\n".join(blocks) + "\n"
-
-
-def _table(rows: pd.DataFrame) -> Iterator[tuple[str, ...]]:
-    yield HEAD
-    for row in rows.to_dict("records"):
-        share = (row["variance_high"] - row["variance"]) / row["variance"] if row["variance"] > 0 else 0.0
-        resolved = row["cosine"] == row["cosine"]
-        yield (
-            row["label"] + ("" if row["unbiased"] else " \\*"),
-            f"{math.log(row['variance']):.2f} ± {share:.2f}" if row["variance"] > 0 else "none",
-            f"{row['relative_variance'] ** 0.5:.3g}",
-            bias_text(row),
-            f"{row['cosine']:.3f} ± {2 * row['cosine_error']:.3f}" if resolved else "not resolved",
-            f"{row['evaluations']}",
-            f"{row['variance'] * row['evaluations']:.2e}",
-            f"{1e3 * row['seconds']:.2g} ({1e3 * row['seconds_low']:.2g} .. {1e3 * row['seconds_high']:.2g})",
-            f"{1e3 * row['variance'] * row['seconds']:.2e}",
-        )
+    With ``b`` that bias and ``e`` its resolution, ``b^2 - e^2`` is the corrected square. Its standard error is at most
+    that of noise in one direction: ``sqrt(4 (b^2 - e^2) e^2 + 2 e^4)``.
+    """
+    if "bias_square" in found or found["relative_bias"] is None:
+        return dict(found)
+    square, noise = found["relative_bias"] ** 2 - found["resolution"] ** 2, found["resolution"] ** 2
+    error = math.sqrt(4 * max(square, 0.0) * noise + 2 * noise**2)
+    return {**found, "bias_square": square, "bias_square_error": error}
 
 
 def bias_text(row: dict[str, float]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +10,8 @@ from analysis.figures import sensitivity
 from analysis.statistics.comparisons import across_tasks, pairs, verdict
 from analysis.statistics.settings import as_text
 from analysis.statistics.summary import COMPARISON, select
+from analysis.tables import table
+from analysis.tables.table import NONE, Table
 
 
 def write(runs: pd.DataFrame, output: Path) -> tuple[list[str], list[Path]]:
@@ -20,7 +21,8 @@ def write(runs: pd.DataFrame, output: Path) -> tuple[list[str], list[Path]]:
     """
     chosen = select(runs)
     compared, together = pairs(chosen), across_tasks(chosen)
-    blocks, files = [], []
+    blocks: list[Table] = []
+    files = []
     if not compared.empty:
         files.append(output / "pairs.csv")
         compared.to_csv(files[-1], index=False)
@@ -31,8 +33,7 @@ def write(runs: pd.DataFrame, output: Path) -> tuple[list[str], list[Path]]:
         together.to_csv(files[-1], index=False)
         blocks.append(_together(together))
     if blocks:
-        files.append(output / "comparisons.md")
-        files[-1].write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+        files += table.write(blocks, output / "comparisons", ("md",))
     return verdict(compared), files
 
 
@@ -40,15 +41,15 @@ def write_sensitivity(frame: pd.DataFrame, output: Path) -> list[Path]:
     """Write ``sensitivity.csv`` and its figure into ``output`` if some estimator has several learning rates."""
     from analysis.figures import curves as figures
 
-    table = sensitivity.sensitivity(frame)
-    figure = sensitivity.figure(table)
+    by_rate = sensitivity.sensitivity(frame)
+    figure = sensitivity.figure(by_rate)
     if figure is None:
         return []
-    table.to_csv(output / "sensitivity.csv", index=False)
+    by_rate.to_csv(output / "sensitivity.csv", index=False)
     return [output / "sensitivity.csv", *figures.save(figure, output / "sensitivity")]
 
 
-def _best_against_the_others(where: str, group: pd.DataFrame) -> str:
+def _best_against_the_others(where: str, group: pd.DataFrame) -> Table:
     """The pairs of the estimator that is before most of the others."""
     ahead = group[group["n"] > 0]["estimator"].value_counts()
     best = str(ahead.index[0]) if len(ahead) else str(group["estimator"].iloc[0])
@@ -66,29 +67,23 @@ def _best_against_the_others(where: str, group: pd.DataFrame) -> str:
         numbers.append(f"[{_number(p[0])}, {_number(p[2])}]")
         rows.append([str(pair["other"] if first else pair["estimator"]), *numbers])
     about = "Differences of negative test bounds in nats, paired by seed; P(lower): the share of seeds in which it is."
-    lines = [*verdict(group), about]
-    return "\n".join([f"### {where}", "", *_markdown(header, rows), "", *(f"- {line}" for line in lines)])
+    return Table(header, rows, [*verdict(group), about], where, numbers=own)
 
 
-def _together(table: pd.DataFrame) -> str:
+def _together(scores: pd.DataFrame) -> Table:
     header = ["estimator", "interquartile mean", "95 % interval", "runs", "diverged", "failed", "unfinished"]
     rows = []
-    for row in table.to_dict("records"):
+    for row in scores.to_dict("records"):
         interval = f"[{_number(row['low'])}, {_number(row['high'])}]"
         counts = [str(row[name]) for name in ("n", "diverged", "failed", "unfinished")]
         rows.append([row["estimator"], _number(row["iqm"]), interval, *counts])
-    tasks = int(table["tasks"].iloc[0])
-    lines = [f"- {tasks} tasks, each scaled to 0 for the lowest mean and 1 for the highest: lower is better."]
-    lines.append("- Stratified bootstrap over seeds; with few seeds it is too narrow.")
-    if left_out := table.attrs["left_out"]:
-        lines.append(f"- Without a finished run on some task, hence left out: {', '.join(left_out)}.")
-    return "\n".join(["### All tasks together", "", *_markdown(header, rows), "", *lines])
+    tasks = int(scores["tasks"].iloc[0])
+    lines = [f"{tasks} tasks, each scaled to 0 for the lowest mean and 1 for the highest: lower is better."]
+    lines.append("Stratified bootstrap over seeds; with few seeds it is too narrow.")
+    if left_out := scores.attrs["left_out"]:
+        lines.append(f"Without a finished run on some task, hence left out: {', '.join(left_out)}.")
+    return Table(header, rows, lines, "All tasks together", numbers=scores)
 
 
 def _number(value: float, digits: int = 2) -> str:
-    return "-" if as_text(value) == "none" else f"{value:.{digits}f}"
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
+    return NONE if as_text(value) == "none" else f"{value:.{digits}f}"

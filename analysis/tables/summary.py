@@ -7,49 +7,23 @@ what was evaluated alike stands in one column.
 from __future__ import annotations
 
 import math
-import re
-import textwrap
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import compress
 
 import pandas as pd
 
 from analysis.statistics.settings import as_text
 from analysis.statistics.summary import COMPARISON
+from analysis.tables import table
+from analysis.tables.table import BEST, MINUS, NONE, TIE, Cell, Marked, Markup, Table
+from analysis.tables.table import LATEX as LATEX
+from analysis.tables.table import MARKDOWN as MARKDOWN
+from analysis.tables.table import TEXT as TEXT
 
 CSV_COLUMNS = ["task", "data", "estimator", "variant", "metric", "mean", "low", "high", "interval", "n"]
 CSV_COLUMNS += ["diverged", "failed", "unfinished", "setting", "settings", "valid"]
 CSV_COLUMNS += ["cell_diverged", "cell_failed", "cell_unfinished"]
 CSV_COLUMNS += ["published", "difference", "published_source", "published_differences", "published_note"]
-
-
-@dataclass(frozen=True)
-class Markup:
-    """How one output format writes what the tables need."""
-
-    plus_minus: str
-    minus: str
-    none: str
-    best: Callable[[str], str]
-    tie: Callable[[str], str]
-    escape: Callable[[str], str] = str
-
-
-def _escape_latex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
-    special |= {character: "\\" + character for character in "&%$#_{}"}
-    return "".join(special.get(character, character) for character in text)
-
-
-def _escape_markdown(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-TEXT = Markup(" ± ", "-", "-", best=lambda cell: f"{cell} *", tie=lambda cell: f"{cell} ~")
-MARKDOWN = Markup(" ± ", "-", "-", lambda cell: f"**{cell}**", lambda cell: f"{cell} ~", _escape_markdown)
-LATEX = Markup(
-    r" $\pm$ ", "$-$", "--", lambda cell: rf"\textbf{{{cell}}}", lambda cell: rf"{cell}$^\sim$", _escape_latex
-)
 
 
 def ties(group: pd.DataFrame) -> list[str]:
@@ -65,27 +39,44 @@ def ties(group: pd.DataFrame) -> list[str]:
     words = []
     for index, low, high in zip(group.index, lows, highs, strict=True):
         overlaps = low <= highs[best] and lows[best] <= high
-        words.append("best" if index == best else "tie" if overlaps else "")
+        words.append(BEST if index == best else TIE if overlaps else "")
     return words
+
+
+def comparisons(summary: pd.DataFrame) -> list[Table]:
+    """One table per task and data set, a row per estimator; ``numbers`` are the rows at full precision."""
+    protocol_of = sorted(str(column) for column in summary if str(column).startswith("protocol."))
+    config = [name for name in ("steps", "optimizer", "batch_size", "test_samples") if name in summary]
+    columns = [*CSV_COLUMNS, *config, *protocol_of]
+    return [_table(group, group.reindex(columns=columns)) for _, group in summary.groupby(COMPARISON)]
+
+
+def _table(group: pd.DataFrame, numbers: pd.DataFrame) -> Table:
+    group = group.reset_index(drop=True)
+    return replace(_cells(group), notes=notes(group), title=title(group), caption=caption(group), numbers=numbers)
 
 
 def cells(group: pd.DataFrame, markup: Markup) -> list[list[str]]:
     """One comparison as strings: a header and a line per estimator, all of the same length."""
+    return _cells(group).cells(markup)
+
+
+def _cells(group: pd.DataFrame) -> Table:
     symmetric = not (group["interval"] == "BCa bootstrap").any()
     lost = [_lost(row) for _, row in group.iterrows()]
     metric = _common(group, "metric")
-    exact = metric == "value"
+    digits = 6 if metric == "value" else 2
     unit = {"value": "loss"}.get(metric, "nats" if _is_bound(group) else metric.replace("_", " "))
-    table = [["estimator", unit, "seeds", "not finished", "published", "difference"]]
+    header = ["estimator", unit, "seeds", "not finished", "published", "difference"]
+    lines: list[list[Cell]] = []
     for (_, row), mark, words in zip(group.iterrows(), ties(group), lost, strict=True):
-        value = _number(row, markup, symmetric, digits=6 if exact else 2)
-        value = {"best": markup.best, "tie": markup.tie}.get(mark, str)(value)
-        published = markup.none if math.isnan(row["published"]) else f"{row['published']:.1f}"
-        difference = markup.none if math.isnan(row["difference"]) else signed(row["difference"], markup)
-        line = [markup.escape(row["label"]), value, str(row["n"]), words or markup.none, published, difference]
-        table.append(line)
+        published = NONE if math.isnan(row["published"]) else f"{row['published']:.1f}"
+        difference = NONE if math.isnan(row["difference"]) else signed(row["difference"])
+        value = Marked(_number(row, symmetric, digits), mark)
+        lines.append([row["label"], value, str(row["n"]), words or NONE, published, difference])
     keep = [True, True, True, any(lost), group["published"].notna().any(), group["difference"].notna().any()]
-    return [[cell for cell, kept in zip(line, keep, strict=True) if kept] for line in table]
+    rows = [list(compress(line, keep)) for line in lines]
+    return Table(list(compress(header, keep)), rows)
 
 
 def _is_bound(group: pd.DataFrame) -> bool:
@@ -93,9 +84,9 @@ def _is_bound(group: pd.DataFrame) -> bool:
     return _common(group, "metric") in ("", "bound", "pseudo_bound")
 
 
-def _number(row: pd.Series, markup: Markup, symmetric: bool, digits: int = 2) -> str:
+def _number(row: pd.Series, symmetric: bool, digits: int) -> str:
     if math.isnan(row["mean"]):
-        return markup.none
+        return NONE
     if row["negated"]:
         low, mean, high = -row["high"], -row["mean"], -row["low"]
     else:
@@ -104,14 +95,13 @@ def _number(row: pd.Series, markup: Markup, symmetric: bool, digits: int = 2) ->
     if math.isnan(low):
         return text
     if symmetric:
-        return f"{text}{markup.plus_minus}{high - mean:.{digits}f}"
+        return f"{text} ± {high - mean:.{digits}f}"
     return f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def signed(value: float, markup: Markup) -> str:
+def signed(value: float) -> str:
     """A difference with its sign, to a tenth."""
-    text = f"{value:+.1f}"
-    return text.replace("-", markup.minus)
+    return f"{value:+.1f}".replace("-", MINUS)
 
 
 def _lost(row: pd.Series) -> str:
@@ -195,72 +185,21 @@ def _common(group: pd.DataFrame, *columns: str) -> str:
     return ""
 
 
-def _groups(summary: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    for _, group in summary.groupby(COMPARISON):
-        yield group.reset_index(drop=True)
-
-
 def to_text(summary: pd.DataFrame, width: int = 100) -> str:
-    """For the screen. Where a table is wider than ``width`` characters, one estimator takes one block of lines."""
-    blocks = []
-    for group in _groups(summary):
-        table = cells(group, TEXT)
-        heading, *about = (
-            textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False)
-            for line in [title(group), *caption(group), *notes(group)]
-        )
-        blocks.append("\n".join([heading, "", *_aligned(table, width), "", *about]))
-    return "\n\n\n".join(blocks)
-
-
-def _aligned(table: list[list[str]], width: int) -> list[str]:
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    if sum(widths) + 2 * (len(widths) - 1) > width:
-        lines = []
-        for row in table[1:]:
-            lines.append(row[0])
-            lines += [f"  {name}: {cell}" for name, cell in zip(table[0][1:], row[1:], strict=True)]
-        return lines
-    lines = ["  ".join(cell.ljust(size) for cell, size in zip(line, widths, strict=True)).rstrip() for line in table]
-    return [lines[0], "  ".join("-" * size for size in widths), *lines[1:]]
+    """For the screen: :meth:`analysis.tables.table.Table.to_text` of each task and data set."""
+    return "\n\n\n".join(each.to_text(width) for each in comparisons(summary))
 
 
 def to_markdown(summary: pd.DataFrame) -> str:
     """GitHub-flavoured Markdown: a heading, a table and its notes per task and data set."""
-    blocks = []
-    for group in _groups(summary):
-        header, *body = cells(group, MARKDOWN)
-        lines = [f"| {' | '.join(line)} |" for line in ([header, ["---"] + ["---:"] * (len(header) - 1), *body])]
-        blocks.append(
-            "\n".join([f"### {title(group)}", "", *lines, "", *(f"- {note}" for note in caption(group) + notes(group))])
-        )
-    return "\n\n".join(blocks) + "\n"
+    return table.to_markdown(comparisons(summary))
 
 
 def to_latex(summary: pd.DataFrame) -> str:
     r"""LaTeX for ``\input``; needs ``\usepackage{booktabs}``."""
-    blocks = ["% needs \\usepackage{booktabs}"]
-    for group in _groups(summary):
-        header, *body = cells(group, LATEX)
-        about = latex_sentence(" ".join([title(group) + ".", *caption(group)]))
-        lines = [r"\begin{table}", r"\centering", rf"\caption{{{about}}}"]
-        lines += [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", " & ".join(header) + r" \\"]
-        lines += [r"\midrule", *(" & ".join(line) + r" \\" for line in body), r"\bottomrule", r"\end{tabular}"]
-        if below := notes(group):
-            lines.append(rf"\par\smallskip\footnotesize\raggedright {latex_sentence(' '.join(below))}\par")
-        blocks.append("\n".join([*lines, r"\end{table}"]))
-    return "\n\n".join(blocks) + "\n"
-
-
-def latex_sentence(text: str) -> str:
-    """``text`` escaped, with its bounds on ``-log p`` as formulas."""
-    text = _escape_latex(text).replace(r"\textasciitilde{}", r"$\sim$")
-    text = re.sub(r"-log p\(([xy|]+)\) \$<\$=", r"$-\\log p(\1) \\le$", text)
-    return re.sub(r"-log p\(([xy|]+)\)", r"$-\\log p(\1)$", text)
+    return table.to_latex(comparisons(summary))
 
 
 def to_csv(summary: pd.DataFrame) -> str:
     """One line per cell with every number at full precision, and the protocol."""
-    protocol = sorted(str(column) for column in summary if str(column).startswith("protocol."))
-    config = [name for name in ("steps", "optimizer", "batch_size", "test_samples") if name in summary]
-    return summary.reindex(columns=[*CSV_COLUMNS, *config, *protocol]).to_csv(index=False)
+    return table.to_csv(comparisons(summary))

@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -21,12 +20,11 @@ import yaml
 from analysis.defaults import complete
 from analysis.output import Parser
 from analysis.records import CHECKPOINT, CONFIG, RunRecord
+from estimators.moments import Moments, figures
 from training.config import targets
 from training.config.compose import composed
 from training.devices import pick_device
 from training.errors import UserError
-from training.gradients import moments
-from training.gradients.moments import Moments
 from training.gradients.point import Point, draw, reference_gradient, warmed_up
 from training.pack import checkpoints
 from training.pack.build import build
@@ -47,17 +45,7 @@ class PointVariance:
         unbiased: whether it says so.
         evaluations: of the loss, per gradient and example.
         draws: the number of gradients.
-        variance: of one gradient, mean over the parameters, in squared units of it.
-        variance_error: the standard error of ``variance``, from its spread over blocks of draws.
-        signal_to_noise: ``|E g| / sqrt(E |g - E g|^2)``, with the squared norm of the mean corrected for its own noise
-            (and 0 where that leaves nothing).
-        relative_variance: ``E |g - E g|^2 / |r|^2`` with r the reference gradient; this and what follows is NaN without
-            a reference, and where its noise is larger than itself.
-        bias_square: ``|E g - r|^2 / |r|^2``, corrected for the noise of both: its mean is 0 without bias, and it may be
-            negative.
-        bias_square_error: its standard error (:func:`training.gradients.moments.relative_bias`).
-        cosine: of the angle between E g and r, with corrected norms; NaN where its standard error is above 0.5.
-        cosine_error: its standard error.
+        variance, ..., cosine_error: :class:`estimators.moments.Figures`.
     """
 
     measured: str
@@ -124,11 +112,7 @@ def measure(
     for name, node in estimators.items():
         own = point.own(node)
         found, pack = draw(point, own, name, draws, warmed_up(point, own, name, warm_up))
-        variance, error = found.variance()
-        trace = variance * found.means.shape[1]
-        signal = max(moments.square(found.mean), 0.0)
-        result = partial(
-            PointVariance,
+        yield PointVariance(
             measured=name,
             method=node["name"],
             method_family=pack.estimator.family,
@@ -136,23 +120,7 @@ def measure(
             unbiased=bool(pack.estimator.unbiased),
             evaluations=pack.evaluations,
             draws=found.draws,
-            variance=variance,
-            variance_error=error,
-            signal_to_noise=math.sqrt(signal / trace) if trace > 0 else math.inf,
-        )
-        if reference is None:
-            yield result()
-            continue
-        norm = moments.square(reference.mean)
-        bias, bias_error = moments.relative_bias(found, reference)
-        cosine, cosine_error = moments.with_error(moments.cosine, found, reference)
-        cosine = cosine if cosine_error <= 0.5 else math.nan  # it says nothing
-        yield result(
-            relative_variance=trace / norm if norm > 0 else math.nan,
-            bias_square=bias,
-            bias_square_error=bias_error,
-            cosine=cosine,
-            cosine_error=cosine_error,
+            **asdict(figures(found, reference)),
         )
 
 

@@ -10,11 +10,10 @@ from dataclasses import asdict
 import torch
 from torch import Tensor, nn
 
-from estimators import noise_source
+from estimators import moments, noise_source
+from estimators.moments import Moments
 from training.config import schema, validity
 from training.errors import UserError
-from training.gradients import moments
-from training.gradients.moments import Moments
 from training.pack.build import build
 from training.pack.pack import Config, Pack
 from training.replicas import optimisers

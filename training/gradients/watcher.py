@@ -7,8 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from analysis.records import BASKET, REPLAYED
+from estimators import moments
 from training.config.identity import kind_of
-from training.gradients import basket, moments, point
+from training.gradients import basket, point
 from training.interrupt import Stopped, asked
 from training.pack.pack import Config
 from training.pack.watchers import Training

@@ -1,0 +1,241 @@
+"""A table as texts, and how each format writes it: the screen, Markdown, LaTeX, CSV, HTML.
+
+A cell is plain text. In a column of numbers ``±`` stands before half a width, :data:`MINUS` is a sign that is set as
+one, and :data:`NONE` stands where there is no number; each format has its own form of these, and escapes the rest.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+NONE, MINUS = "-", "\N{MINUS SIGN}"
+BEST, TIE = "best", "tie"
+
+
+class Marked(NamedTuple):
+    """A cell that is the ``best`` of those it is compared with, or a ``tie`` with it; nothing if ``mark`` is empty."""
+
+    text: str
+    mark: str
+
+
+Cell = str | Marked
+
+
+@dataclass(frozen=True)
+class Markup:
+    """How one format writes what the tables need.
+
+    Attributes:
+        plus_minus, minus, none: what stands for ``±``, :data:`MINUS` and :data:`NONE` in a column of numbers.
+        best, tie: mark a cell.
+        escape: makes a cell's text safe.
+        sentence: makes a title, a caption or a note safe.
+    """
+
+    plus_minus: str
+    minus: str
+    none: str
+    best: Callable[[str], str]
+    tie: Callable[[str], str]
+    escape: Callable[[str], str] = str
+    sentence: Callable[[str], str] = str
+
+
+def _escape_latex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
+    special |= {character: "\\" + character for character in "&%$#_{}"}
+    return "".join(special.get(character, character) for character in text)
+
+
+def latex_sentence(text: str) -> str:
+    """``text`` escaped, with its bounds on ``-log p`` as formulas."""
+    text = _escape_latex(text).replace(r"\textasciitilde{}", r"$\sim$")
+    text = re.sub(r"-log p\(([xy|]+)\) \$<\$=", r"$-\\log p(\1) \\le$", text)
+    return re.sub(r"-log p\(([xy|]+)\)", r"$-\\log p(\1)$", text)
+
+
+def _escape_markdown(text: str) -> str:
+    return _no_tags(re.sub(r"[\\|*`]", r"\\\g<0>", text))
+
+
+def _no_tags(text: str) -> str:
+    return re.sub(r"<(?=[A-Za-z/!?])", r"\\<", text)
+
+
+PLAIN = Markup("±", "-", "-", best=str, tie=str)
+TEXT = Markup("±", "-", "-", best=lambda cell: f"{cell} *", tie=lambda cell: f"{cell} ~")
+MARKDOWN = Markup("±", "-", "-", lambda cell: f"**{cell}**", lambda cell: f"{cell} ~", _escape_markdown, _no_tags)
+LATEX = Markup(
+    *(r"$\pm$", "$-$", "--"),
+    lambda cell: rf"\textbf{{{cell}}}",
+    lambda cell: rf"{cell}$^\sim$",
+    _escape_latex,
+    latex_sentence,
+)
+HTML = Markup(
+    *("±", MINUS, "–"),
+    lambda cell: f"<strong>{cell}</strong>",
+    lambda cell: f"{cell} ~",
+    html.escape,
+    html.escape,
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts under a header, and what one must know to read them.
+
+    Attributes:
+        header: the names of the columns.
+        rows: of each row its cells, as many as the header has names.
+        notes: sentences below the table.
+        title: what the numbers are, without a full stop.
+        caption: sentences that belong to the title; Markdown and the screen have them with the notes.
+        labels: so many columns, the first ones, hold names and not numbers; of several, the first one groups rows.
+        numbers: what the cells were made of, at full precision, for CSV; by default CSV has the cells.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    notes: Sequence[str] = ()
+    title: str = ""
+    caption: Sequence[str] = ()
+    labels: int = 1
+    numbers: pd.DataFrame | None = None
+
+    def cells(self, markup: Markup) -> list[list[str]]:
+        """The header and the rows as ``markup`` writes them."""
+        rows = [[_written(cell, markup, place >= self.labels) for place, cell in enumerate(row)] for row in self.rows]
+        return [[_written(name, markup, False) for name in self.header], *rows]
+
+    def to_text(self, width: int = 100) -> str:
+        """For the screen. Where the table is wider than ``width`` characters, each row takes a block of lines."""
+        title, *about = (
+            textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False)
+            for line in [self.title, *self.caption, *self.notes]
+        )
+        parts = [[title]] if title else []
+        parts += [_aligned(self.cells(TEXT), width), *([about] if about else [])]
+        return "\n\n".join("\n".join(part) for part in parts)
+
+    def to_markdown(self) -> str:
+        """GitHub-flavoured Markdown: a heading, the table, the caption and the notes as a list."""
+        header, *rows = self.cells(MARKDOWN)
+        rule = ["---" if place < self.labels else "---:" for place in range(len(header))]
+        about = [f"- {_sentence(line, MARKDOWN)}" for line in (*self.caption, *self.notes)]
+        parts = [[f"### {_sentence(self.title, MARKDOWN)}"]] if self.title else []
+        parts += [[f"| {' | '.join(line)} |" for line in (header, rule, *rows)], *([about] if about else [])]
+        return "\n\n".join("\n".join(part) for part in parts)
+
+    def to_latex(self, size: str = "") -> str:
+        r"""A ``table`` for ``\input``, its numbers in the font ``size``; needs ``\usepackage{booktabs}``."""
+        header, *rows = self.cells(LATEX)
+        lines = [r"\begin{table}", r"\centering"]
+        lines.append(rf"\caption{{{_sentence(' '.join([f'{self.title}.', *self.caption]), LATEX)}}}")
+        lines += [size] if size else []
+        lines.append(rf"\begin{{tabular}}{{{'l' * self.labels}{'r' * (len(header) - self.labels)}}}")
+        lines += [r"\toprule", " & ".join(header) + r" \\", r"\midrule"]
+        for number, row in enumerate(rows):
+            if self.labels > 1 and number and row[0]:
+                lines.append(r"\addlinespace")
+            lines.append(" & ".join(row) + r" \\")
+        lines += [r"\bottomrule", r"\end{tabular}"]
+        if self.notes:
+            lines.append(rf"\par\smallskip\footnotesize\raggedright {_sentence(' '.join(self.notes), LATEX)}\par")
+        return "\n".join([*lines, r"\end{table}"])
+
+    def to_html(self) -> str:
+        """A ``table`` with its caption, and the notes as a list; every text is escaped."""
+        header, *rows = self.cells(HTML)
+        kinds = ["text" if place < self.labels else "number" for place in range(len(header))]
+        lines = ["<table>", f"<caption>{_sentence(self.title, HTML)}</caption>" if self.title else ""]
+        for name, part in (("thead", [header]), ("tbody", rows)):
+            tag = "th" if name == "thead" else "td"
+            lines.append(f"<{name}>")
+            for row in part:
+                cells = (f'<{tag} class="{kind}">{cell}</{tag}>' for kind, cell in zip(kinds, row, strict=True))
+                lines.append(f"<tr>{''.join(cells)}</tr>")
+            lines.append(f"</{name}>")
+        lines.append("</table>")
+        if about := [*self.caption, *self.notes]:
+            lines += ["<ul>", *(f"<li>{_sentence(line, HTML)}</li>" for line in about), "</ul>"]
+        return "\n".join(line for line in lines if line)
+
+    def _repr_html_(self) -> str:
+        return self.to_html()  # what a notebook shows
+
+
+def to_markdown(tables: Sequence[Table]) -> str:
+    """A Markdown file of the tables, one below the other."""
+    return "\n\n".join(table.to_markdown() for table in tables) + "\n"
+
+
+def to_latex(tables: Sequence[Table], size: str = "") -> str:
+    """A LaTeX file of the tables: see :meth:`Table.to_latex`."""
+    return "\n\n".join(["% needs \\usepackage{booktabs}", *(table.to_latex(size) for table in tables)]) + "\n"
+
+
+def to_csv(tables: Sequence[Table]) -> str:
+    """One header and the numbers of all tables at full precision; of a table without ``numbers`` its cells."""
+    numbers = [table.numbers for table in tables if table.numbers is not None]
+    if len(numbers) == len(tables):
+        return str((pd.concat(numbers, ignore_index=True) if numbers else pd.DataFrame()).to_csv(index=False))
+    text = io.StringIO()
+    for table in tables:
+        csv.writer(text, lineterminator="\n").writerows(table.cells(PLAIN))
+    return text.getvalue()
+
+
+def write(
+    tables: Sequence[Table], stem: Path, kinds: Sequence[str] = ("md", "tex", "csv"), size: str = ""
+) -> list[Path]:
+    """Write ``stem.md``, ``stem.tex``, ``stem.csv``, those of them in ``kinds``; returns the files."""
+    writers: dict[str, Callable[[], str]] = {
+        "md": lambda: to_markdown(tables),
+        "tex": lambda: to_latex(tables, size),
+        "csv": lambda: to_csv(tables),
+    }
+    files = []
+    for kind in kinds:
+        files.append(stem.with_name(f"{stem.name}.{kind}"))
+        files[-1].write_text(writers[kind](), encoding="utf-8")
+    return files
+
+
+def _written(cell: Cell, markup: Markup, is_number: bool) -> str:
+    text, mark = cell if isinstance(cell, Marked) else (cell, "")
+    text = markup.escape(_one_line(text))
+    if is_number:
+        text = markup.none if text == NONE else text.replace("±", markup.plus_minus).replace(MINUS, markup.minus)
+    return {BEST: markup.best, TIE: markup.tie}.get(mark, str)(text)
+
+
+def _sentence(text: str, markup: Markup) -> str:
+    return markup.sentence(_one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"[\r\n]+", " ", text)
+
+
+def _aligned(table: list[list[str]], width: int) -> list[str]:
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    if sum(widths) + 2 * (len(widths) - 1) > width:
+        lines = []
+        for row in table[1:]:
+            lines.append(row[0])
+            lines += [f"  {name}: {cell}" for name, cell in zip(table[0][1:], row[1:], strict=True)]
+        return lines
+    lines = ["  ".join(cell.ljust(size) for cell, size in zip(line, widths, strict=True)).rstrip() for line in table]
+    return [lines[0], "  ".join("-" * size for size in widths), *lines[1:]]
