@@ -154,7 +154,9 @@ def looks(estimators: Iterable[str], families: Mapping[str, str | None] | None =
         color = COLORS.get(said or "", OTHER)
         base = LOOKS.get(method) or found.get(method)
         place = _places().index((base.marker, base.linestyle)) if base else _hash(method)
-        marker, line = _free(color, place, _hash(variant) if variant else 0, found.values())
+        drawn = list(found.values())
+        kept = drawn if variant else [*LOOKS.values(), *drawn]
+        marker, line = _free(place, _hash(variant) if variant else 0, kept, [x for x in drawn if x.color == color])
         found[name] = Look(f"{label}, {variant}" if variant else label, color, line, marker)
     return {name: found[name] for name in names}
 
@@ -164,18 +166,16 @@ def _places() -> list[tuple[str, Line]]:
     return [(marker, line) for marker in MARKERS for line in LINES]
 
 
-def _free(color: str, place: int, shift: int, drawn: Iterable[Look]) -> tuple[str, Line]:
-    """The first marker and line from ``place`` on that neither a known method nor one that is ``drawn`` has, with the
-    lines of its marker first; if there is none left, the first that is not drawn in this ``color``."""
+def _free(place: int, shift: int, *kept: list[Look]) -> tuple[str, Line]:
+    """The first marker and line from ``place`` on, with the lines of its marker first, that none of the first of
+    ``kept`` has; if there is none left, that none of the next has."""
     places = _places()
     first = place % len(places) // len(LINES) * len(LINES)
     lines = [places[first + (place + shift + number) % len(LINES)] for number in range(len(LINES))]
     others = [places[(first + number) % len(places)] for number in range(len(LINES), len(places))]
-    drawn = list(drawn)
-    in_grey = {(each.marker, each.linestyle) for each in [*LOOKS.values(), *drawn]}
-    in_color = {(each.marker, each.linestyle) for each in drawn if each.color == color}
-    for taken in (in_grey, in_color):
-        if free := [each for each in [*lines, *others] if each not in taken]:
+    for each in kept:
+        taken = {(drawn.marker, drawn.linestyle) for drawn in each}
+        if free := [pair for pair in [*lines, *others] if pair not in taken]:
             return free[0]
     return lines[0]
 
