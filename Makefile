@@ -26,7 +26,7 @@ lint: setup ## format, lint and types
 	$(BIN)/mypy
 
 bench: setup ## what a gradient of every estimator costs; the training step beside its matrix products and its peers
-	$(BIN)/python -m estimators.benchmark
+	$(BIN)/python -m training.benchmarks.estimators
 	$(BIN)/python -m training.benchmark
 	$(BIN)/python -m training.benchmarks.evaluation
 
@@ -34,14 +34,14 @@ CERTIFICATES = docs/results/certificates
 
 certificates: setup ## measure bias and variance of every estimator; tables and figures of docs/estimators.md anew
 	$(BIN)/python -m estimators.check --json $(CERTIFICATES)/certificates.json
-	$(BIN)/python -m estimators.table docs/estimators.md $(CERTIFICATES)/certificates.json
+	$(BIN)/python -m training.documents.table docs/estimators.md $(CERTIFICATES)/certificates.json
 	$(BIN)/python -m analysis.papers.certificates $(CERTIFICATES)/certificates.json $(CERTIFICATES)
 
 paper: setup ## every table and figure of docs/results anew from the runs in runs/, and which runs are missing
 	$(BIN)/python -m training.paper
 
 noise: setup ## the library's Gumbel noise that the interactive page shows
-	$(BIN)/python -m estimators.draws analysis/page/gumbel_noise.json
+	$(BIN)/python -m training.documents.draws analysis/page/gumbel_noise.json
 
 SEMI_SUPERVISED = docs/results/semi_supervised
 

@@ -32,8 +32,9 @@ import torch
 from torch import Tensor, nn
 
 import estimators
-from estimators import contract, table
+from estimators import contract
 from estimators.base import Estimator, Loss
+from estimators.certificate import certificate
 from estimators.exact import Exact
 from estimators.moments import GradientMoments, gradient_moments
 
@@ -419,7 +420,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = merged(report, measured)
     if options.json and options.json != "-":
         Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1) if options.json == "-" else table.certificate(measured))
+    print(json.dumps(report, indent=1) if options.json == "-" else certificate(measured))
     return 0 if all(result["contract"]["holds"] for result in results) else 1
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import estimators
-from estimators import benchmark
+from training.benchmarks import estimators as benchmark
 
 CPU = torch.device("cpu")
 

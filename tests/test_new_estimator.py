@@ -46,7 +46,8 @@ from pathlib import Path
 from analysis.figures import curves
 from analysis.figures.style import OTHER
 from analysis.records import load
-from estimators import METHODS, check, table
+from estimators import METHODS, check
+from training.documents import table
 frame = load(sys.argv[1])
 figure = curves.learning_curves(frame)
 (legend,) = figure.legends
@@ -56,7 +57,7 @@ print(json.dumps({
     "row": "home-made" in table.markdown(),
     "label": [text.get_text() for text in legend.get_texts()],
     "other": [line.get_color() == OTHER for line in legend.get_lines()],
-    "marker": len({line.get_marker() for line in legend.get_lines()}),
+    "looks": len({(line.get_marker(), line.get_color()) for line in legend.get_lines()}),
     "family": sorted(set(frame["family"])),
     "option": sorted(set(frame["estimator.share"].dropna())),
 }))
@@ -122,7 +123,7 @@ def test_it_trains_and_is_drawn(copy):
         "row": True,
         "label": ["NVIL", "RLOO", "half"],
         "other": [False, False, True],
-        "marker": 3,
+        "looks": 3,
         "family": ["home-made", "score function"],
         "option": [0.5],
     }

@@ -21,7 +21,7 @@ from analysis.statistics.intervals import interval, student_half_width
 from analysis.statistics.summary import curve, final_rows, ranked, select, summarise
 from analysis.tables import summary as tables
 from estimators import noise
-from estimators.draws import draws
+from training.documents.draws import draws
 
 NASTY = "</script><script>alert(1)</script><!-- \"quoted\" & 'ü' \u2028"
 

@@ -1,4 +1,4 @@
-"""``python -m estimators.draws FILE.json``: Gumbel noise as data, for pages and figures that run without torch.
+"""``python -m training.documents.draws FILE.json``: Gumbel noise as data, for pages and figures that run without torch.
 
 The file holds ``seed`` and ``noise``: ``DRAWS`` rows of ``CATEGORIES`` standard Gumbel variables to four decimals, from
 :func:`estimators.noise.gumbel`, that is from where every estimator takes its noise.
@@ -29,5 +29,5 @@ def draws() -> dict[str, Any]:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m estimators.draws FILE.json")
+        sys.exit("usage: python -m training.documents.draws FILE.json")
     Path(sys.argv[1]).write_text(json.dumps(draws(), separators=(",", ":")) + "\n")

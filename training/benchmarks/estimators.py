@@ -1,4 +1,4 @@
-"""``python -m estimators.benchmark``: what a gradient costs, relative to others in the same run.
+"""``python -m training.benchmarks.estimators``: what a gradient costs, relative to others in the same run.
 
 Whatever is compared is timed in turns in one process, so that a machine that changes speed changes both; printed are
 ratios of medians. Peak memory is what is alive at once beyond the inputs: on a CPU what torch's operators return
@@ -216,7 +216,7 @@ def _speed_up(run: Callable[[Loss], Tensor], inputs: Sequence[Tensor], table: Te
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(
-        prog="python -m estimators.benchmark", description=(__doc__ or "").split("\n\n")[0]
+        prog="python -m training.benchmarks.estimators", description=(__doc__ or "").split("\n\n")[0]
     )
     parser.add_argument("--seconds", type=float, default=0.6, help="per comparison (0.6)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
