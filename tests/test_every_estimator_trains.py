@@ -27,21 +27,17 @@ TASKS = {
     "sbn_categorical": ["task.latents=3", "task.categories=3"],
     "semi_supervised": ["task.labelled=20", "task.style=3", "task.hidden=[8]"],
 }
-STEPS = {"vae": 12, "deep": 2, "sbn": 3, "semi": 3}
-"""By the first word of a task; Adam makes steps of what is rounding in a gradient of 0, so they are few."""
+STEPS = {"vae": 12, "deep": 3, "sbn": 3, "semi": 3}
+"""By the first word of a task."""
 
 
 def built(name, task, *seeds):
     """A pack for each of ``seeds``, which are lists."""
     schema.register()
     with initialize_config_module("conf", version_base="1.3"):
-        overrides = [
-            f"estimator={name}",
-            f"task={task}",
-            *TASKS[task],
-            f"batch_size={20 if task[:3] == 'vae' else 8}",
-            "optimizer.lr=1e-3",
-        ]
+        overrides = [f"estimator={name}", f"task={task}", *TASKS[task], "batch_size=10"]
+        # Adam would make whole steps of the rounding in a gradient of 0, which differs in a pack.
+        overrides += ["optimizer=sgd", "optimizer.lr=1e-3"]
         overrides += ["test_samples=2", "valid_samples=2", "train_samples=2", "data.train_evaluated=100"]
         config = OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
     return [build([{**config, "seed": seed} for seed in own], torch.device("cpu")) for own in seeds]
@@ -65,7 +61,7 @@ def test_training_alone_and_in_a_pack(name, task):
         assert losses.isfinite().all()
         assert torch.allclose(own[0], losses[1], rtol=1e-4), f"{own[0]} alone, {losses[1]} in a pack"
     for ours, theirs in zip(alone.parameters, together.parameters, strict=True):
-        assert torch.allclose(ours[0], theirs[1], rtol=1e-2, atol=1e-4)
+        assert torch.allclose(ours[0], theirs[1], rtol=1e-3, atol=1e-5)
     again.restore([alone.state(0)])
     assert torch.equal(again.train_step(), alone.train_step())
     assert all(torch.equal(a, b) for a, b in zip(again.parameters, alone.parameters, strict=True))

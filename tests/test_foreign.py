@@ -12,6 +12,8 @@ import yaml
 from test_training import config, train
 
 from analysis import records
+from training.config import command as command_line
+from training.config.plan import packs_of, runs_of_command
 from training.errors import UserError
 from training.gradients import basket
 from training.pack import evaluation
@@ -106,6 +108,45 @@ def test_an_estimator_in_the_current_folder_is_found_and_stands_in_for_nothing(t
     basket.main([str(run), "--allow", "mine", "reinforce", "--draws=20", "--warm-up=1"])
     assert "mine" in sys.modules and sys.modules["mine"].__file__ == str(tmp_path / "mine.py")
     del sys.modules["mine"]
+
+
+MINE = """
+from tasks import Toy
+
+
+class Mine(Toy):
+    def __init__(self, data, streams, *, latents: int = 3, target: float = 0.25, extra: float = 1.0):
+        super().__init__(data, streams, latents=latents, target=target)
+        assert extra.shape == (streams.replicas, 1, 1, 1)
+"""
+
+
+def test_a_task_in_the_current_folder_brings_its_own_options(tmp_path, monkeypatch):
+    """Its defaults, where no task was chosen, and those of the choice that it has, where one was; numbers for each
+    replica; words that it does not know are refused."""
+    (tmp_path / "own_task.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    line = "python train.py -m task._target_=own_task.Mine task.name=mine data=none estimator=rloo"
+    (run,) = runs_of_command(line)
+    own = {"name": "mine", "_target_": "own_task.Mine"}
+    assert run.config["task"] == {**own, "latents": 3, "target": 0.25, "extra": 1.0}
+    runs = runs_of_command(f"{line} ++task.extra=2,3 task.latents=4")
+    assert [job.config["task"] for job in runs] == [
+        {**own, "latents": 4, "target": 0.25, "extra": extra} for extra in (2.0, 3.0)
+    ]
+    assert len(packs_of(runs, 1, 10)) == 1
+    assert build([job.config for job in runs], CPU).train_step().shape == (2,)
+    (chosen,) = runs_of_command(f"{line} task=toy_polynomial")
+    assert chosen.config["task"] == {**own, "latents": 128, "target": 0.45, "extra": 1.0}
+    with pytest.raises(UserError, match="task.hidden: there is no such option"):
+        runs_of_command(f"{line} task.hidden=[3]")
+    del sys.modules["own_task"]
+
+
+def test_an_option_of_a_class_that_is_named_is_added():
+    given = ["task._target_=own_task.Mine", "task.name=mine", "task.extra=2", "estimator.num_samples=3", "-m"]
+    assert command_line.checked(given) == ["-m", *given[:2], "++task.extra=2", "estimator.num_samples=3"]
 
 
 @pytest.fixture(scope="module")
