@@ -25,7 +25,9 @@ def exact_mean(monkeypatch, estimator, logits, loss, num_samples=None):
         shown = z if num_samples else z[0]
         return shown, (shown * log_probabilities(logits)).sum((-2, -1))
 
-    monkeypatch.setattr(importlib.import_module(type(estimator).__module__), "sample_with_log_prob", enumerated)
+    for module in {importlib.import_module(kind.__module__) for kind in type(estimator).__mro__}:
+        if hasattr(module, "sample_with_log_prob"):  # its own, or that of its base
+            monkeypatch.setattr(module, "sample_with_log_prob", enumerated)
     leaf = logits.expand(len(joint), latents, categories).clone().requires_grad_()
     losses = copy.deepcopy(estimator).double()(leaf, loss)
     gradient = torch.autograd.grad(losses.sum(), leaf)[0]

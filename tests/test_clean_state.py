@@ -77,7 +77,7 @@ def test_a_call_without_a_usable_example_does_not_count(make, values):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_an_empty_batch(method):
-    estimator = RELAX(3, hidden=4) if method is RELAX else NVIL(5) if method is NVIL else method()
+    estimator = method(**method.examples(3, 2, 5)[""])
     logits = torch.zeros(0, 3, 2, requires_grad=True)
     losses = estimator(logits, lambda z: z[..., 1].sum(-1), torch.zeros(0, 5))
     losses.sum().backward()

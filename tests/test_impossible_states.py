@@ -7,19 +7,20 @@ import pytest
 import torch
 
 import estimators
-from estimators import RELAX, Exact, GumbelSoftmax, IndeCateR, UnorderedSet, noise_source, relaxed_log_sample
+from estimators import Exact, GumbelSoftmax, IndeCateR, UnorderedSet, noise_source, relaxed_log_sample
 from estimators.base import Pathwise
 from estimators.noise import open_uniform
 
 INF = math.inf
-EVERY = {method.__name__: method for method in estimators.METHODS} | {
-    "GumbelSoftmax hard": lambda: GumbelSoftmax(hard=True)
+EVERY = {
+    f"{method.__name__} {name}".strip(): (method, name) for method in estimators.METHODS for name in method.examples()
 }
 
 
 def build(name, latents, categories):
     torch.manual_seed(0)
-    return RELAX(latents, categories, hidden=4) if name == "RELAX" else EVERY[name]()
+    method, variant = EVERY[name]
+    return method(**method.examples(latents, categories)[variant])
 
 
 def shapes():

@@ -41,7 +41,8 @@ RELAXED = {"GumbelSoftmax", "OverlappingExponential", "SpikeAndExponential"}
 def build(name, categories, device="cpu"):
     torch.manual_seed(0)
     make = EVERY[name, categories]
-    return (RELAX(LATENTS, categories, hidden=4) if make is RELAX else make()).to(device)
+    options = make.examples(LATENTS, categories)[""] if make in estimators.METHODS else {}
+    return make(**options).to(device)
 
 
 def quadratic(z):

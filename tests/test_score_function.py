@@ -166,8 +166,6 @@ def test_vimco_is_unbiased_for_the_multi_sample_bound(monkeypatch, shape, sample
             z_logits["value"] = logits
             return super().estimate(logits, loss, context)
 
-    Recorded.__module__ = VIMCO.__module__
-
     def loss(z):  # log q with its gradient, as in an ELBO
         return f(z) + (z * z_logits["value"].log_softmax(-1)).sum((-2, -1))
 

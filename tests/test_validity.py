@@ -31,6 +31,7 @@ def runs_of(arguments):
         ("task=semi_supervised data=digits,mnist,omniglot,binarized_mnist", 2, "needs images with labels"),
         ("task=semi_supervised task.categories=10,5", 1, "task.categories=5 classes, and these have 10"),
         ("task.latents=1,2 task.categories=2,3 estimator=unordered_set", 2, "wants 4 different states"),
+        ("task=deep_vae_bernoulli task.layers=2 task.latents=1,2 estimator=unordered_set", 1, "has 2**1; use fewer"),
         ("task=deep_vae_bernoulli task.layers=1,2 task.latents=11 estimator=exact,vimco", 2, "task=deep_vae_bernoulli"),
     ],
 )  # fmt: skip
