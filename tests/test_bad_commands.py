@@ -152,7 +152,7 @@ status --all | required: path
 basket | required: run
 basket nowhere | not a run's directory
 basket empty nvil | not a run's directory
-basket RUN | there is no checkpoint
+basket RUN | is not of this library
 basket RUN --draws=3 | at least 4
 basket RUN --warm-up=-1 | at least 0
 basket RUN --draws=many | invalid int value
