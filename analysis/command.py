@@ -22,7 +22,7 @@ from analysis.papers.layouts import layouts, of_sweeps
 from analysis.papers.layouts import write as write_layout
 from analysis.statistics.settings import as_text
 from analysis.statistics.summary import COMPARISON, ProtocolsDiffer, final_rows, summarise_runs
-from analysis.tables import scrutiny, table
+from analysis.tables import comparisons, table
 from analysis.tables import summary as tables
 
 OK, DIFFERENT, NOTHING = 0, 1, 2
@@ -78,13 +78,13 @@ def report(frame: pd.DataFrame, output: Path, entries: Sequence[dict[str, Any]] 
     """
     runs = final_rows(frame)
     print("\n".join(statuses(frame, runs)))
-    together, left_out = reference.beside(runs, entries)
+    together, left_out = reference.with_references(runs, entries)
     try:
         summary = reference.restore(summarise_runs(together), entries)
     except ProtocolsDiffer as error:
         return refuse(str(error), DIFFERENT)
     _write_tables(summary, output)
-    sentences, files = scrutiny.write(together, output)
+    sentences, files = comparisons.write(together, output)
     for sentence in [*left_out, *sentences]:
         print(textwrap.fill(sentence, shutil.get_terminal_size((100, 24)).columns, subsequent_indent="  "))
     for layout in [layouts()[table]] if table else of_sweeps(frame["sweep"].unique()):
@@ -224,7 +224,7 @@ def _write_figures(frame: pd.DataFrame, output: Path) -> list[Path]:
         drawn[f"reconstructions_{name}"] = figures.reconstructions(images, f"{task}, {data}")
         drawn[f"samples_{name}"] = figures.samples(images, f"{task}, {data}")
     files = [file for name, figure in drawn.items() if figure for file in figures.save(figure, output / name)]
-    return files + scrutiny.write_sensitivity(frame, output)
+    return files + comparisons.write_sensitivity(frame, output)
 
 
 def _write_variance(frame: pd.DataFrame, output: Path) -> list[Path]:

@@ -30,7 +30,7 @@ Statistic = Callable[[Mean, Mean], float]
 
 @dataclass(frozen=True)
 class Moments:
-    """Of blocks of independent draws of one gradient.
+    """Per-block means and covariance traces of i.i.d. gradient draws.
 
     Attributes:
         means: ``[blocks, parameters]``, each block's mean gradient, float64.

@@ -15,8 +15,8 @@ from tasks import enumeration
 from tasks.base import Estimator, RandomStreams
 from tasks.datasets import Dataset
 from tasks.images import ImageTask
-from tasks.kl import KLS, check_prior_temperature, for_log_q, kl_beside
-from tasks.latents import Bernoulli, Categorical, latents_of, once
+from tasks.kl import KLS, check_prior_temperature, for_log_q, kl_form
+from tasks.latents import Bernoulli, Categorical, latents_of, one_row
 from tasks.layers import StackedMLP
 from tasks.likelihoods import bernoulli_log_prob_, bernoulli_nats
 from tasks.options import (
@@ -42,10 +42,10 @@ class DeepVAE(ImageTask):
 
         E_q[-log p(x|z_1) + sum_{n<N} (log q(z_n|z_{n-1}) - log p(z_n|z_{n+1})) + log q(z_N|z_{N-1}) - log p(z_N)]
 
-    with z_0 = x. Each layer has an estimator of its own, and they nest: the loss of z_n's estimator holds only what z_n
-    has a part in, ``-log p(z_{n-1}|z_n)`` and the expectation over the layers above (the local signals of NVIL). With
-    ``layers=1`` it is :class:`tasks.VAE`, number by number. With soft (relaxed) samples the objective is not a bound.
-    :meth:`evaluate` always uses exact samples and never the estimator.
+    with z_0 = x. Each layer has an estimator of its own, and they nest: the loss of z_n's estimator contains only
+    terms that depend on z_n: ``-log p(z_{n-1}|z_n)`` and the expectation over the layers above (NVIL's local signals).
+    With ``layers=1`` it is :class:`tasks.VAE`, number by number. With soft (relaxed) samples the objective is not a
+    bound. :meth:`evaluate` always uses exact samples and never the estimator.
 
     Args:
         data: images; grey targets (``binarization: none``) make the likelihood a cross-entropy and no bound.
@@ -154,7 +154,7 @@ class DeepVAE(ImageTask):
         Raises:
             ValueError: for ``kl=relaxed`` with an estimator whose samples have no Concrete density.
         """
-        return kl_beside(estimator, self.kl)
+        return kl_form(estimator, self.kl)
 
     def protocol(self) -> dict[str, Any]:
         return {
@@ -181,7 +181,7 @@ class DeepVAE(ImageTask):
             log_q_from = for_log_q(outputs, estimator)
 
             def loss(z: Tensor) -> Tensor:
-                features = self.latents.features(once(z) if self.layers == 1 else z)
+                features = self.latents.features(one_row(z) if self.layers == 1 else z)
                 entering = self._entering(features)
                 nats = self._nats(self.decoders[layer](entering), below, batch)
                 if sampled:

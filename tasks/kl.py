@@ -10,7 +10,7 @@ from torch import Tensor
 KLS = ("auto", "analytic", "sampled", "relaxed")
 
 
-def kl_beside(estimator: Callable[..., Tensor], kl: str) -> str:
+def kl_form(estimator: Callable[..., Tensor], kl: str) -> str:
     """What the option ``kl`` is with this estimator: ``analytic``, ``sampled`` or ``relaxed``.
 
     ``auto`` is sampled for an unbiased estimator and for one that rescales its gradient, and analytic for a biased one

@@ -204,7 +204,7 @@ def latents_of(latents: int, categories: int) -> Bernoulli | Categorical:
     return Bernoulli(latents) if categories == 2 else Categorical(latents, categories)
 
 
-def once(z: Tensor) -> Tensor:
+def one_row(z: Tensor) -> Tensor:
     """``z`` ``[..., examples, latents, categories]`` with one row where it is the same for all examples.
 
     An enumeration of the joint states is (an expanded tensor, without a gradient): what is computed from the states

@@ -13,7 +13,7 @@ from tasks.base import Estimator, RandomStreams
 from tasks.chunks import intensities
 from tasks.datasets import Dataset
 from tasks.images import ImageTask
-from tasks.kl import for_log_q, kl_beside
+from tasks.kl import for_log_q, kl_form
 from tasks.latents import RESOLUTION, latents_of
 from tasks.layers import StackedMLP
 from tasks.likelihoods import bernoulli_nats
@@ -144,10 +144,10 @@ class SemiSupervised(ImageTask):
     def kl_for(self, estimator: Estimator) -> str:
         """``analytic``, or ``sampled``: how :meth:`loss` treats KL(q(y|x) || p(y)) with this estimator.
 
-        As ``task.kl=auto`` of the other tasks (:func:`tasks.kl.kl_beside`); for a multi-sample bound (VIMCO), whose
+        As ``task.kl=auto`` of the other tasks (:func:`tasks.kl.kl_form`); for a multi-sample bound (VIMCO), whose
         loss is a log weight, the KL of z is sampled, too.
         """
-        return kl_beside(estimator, "auto")
+        return kl_form(estimator, "auto")
 
     def _style(self, from_x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of q(z|x, y), ``[..., R, E, style]``; ``from_x`` is ``style_of_x(x)``."""

@@ -11,8 +11,8 @@ from tasks import enumeration
 from tasks.base import Estimator, RandomStreams
 from tasks.datasets import Dataset
 from tasks.images import ImageTask
-from tasks.kl import KLS, check_prior_temperature, for_log_q, kl_beside
-from tasks.latents import latents_of, once
+from tasks.kl import KLS, check_prior_temperature, for_log_q, kl_form
+from tasks.latents import latents_of, one_row
 from tasks.layers import StackedMLP
 from tasks.likelihoods import likelihood_of
 from tasks.options import OUTPUT_BIASES, PRIORS, Categories, Count, Positive, Widths, check_choice, check_widths
@@ -41,7 +41,7 @@ class VAE(ImageTask):
             itself, which is noise; for soft samples it is the linear relaxation), or ``auto``: sampled for an unbiased
             estimator, which has less variance with it, and for one that rescales its gradient (NVIL's variance
             normalisation), beside which an analytic KL would weigh as many times too much as the gradient was divided
-            by, and collapse the posterior; analytic for a biased one (:func:`tasks.kl.kl_beside`). ``relaxed``,
+            by, and collapse the posterior; analytic for a biased one (:func:`tasks.kl.kl_form`). ``relaxed``,
             for soft Gumbel-Softmax only: ``log q(z) - log p(z)`` of the Concrete densities at the relaxed sample, with
             which the objective bounds the model whose latents are the relaxed ones, not the one that is evaluated
             (Maddison, Mnih, Teh, arXiv 1611.00712, appendix C.2: ``relaxed``, ``sampled`` with soft samples and
@@ -137,7 +137,7 @@ class VAE(ImageTask):
         log_q_from = for_log_q(outputs, estimator)
 
         def loss(z: Tensor) -> Tensor:
-            features = self.latents.features(once(z))
+            features = self.latents.features(one_row(z))
             nats = self.reconstruction(features, batch)
             return nats + self.latents.log_ratio(features, log_q_from, self._prior) if sampled else nats
 
@@ -154,7 +154,7 @@ class VAE(ImageTask):
         Raises:
             ValueError: for ``kl=relaxed`` with an estimator whose samples have no Concrete density.
         """
-        return kl_beside(estimator, self.kl)
+        return kl_form(estimator, self.kl)
 
     def log_likelihood(self, codes: Tensor, x: Tensor) -> Tensor:
         """``log p(x|z)`` without a derivative: codes ``[R, E, S, ...]``, x observed -> ``[R, E, S]`` nats."""

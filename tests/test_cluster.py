@@ -134,7 +134,7 @@ def test_a_run_whose_jobs_always_die_is_failed_with_the_reason(tmp_path):
     os.kill(number, signal.SIGKILL)
     text, _ = process.communicate(timeout=LAST_RESORT)
     assert process.returncode == 1 and "its job died 1 times" in text
-    assert records.RunRecord(run).word() == "failed" and "its job died 1 times" in records.RunRecord(run).error()
+    assert records.RunRecord(run).status_word() == "failed" and "its job died 1 times" in records.RunRecord(run).error()
 
 
 def test_signals_write_checkpoints(tmp_path):
@@ -158,7 +158,7 @@ def test_signals_write_checkpoints(tmp_path):
     assert "by SIGUSR2" in text
     for run in runs(tmp_path):
         assert "by a signal; its checkpoint is written" in log(run).splitlines()[-1]
-        assert not (run / "claim").exists() and records.RunRecord(run).word() == "queued"
+        assert not (run / "claim").exists() and records.RunRecord(run).status_word() == "queued"
     for each in numbers_of_processes:
         with pytest.raises(ProcessLookupError):
             os.kill(each, 0)

@@ -342,9 +342,9 @@ def pack(*overrides, task="deep_vae_bernoulli", seeds=(4,)):
 
 def test_what_does_not_nest_is_refused_unless_there_is_one_layer():
     two = config(*TASKS["deep_vae_bernoulli"], "estimator=vimco")
-    assert "does not nest: with the 2 layers of task=deep_vae_bernoulli" in validity.against(two)
+    assert "does not nest: with the 2 layers of task=deep_vae_bernoulli" in validity.reason_to_skip(two)
     one = config(*TASKS["deep_vae_bernoulli"], "task.layers=1", "estimator=vimco")
-    assert validity.against(one) is None and build([one], CPU).train_step().isfinite().all()
+    assert validity.reason_to_skip(one) is None and build([one], CPU).train_step().isfinite().all()
     with pytest.raises(UserError, match="on data=none: the task needs images"):
         build([config("task=deep_vae_bernoulli", "data=none")], CPU)
     with pytest.raises(ValueError, match="the VAE tasks need images: data=none has none"):

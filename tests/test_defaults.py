@@ -130,11 +130,11 @@ def test_a_reference_that_is_older_than_an_option(tmp_path):
         del entry["config"]["task.likelihood"]
     (tmp_path / reference.FILE).write_text(json.dumps(content))
     entries = reference.read(tmp_path)
-    both, sentences = reference.beside(final_rows(records.load(tmp_path / "default")), entries)
+    both, sentences = reference.with_references(final_rows(records.load(tmp_path / "default")), entries)
     assert len(both) == 6 and not sentences
     frame = records.load(tmp_path / "default")
     frame["task.likelihood"] = "gaussian"
-    both, sentences = reference.beside(final_rows(frame), entries)
+    both, sentences = reference.with_references(final_rows(frame), entries)
     assert len(both) == 3 and "task.likelihood bernoulli (here gaussian)" in sentences[0]
 
 

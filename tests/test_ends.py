@@ -91,7 +91,9 @@ def test_a_run_whose_worker_dies_before_its_folder_is_there_has_failed_and_is_tr
             sweep.run_sweep(runs)
     (run,) = runs
     assert (
-        run.record.word() == "failed" and "died 1 times" in str(run.record.error()) and not run.record.claim.is_held()
+        run.record.status_word() == "failed"
+        and "died 1 times" in str(run.record.error())
+        and not run.record.claim.is_held()
     )
     again = runs_of_command(f"python train.py -m {' '.join(TINY)} workers=1 retry=failed runs_dir={tmp_path}")
     assert sweep.make_plan(again).todo == 1

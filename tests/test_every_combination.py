@@ -63,7 +63,7 @@ def test_a_task_with_every_estimator(task, tmp_path):
     for estimator in ESTIMATORS:
         config = config_of(task, estimator)
         whole, parts = (RunPlan({**config, "runs_dir": str(tmp_path / name)}) for name in ("whole", "parts"))
-        if reason := validity.against(config):
+        if reason := validity.reason_to_skip(config):
             assert any(known in reason for known in REASONS), f"{estimator} {reason}"
             with pytest.raises(UserError, match="estimator="):
                 build([config], torch.device("cpu"))

@@ -45,7 +45,7 @@ def test_an_experiment_is_planned_as_a_whole(name, budget):
     reasons = set()
     for run in runs:
         validity.check(run.config)
-        reasons.add(validity.against(run.config))
+        reasons.add(validity.reason_to_skip(run.config))
         assert not validity.caution(run.config)
     expected = SKIPPED.get(name)
     assert all(reason is None or (expected and expected in reason) for reason in reasons) and None in reasons
@@ -82,7 +82,7 @@ def test_each_kind_of_its_runs_trains(name):
     """Two steps of one run per structure, but for its sizes; those once that another experiment has too."""
     for run in runs_of(name, BUDGETS[name][-1]):
         config = tiny(run.config)
-        if structure(config) in tried or validity.against(config):
+        if structure(config) in tried or validity.reason_to_skip(config):
             continue
         tried.add(structure(config))
         pack = build([config], torch.device("cpu"))
@@ -229,6 +229,6 @@ def test_the_published_numbers_beside_an_experiment(name):
         config = flat_config(run.config)
         cell = config["task"], config["data"]
         value = published(*cell, config["estimator"], config, split="train" if name in TRAIN else "test")
-        if value and not validity.against(run.config):
+        if value and not validity.reason_to_skip(run.config):
             beside.setdefault(cell, {}).setdefault(config["estimator"], value.nats)
     assert {cell: list(values.values()) for cell, values in beside.items()} == (PUBLISHED | TRAIN).get(name, {})

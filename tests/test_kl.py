@@ -15,7 +15,7 @@ from test_tasks import tiny_data
 import tasks
 from estimators import METHODS, RELAX, VIMCO, Exact, GumbelSoftmax, MuProp, StraightThrough, UnorderedSet
 from tasks import VAE, SemiSupervised
-from tasks.kl import for_log_q, kl_beside
+from tasks.kl import for_log_q, kl_form
 from training.basket import Point, measure
 from training.pack.build import build
 from training.replicas.streams import Streams
@@ -123,12 +123,12 @@ def test_who_needs_the_gradient_of_log_q_itself():
 
 def test_auto_is_sampled_for_unbiased_estimators_and_those_that_rescale():
     """One rule for all tasks: what is declared decides."""
-    sampled = {m.__name__ for m in METHODS if m is not RELAX and kl_beside(m(), "auto") == "sampled"}
+    sampled = {m.__name__ for m in METHODS if m is not RELAX and kl_form(m(), "auto") == "sampled"}
     assert sampled == {m.__name__ for m in METHODS if m is not RELAX and m().unbiased} | {"NVIL"}
     assert {"REINFORCE", "RLOO", "MuProp", "DoubleCV", "CARMS", "VIMCO", "Exact", "IndeCateR"} <= sampled
     assert not sampled & {"StraightThrough", "GumbelSoftmax", "ReinMax", "DARN", "GumbelRao"}
-    assert kl_beside(RELAX(2, 2), "auto") == "sampled" and kl_beside(lambda logits, loss: 0, "auto") == "analytic"
-    assert all(kl_beside(m(), kl) == kl for m in METHODS if m is not RELAX for kl in ("analytic", "sampled"))
+    assert kl_form(RELAX(2, 2), "auto") == "sampled" and kl_form(lambda logits, loss: 0, "auto") == "analytic"
+    assert all(kl_form(m(), kl) == kl for m in METHODS if m is not RELAX for kl in ("analytic", "sampled"))
 
 
 def test_auto_has_less_variance_at_a_trained_point():

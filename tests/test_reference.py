@@ -69,7 +69,7 @@ def test_the_same_runs_give_the_same_bytes(ours, folder, tmp_path):
 
 
 def test_a_reference_stands_beside_as_the_runs_would(ours, folder, tmp_path):
-    runs, sentences = reference.beside(final_rows(load(new_runs(tmp_path))), reference.read(folder))
+    runs, sentences = reference.with_references(final_rows(load(new_runs(tmp_path))), reference.read(folder))
     assert sentences == []
     entries = reference.read(folder)
     summary = reference.restore(summarise_runs(runs), entries).set_index("estimator")
@@ -96,7 +96,7 @@ def test_a_reference_stands_beside_as_the_runs_would(ours, folder, tmp_path):
 )
 def test_another_budget_or_model_is_left_out_and_named(folder, tmp_path, settings, words):
     runs = final_rows(load(new_runs(tmp_path, **settings)))
-    both, sentences = reference.beside(runs, reference.read(folder))
+    both, sentences = reference.with_references(runs, reference.read(folder))
     assert len(both) == len(runs)
     assert sentences == [f"reference left out: nvil on vae_bernoulli, binarized_mnist: {words}"]
 
@@ -104,14 +104,14 @@ def test_another_budget_or_model_is_left_out_and_named(folder, tmp_path, setting
 def test_another_protocol_is_left_out_and_another_learning_rate_is_not(folder, tmp_path):
     sweep = tmp_path / "runs" / "mine"
     write_run(sweep, make_config("my_own"), protocol={"test_samples": 100, "sizes": [1]}, steps=1)
-    both, (sentence,) = reference.beside(final_rows(load(sweep)), reference.read(folder))
+    both, (sentence,) = reference.with_references(final_rows(load(sweep)), reference.read(folder))
     assert len(both) == 1
     assert "sizes [50000, 10000, 10000] (here [1]); test_samples 1000 (here 100)" in sentence
     sweep = new_runs(tmp_path / "lr", optimizer__lr=0.7)
-    assert len(reference.beside(final_rows(load(sweep)), reference.read(folder))[0]) == 5
+    assert len(reference.with_references(final_rows(load(sweep)), reference.read(folder))[0]) == 5
     elsewhere = tmp_path / "runs" / "elsewhere"
     write_run(elsewhere, make_config("my_own", "vae_categorical"), steps=1)
-    assert reference.beside(final_rows(load(elsewhere)), reference.read(folder))[1] == []
+    assert reference.with_references(final_rows(load(elsewhere)), reference.read(folder))[1] == []
 
 
 def test_damage_is_one_sentence(folder, tmp_path):

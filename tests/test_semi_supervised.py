@@ -391,7 +391,7 @@ def test_data_without_labels_are_refused():
     with pytest.raises(ValueError, match="needs labels, and data=bare has none; use data=digits or data=mnist"):
         SemiSupervised(bare, Streams([0]), labelled=3, categories=3)
     reason = "needs images with labels of task.categories=10 classes, and these have none"
-    assert reason in validity.against(digits("data=binarized_mnist"))
+    assert reason in validity.reason_to_skip(digits("data=binarized_mnist"))
 
 
 def test_evaluation_refuses_no_samples_and_unknown_splits():

@@ -78,7 +78,7 @@ def test_runs_are_recorded(tmp_path):
 
 def test_the_baseline_is_trained_once_and_not_for_each_estimator():
     jobs = [digits("task=labelled_only", f"estimator={name}") for name in ("exact", "gumbel_softmax")]
-    assert validity.against(jobs[0]) is None
+    assert validity.reason_to_skip(jobs[0]) is None
     plan = sweep.make_plan([RunPlan(job) for job in jobs])
     assert plan.todo == 1
     assert any("gumbel_softmax: would never be asked by task=labelled_only" in line for line in plan.lines())

@@ -8,7 +8,7 @@ from test_training import config
 import tasks.vae
 from estimators import Exact, ReinMax
 from estimators.memory import Allocations
-from tasks.latents import once
+from tasks.latents import one_row
 from tasks.likelihoods import bernoulli_nats
 from training.config import validity
 from training.pack.build import build
@@ -42,7 +42,7 @@ def test_the_family_trains(size):
 
 def test_exact_on_4096_states_is_cheap_and_the_others_are_refused():
     """A step on 100 images holds less than two arrays of the 40 MB that a hidden layer for all images would take."""
-    assert "would enumerate the 4**24 joint states" in validity.against(job("4x24", "estimator=exact"))
+    assert "would enumerate the 4**24 joint states" in validity.reason_to_skip(job("4x24", "estimator=exact"))
     with Allocations() as memory:
         _, losses = trained("8x4", "estimator=exact")
     assert losses[1] < losses[0] < 64 and memory.largest < 4096 * 256 * 100 * 4 / 2
@@ -55,8 +55,8 @@ def test_states_decoded_once_or_for_each_image(categories, latents, kl, monkeypa
     vae = tiny_vae(categories, latents, kl=kl, prior="learned").double()
     x = whole_split(vae).double()
     results = []
-    for once_or_not in (once, lambda z: z):
-        monkeypatch.setattr(tasks.vae, "once", once_or_not)
+    for one_row_or_not in (one_row, lambda z: z):
+        monkeypatch.setattr(tasks.vae, "one_row", one_row_or_not)
         losses = vae.loss(x, Exact())
         results.append([losses, *torch.autograd.grad(losses.mean(-1).sum(), list(vae.parameters()))])
     assert all(torch.allclose(*pair, rtol=1e-10, atol=1e-12) for pair in zip(*results, strict=True))
@@ -65,11 +65,11 @@ def test_states_decoded_once_or_for_each_image(categories, latents, kl, monkeypa
 def test_what_is_taken_once():
     """Expanded states only, and none that a derivative is taken in: it would be that of the first row alone."""
     z = torch.rand(3, 2, 1, 4, 2).expand(3, 2, 5, 4, 2)
-    assert once(z).shape == (3, 2, 1, 4, 2) and torch.equal(once(z).expand_as(z), z)
-    assert once(z.clone()).shape == z.shape and once(z.clone().requires_grad_().expand_as(z)).shape == z.shape
-    assert once(z.requires_grad_()).shape == z.shape
+    assert one_row(z).shape == (3, 2, 1, 4, 2) and torch.equal(one_row(z).expand_as(z), z)
+    assert one_row(z.clone()).shape == z.shape and one_row(z.clone().requires_grad_().expand_as(z)).shape == z.shape
+    assert one_row(z.requires_grad_()).shape == z.shape
     shapes = []
-    torch.func.grad(lambda z: (shapes.append(once(z).shape), z.sum())[1])(z.detach())
+    torch.func.grad(lambda z: (shapes.append(one_row(z).shape), z.sum())[1])(z.detach())
     assert shapes == [z.shape]
     seen = []
     vae = tiny_vae()

@@ -269,16 +269,16 @@ def test_a_divergence_names_every_layers_temperature():
 
 def test_what_does_not_nest_is_skipped_and_said():
     two = config("task=sbn_bernoulli", "estimator=vimco")
-    assert "does not nest: with the 2 layers of task=sbn_bernoulli" in validity.against(two)
+    assert "does not nest: with the 2 layers of task=sbn_bernoulli" in validity.reason_to_skip(two)
     plan = sweep.make_plan([RunPlan(two)])
     assert plan.todo == 0 and any("1 run skipped: vimco: trains a multi-sample bound" in line for line in plan.lines())
     one = config(*TASKS["sbn_bernoulli"], "task.layers=1", "estimator=vimco")
-    assert validity.against(one) is None and build([one], CPU).train_step().isfinite().all()
+    assert validity.reason_to_skip(one) is None and build([one], CPU).train_step().isfinite().all()
     many = config("task=sbn_categorical", "task.latents=3", "task.categories=10", "estimator=exact")
-    assert "would enumerate the 10**6 joint states" in validity.against(many)
+    assert "would enumerate the 10**6 joint states" in validity.reason_to_skip(many)
     with pytest.raises(UserError, match=r"estimator=exact would enumerate the 10\*\*6 joint states"):
         build([many], CPU)
-    assert validity.against(config("task=sbn_bernoulli", "task.latents=4", "estimator=exact")) is None
+    assert validity.reason_to_skip(config("task=sbn_bernoulli", "task.latents=4", "estimator=exact")) is None
     with pytest.raises(UserError, match="on data=none: the task needs images"):
         build([config("task=sbn_bernoulli", "data=none")], CPU)
     with pytest.raises(ValueError, match="needs images of at least two rows: data=none has 0"):

@@ -39,7 +39,7 @@ def test_combinations_are_skipped_with_a_reason(arguments, refused, words):
     """And a pack of such a run is refused with the same sentence; the runs that are left can be built."""
     arguments = arguments.replace("binarized_mnist", "binarized_mnist data.binarization=static")
     runs = runs_of(arguments)
-    reasons = [validity.against(run.config) for run in runs]
+    reasons = [validity.reason_to_skip(run.config) for run in runs]
     assert [reason is not None for reason in reasons].count(True) == refused, reasons
     for run, reason in zip(runs, reasons, strict=True):
         if reason:

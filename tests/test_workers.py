@@ -106,7 +106,7 @@ def test_a_pack_that_kills_its_workers_fails_and_the_others_go_on(tmp_path, capf
         sys.path = path
         del os.environ["PYTHONPATH"]
     assert "retry=failed" in str(caught.value)
-    assert good[0].record.outcome() == "finished" and bad[0].record.word() == "failed"
+    assert good[0].record.outcome() == "finished" and bad[0].record.status_word() == "failed"
     assert "died 2 times" in log_of(bad[0]) and "went" not in capfd.readouterr().out
 
 
@@ -126,7 +126,7 @@ def test_an_exception_is_that_packs_and_its_traceback_is_in_its_log(tmp_path):
         sys.path.remove(str(tmp_path))
         del os.environ["PYTHONPATH"]
     assert good[0].record.outcome() == "finished"
-    assert bad.record.word() == "failed" and "ZeroDivisionError: out of luck" in str(bad.record.error())
+    assert bad.record.status_word() == "failed" and "ZeroDivisionError: out of luck" in str(bad.record.error())
     assert "Traceback" in log_of(bad) and 'broken.py", line 4' in log_of(bad)
 
 
@@ -144,7 +144,7 @@ def test_a_sweep_that_is_stopped_or_killed_goes_on_at_once(tmp_path, undisturbed
     else:
         _, errors = process.communicate(timeout=LAST_RESORT)
         assert process.returncode == 1 and "start the same command again" in errors and "Traceback" not in errors
-        assert [plan.record.word() for plan in runs] == ["queued"] * 2
+        assert [plan.record.status_word() for plan in runs] == ["queued"] * 2
         assert all("by a signal" in log_of(plan) and not plan.record.claim.is_held() for plan in runs)
     sweep.run_sweep(runs)
     assert all(plan.record.outcome() == "finished" and log_of(plan).count("goes on") == 1 for plan in runs)
@@ -228,7 +228,7 @@ def test_one_run_that_does_not_fit_fails_with_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(Pack, "train_step", hungry)
     (plan,) = plans(tmp_path)
     run.train_runs([plan], lambda event: None)
-    assert plan.record.word() == "failed" and "use a smaller model or batch_size" in str(plan.record.error())
+    assert plan.record.status_word() == "failed" and "use a smaller model or batch_size" in str(plan.record.error())
 
 
 def test_a_pack_is_as_large_as_memory_allows(tmp_path, monkeypatch):

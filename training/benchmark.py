@@ -127,7 +127,7 @@ def steps_and_floors(device: torch.device, seconds: float) -> None:
             )
 
 
-def beside_peers(device: torch.device, seconds: float) -> None:
+def compare_with_peers(device: torch.device, seconds: float) -> None:
     """Replica-steps per second of packs and of peers, in turns."""
     functions: dict[str, Callable[[], object]] = dict(peers.all_peers(synthetic_data().train.pixels.to(device)))
     replicas = dict.fromkeys(functions, 1)
@@ -214,7 +214,7 @@ def main() -> None:
         on_gpu(device, arguments.seconds)
     else:
         steps_and_floors(device, arguments.seconds)
-    beside_peers(device, 5 * arguments.seconds)
+    compare_with_peers(device, 5 * arguments.seconds)
     if arguments.processes > 1 and device.type == "cpu":
         processes_together(arguments.processes, arguments.seconds)
 

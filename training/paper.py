@@ -52,7 +52,7 @@ def regenerate(name: str, entry: dict[str, Any]) -> str:
     if commands := [commands] if isinstance(commands, str) else commands:
         where = f"runs_dir={os.environ.get('RUNS_DIR', 'runs')}"
         asked = [run for command in commands for run in runs_of_command(f"{command} {where}")]
-        runs = [run for run in asked if validity.against(run.config) is None]
+        runs = [run for run in asked if validity.reason_to_skip(run.config) is None]
         if missing := unfinished(runs):
             some = ", ".join(run.name for run in missing[:3]) + (", ..." if len(missing) > 3 else "")
             return (

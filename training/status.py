@@ -25,7 +25,7 @@ def state(record: RunRecord) -> tuple[str, str | None]:
     except DamagedRecord as error:
         return "damaged", str(error)
     if word is None:
-        word = record.word()
+        word = record.status_word()
         if record.claim.is_held():
             word = "running"
         elif word != "failed":

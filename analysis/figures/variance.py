@@ -120,7 +120,7 @@ def bias_variance(panel: Panel) -> Figure:
 
 @matplotlib.style.context(STYLE)
 def ranking(panel: Panel) -> Figure:
-    """At the last step, what it takes until the noise of the mean gradient is as long as the gradient.
+    """Cost to reach unit signal-to-noise at the last step: relative variance x cost per gradient.
 
     That is the relative variance times evaluations per gradient (left: a count per example) and times seconds per
     gradient (right: a measurement on one machine), with intervals of two standard errors, on the right joined with the

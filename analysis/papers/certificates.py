@@ -32,7 +32,7 @@ from analysis.statistics.variance import DEGREE, certified
 LEAST_BIAS = 0.01
 """Biases below are drawn here: with the certificate's draws they cannot be told from 0."""
 FRAME = (0.02, 100)
-"""Of variances, at least: paths leave it where nearly no gradient is left (bias 1), or nothing but noise."""
+"""Minimum x-range; curves leave it where the gradient vanishes (bias 1), or where nothing but noise is left."""
 NO_VARIANCE = 1e-9
 """What is left of no variance after rounding."""
 

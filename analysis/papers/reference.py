@@ -139,7 +139,7 @@ def _complete(fields: dict[str, Any]) -> dict[str, Any]:
     return flat_config(complete(config))
 
 
-def beside(runs: pd.DataFrame, entries: Sequence[dict[str, Any]]) -> tuple[pd.DataFrame, list[str]]:
+def with_references(runs: pd.DataFrame, entries: Sequence[dict[str, Any]]) -> tuple[pd.DataFrame, list[str]]:
     """The ``runs`` (of :func:`~analysis.statistics.summary.final_rows`) with those of the ``entries`` that agree
     with them.
 
@@ -179,7 +179,8 @@ def beside(runs: pd.DataFrame, entries: Sequence[dict[str, Any]]) -> tuple[pd.Da
 
 
 def restore(summary: pd.DataFrame, entries: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """The summary of runs :func:`beside` others, with the settings that were tried for the reference's rows."""
+    """The summary of runs :func:`with_references` others, with the settings that were tried for the reference's
+    rows."""
     summary = summary.copy()
     for entry in entries:
         names = [entry["estimator"] + MARK, entry["variant"], *(entry[name] for name in COMPARISON)]

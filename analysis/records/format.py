@@ -152,7 +152,7 @@ class RunRecord:
         except DamagedRecord:
             return False
 
-    def word(self) -> str:
+    def status_word(self) -> str:
         """The status word on disk; ``queued`` if there is none that can be read."""
         try:
             word = _read_json(self.path / STATUS).get("status")

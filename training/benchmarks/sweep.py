@@ -39,7 +39,7 @@ def busy_seconds(folder: Path) -> tuple[float, float, int]:
 
 
 def largest_difference(first: Path, second: Path) -> float:
-    """Of the last training loss of the same runs, relative."""
+    """Largest relative difference in final training loss."""
     last = [{run.name: read_metrics(run / METRICS)[-1]["train_loss"] for run in find_runs(f)} for f in (first, second)]
     assert last[0].keys() == last[1].keys(), "not the same runs"
     return max(abs(last[0][name] - last[1][name]) / abs(last[1][name]) for name in last[0])

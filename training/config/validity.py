@@ -33,7 +33,7 @@ def check(config: dict[str, Any]) -> None:
     schedules.check(config)
 
 
-def against(config: dict[str, Any]) -> str | None:
+def reason_to_skip(config: dict[str, Any]) -> str | None:
     """Why this estimator cannot train this task on this data, to be read after its name; ``None`` if it can.
 
     These are combinations: each of the options is right with others, so a sweep skips the run. An option that no run

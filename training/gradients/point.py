@@ -74,10 +74,10 @@ class Point:
         return ReplicaSource([derive_seed(seed, f"basket/{self.step}/{purpose}/{draw}") for draw in range(count)])
 
 
-def misfit(point: Point, node: Config) -> str | None:
+def reason_to_leave_out(point: Point, node: Config) -> str | None:
     """Why the estimator ``node`` cannot be measured on the run's task; ``None`` if it can."""
     own = point.own(node)
-    if reason := validity.against(own):
+    if reason := validity.reason_to_skip(own):
         return reason
     try:
         build([own], point.device)
@@ -93,7 +93,7 @@ def reference_gradient(point: Point, node: Config, *, draws: int, warm_up: int, 
     gradients of the unbiased estimator ``node``, independent of those that are measured.
     """
     exact = {"name": "exact", "_target_": "estimators.Exact", "max_states": max_states}
-    if misfit(point, exact) is None:
+    if reason_to_leave_out(point, exact) is None:
         return "exact", moments.known(_enumerated(point, point.own(exact)))
     own = point.own(node)
     return node["name"], draw(point, own, "reference", draws, warmed_up(point, own, "reference", warm_up))[0]

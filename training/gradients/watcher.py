@@ -35,7 +35,7 @@ class Basket:
         self.names = list(self.options.get("estimators", {}))
         is_on = self.options["name"] != "none"
         self.steps = steps(training.steps, self.options["points"]) if is_on else set()
-        self._misfits: dict[str, str | None] = {}
+        self._left_out: dict[str, str | None] = {}
 
     def due(self) -> bool:
         """Whether there is something to measure at the pack's step."""
@@ -59,20 +59,20 @@ class Basket:
     def is_complete(self, replica: int) -> bool:
         """Whether every step that is asked for has been measured, as ``basket`` asks for now."""
         there = {(row["step"], row["measured"]) for row in self._rows(replica)}
-        names = [name for name in self.names if not self._misfit(name, replica)] if self.steps else []
+        names = [name for name in self.names if not self._reason(name, replica)] if self.steps else []
         return bool(self.steps) and all((step, name) in there for step in self.steps for name in names)
 
     def _rows(self, replica: int) -> list[dict[str, Any]]:
         kind = kind_of(self.options)
         return [row for row in self.training.records[replica].basket(self.file) if row.get("kind") == kind]
 
-    def _misfit(self, name: str, replica: int) -> str | None:
-        if name not in self._misfits:
+    def _reason(self, name: str, replica: int) -> str | None:
+        if name not in self._left_out:
             here = point.Point(self.pack, replica, self.options["examples"])
-            self._misfits[name] = point.misfit(here, self.options["estimators"][name])
-            if self._misfits[name]:
-                self.training.records[replica].log(f"basket: {name} {self._misfits[name]}")
-        return self._misfits[name]
+            self._left_out[name] = point.reason_to_leave_out(here, self.options["estimators"][name])
+            if self._left_out[name]:
+                self.training.records[replica].log(f"basket: {name} {self._left_out[name]}")
+        return self._left_out[name]
 
     def _measure(self, replica: int) -> None:
         record, options = self.training.records[replica], self.options
@@ -82,7 +82,7 @@ class Basket:
         wanted = {
             name: node
             for name, node in options["estimators"].items()
-            if name not in there and not self._misfit(name, replica)
+            if name not in there and not self._reason(name, replica)
         }
         if not wanted:
             return

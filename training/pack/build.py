@@ -114,5 +114,5 @@ def check(config: Config, data: Dataset) -> None:
             f"batch_size={config['batch_size']} is larger than the {len(data.train)} training images of "
             f"data={data.name}; use a smaller batch_size"
         )
-    if reason := validity.against(config):
+    if reason := validity.reason_to_skip(config):
         raise UserError(f"estimator={config['estimator']['name']} {reason}")

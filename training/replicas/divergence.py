@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from estimators.base import in_functorch
 
 SMALL = 4096
-"""Largest gradient per replica, in numbers, that is looked at in every step."""
+"""Gradients with at most this many elements per replica are checked in every step."""
 
 
 class Health:

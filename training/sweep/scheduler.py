@@ -79,7 +79,7 @@ def make_plan(runs: Sequence[RunPlan], take_back: bool = False) -> Plan:
         validity.check(run.config)
         key = tuple(str(run.config[group]) for group in ("estimator", "task", "data"))
         if key not in reasons:
-            reasons[key] = validity.against(run.config)
+            reasons[key] = validity.reason_to_skip(run.config)
         if reason := reasons[key]:
             plan.skipped.setdefault(reason, []).append(run)
             continue
@@ -96,7 +96,9 @@ def make_plan(runs: Sequence[RunPlan], take_back: bool = False) -> Plan:
             plan.later.append(run)
             continue
         wanted = (
-            (record.word() if outcome is None else outcome) == options["retry"] if options["retry"] else not outcome
+            (record.status_word() if outcome is None else outcome) == options["retry"]
+            if options["retry"]
+            else not outcome
         )
         if wanted and record.claim.is_held():
             plan.skipped.setdefault(BUSY, []).append(run)
@@ -147,7 +149,7 @@ def train_job(job: dict[str, Any], overrides: Sequence[str] = ()) -> None:
         return run_sweep(runs)
     first = runs[0].config
     validity.check(first)
-    if reason := validity.against(first):
+    if reason := validity.reason_to_skip(first):
         raise UserError(f"estimator={first['estimator']['name']} {reason}")
     _rehearse(runs[:1])
     with interrupt.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
@@ -205,7 +207,7 @@ def _refuse_divergence(runs: Sequence[RunPlan]) -> None:
 
 
 def _left_behind(busy: Sequence[RunPlan]) -> list[RunPlan]:
-    """Of the runs that another process had, those that it has given up, after waiting a little while.
+    """Unfinished runs whose owner released its claim, after waiting a little while.
 
     Of a sweep that was killed and is started again the workers may still be there: they are about to write their
     checkpoints and end.
@@ -223,7 +225,7 @@ def _summarise(todo: Sequence[RunPlan], failed: dict[str, str]) -> None:
     for run in todo:
         record = run.record
         try:
-            word = record.answer(run.target) or record.word()
+            word = record.answer(run.target) or record.status_word()
         except DamagedRecord as error:
             word = f"damaged ({error})"
         if run.name in failed and word not in ("finished", "diverged"):  # also where its record cannot be written
