@@ -24,10 +24,10 @@ from estimators import (
     IndeCateR,
     StraightThrough,
     check,
-    table,
 )
 from estimators.base import FAMILIES
 from estimators.moments import gradient_moments
+from training.documents import table
 
 ROOT = Path(__file__).parents[1]
 

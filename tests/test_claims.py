@@ -47,7 +47,7 @@ def claims_of(processes, sweep):
 @pytest.fixture
 def dead_identity():
     """The identity of a process of this machine that is gone."""
-    code = "from analysis import claims; print(claims._identity(), end='')"
+    code = "from analysis.records import claims; print(claims._identity(), end='')"
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 

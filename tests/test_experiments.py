@@ -54,7 +54,7 @@ def test_an_experiment_is_planned_as_a_whole(name, budget):
     if budget == "small":
         full = runs_of(name, "full")
         assert len(runs) <= len(full) and runs[0].config["steps"] <= full[0].config["steps"]
-        assert {run.name for run in runs}.isdisjoint(run.name for run in full)
+        assert {run.key for run in runs}.isdisjoint(run.key for run in full)
 
 
 def tiny(config):

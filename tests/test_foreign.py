@@ -13,7 +13,8 @@ from test_training import config, train
 
 from analysis import records
 from training.config import command as command_line
-from training.config.plan import packs_of, runs_of_command
+from training.config.compose import runs_of_command
+from training.config.plan import packs_of
 from training.errors import UserError
 from training.gradients import basket
 from training.pack import evaluation

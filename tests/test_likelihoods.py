@@ -378,7 +378,12 @@ def test_the_table_says_density_and_has_no_published_probability_beside_it(tmp_p
 
 def test_a_learned_concentration_can_be_the_setting_that_was_chosen(tmp_path):
     for concentration, valid in ((None, 90.0), (30.0, 80.0)):
-        write_run(tmp_path, make_config(task__concentration=concentration), valid=valid, test=valid)
+        write_run(
+            tmp_path,
+            make_config(task__concentration=concentration, tune=["task.concentration"]),
+            valid=valid,
+            test=valid,
+        )
     assert "Chosen for nvil: task.concentration=none (best of 2 on validation)." in tables.to_text(
         summarise(load(tmp_path)), width=1000
     )

@@ -92,7 +92,7 @@ def test_only_what_is_to_be_trained_is_tried(monkeypatch, tmp_path):
     for run in runs:
         assert run.record.claim.take()
         run.record.start("", [])
-        run.record.finish({"status": "finished", "step": 2, "protocol": {}})
+        run.record.finish({"status": "finished", "step": run.target.steps, "evaluation": run.target.evaluation})
         run.record.claim.release()
     assert sweep.make_plan(runs).todo == 0 and tried == ["nvil", "muprop"]
 

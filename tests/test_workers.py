@@ -60,7 +60,7 @@ def wait_for(condition, seconds=LAST_RESORT):
 
 def workers_of(process):
     """The numbers of a process's workers."""
-    command = ["ps", "-o", "pid=,args=", "--ppid", str(process)]
+    command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(process)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return [int(line.split()[0]) for line in lines if "training.sweep.worker" in line]
 

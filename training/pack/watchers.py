@@ -129,7 +129,8 @@ class Evaluation:
         pack.along = [rows[r] if r in training.alive else None for r in range(pack.replicas)]
         for r in training.alive:
             training.records[r].append(rows[r])
-            training.loggers[r].log(rows[r])
+            if pack.step < training.steps:  # the last row is logged as a whole
+                training.loggers[r].log(rows[r])
         training.note = _note(rows, training.alive)
 
 
