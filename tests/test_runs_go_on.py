@@ -89,6 +89,20 @@ def test_a_basket_is_added_to_a_finished_run(tmp_path):
     assert result(path)["basket"] == result(whole)["basket"] and not records.format.older_results(path)
     stands = RunPlan(config(*TINY, *FEW, runs_dir=str(tmp_path / "added")))
     assert make_plan([stands]).todo == 0
+    train(tmp_path / "added", *TINY[:2], steps=20, evaluate_every=10, test_samples=9)
+    assert repeatable(path) == repeatable(whole)  # what was measured stays, though it is not asked for now
+
+
+def test_longer_with_a_basket_that_was_added(tmp_path):
+    """The points of a longer run are others: what is missing is measured by going the way again."""
+    few = [*TINY, *FEW, "~basket.estimators.disarm", "~basket.estimators.reinforce"]
+    (whole,) = train(tmp_path / "whole", *few, steps=24)
+    train(tmp_path / "added", *TINY[:2], steps=20, evaluate_every=10)
+    train(tmp_path / "added", *few, steps=20)
+    (path,) = train(tmp_path / "added", *few, steps=24)
+    assert "goes on at step 20" in (path / records.LOG).read_text()
+    assert repeatable(path) == repeatable(whole)
+    assert [row["step"] for row in rows(path)] == [10, 20, 24]
 
 
 def test_a_sweep_over_steps_has_a_result_for_each(tmp_path):

@@ -202,8 +202,9 @@ class RunRecord:
             rows = [row for row in rows if row["step"] < keep_until] + ([along] if along else [])
         write_atomically(self.path / METRICS, b"".join(_to_json(row) for row in rows))
         if (self.path / BASKET).exists():
-            kind = (facts or {}).get("basket")
-            rows = [row for row in self.basket() if row["step"] <= keep_until and row.get("kind") == kind]
+            kind = (facts or {}).get("basket")  # where none is asked for, what was measured stays
+            kept = (row for row in self.basket() if not kind or row.get("kind") == kind)
+            rows = [row for row in kept if row["step"] <= keep_until]
             write_atomically(self.path / BASKET, b"".join(_to_json(row) for row in rows))
         self.status("running")
 
@@ -241,9 +242,11 @@ class RunRecord:
         return read_rows(self.path / file, "measured")
 
     def rows_at(self, step: int) -> int:
-        """The rows that a checkpoint of ``step`` relies on: those of earlier steps; its own it holds itself."""
-        metrics = sum(row["step"] < step for row in read_metrics(self.path / METRICS))
-        return metrics + sum(row["step"] < step for row in self.basket())
+        """The rows of metrics that a checkpoint of ``step`` relies on: those of earlier steps; its own it holds itself.
+
+        Those of a basket do not count: what is missing of them is measured again.
+        """
+        return sum(row["step"] < step for row in read_metrics(self.path / METRICS))
 
     def status(self, status: str, **details: Any) -> None:
         """Write the status word, with details such as ``error``."""
