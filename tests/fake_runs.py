@@ -37,7 +37,14 @@ def make_config(
         "task": {"name": task, "prior": "uniform", "kl": "analytic", "hidden": [], **NETS.get(task, {})},
         "data": {"name": data, "root": "data/", "binarization": "fixed"},
         "optimizer": {"name": "adam", "lr": 0.001},
-        **{"seed": seed, "steps": 1000, "batch_size": 100, "test_samples": 1000, "evaluate_samples": 100},
+        **{
+            "seed": seed,
+            "steps": 1000,
+            "batch_size": 100,
+            "test_samples": 1000,
+            "evaluate_samples": 100,
+            "valid_samples": 1000,
+        },
         **{"runs_dir": "runs", "sweep": "fake", "device": "cpu"},
     }
     for key, value in settings.items():
