@@ -61,8 +61,8 @@ def test_dead_claims_are_taken_over_by_exactly_one_process(tmp_path, dead_identi
     for number in range(100):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / claims.CLAIM).write_text(dead_identity)
-        (tmp_path / str(number) / ".claim.1.1.tmp").write_text(dead_identity)  # it was killed in the middle
-    got = claims_of(3, tmp_path)
+        (tmp_path / str(number) / ".claim.1.asks").write_text(dead_identity)  # it was killed in the middle
+    got = claims_of(4, tmp_path)
     assert sorted(run for runs in got for run in runs) == list(range(100))
     assert all([file.name for file in (tmp_path / str(n)).iterdir()] == [claims.CLAIM] for n in range(100))
 

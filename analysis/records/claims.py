@@ -4,6 +4,19 @@ A claim is the file ``claim``; its text identifies a process (machine since boot
 modification time is the heartbeat. On its own machine a claim is as alive as its process, whatever the clock says;
 elsewhere it is alive while its heartbeat is recent. A process that lost its claim (it was suspended, say, and another
 machine took over) notices at its next heartbeat and must write no more.
+
+Dead claims are replaced without a lock, since network file systems may have none. Whoever wants a run
+
+1. creates a file of its own, ``.claim.*.asks``, whose name is used once;
+2. lists the other files of this kind; it gives up if one of an earlier name is alive, waits for living later ones to
+   go, and removes dead ones;
+3. reads ``claim``, and gives up if it is alive;
+4. renames its own file to ``claim``.
+
+Of two that ask, A lists (2) before B has created its file, or after B's has gone: else it sees B. If both went on to
+(4), then either one has seen the other's ``claim`` in (3), or A listed before B created and B before A, which cannot
+be, since each creates before it lists. What must be true of the file system: ``rename`` is atomic, and a listing shows
+what was created or renamed before it began. A process that is taken for dead while it asks finds its file gone in (4).
 """
 
 from __future__ import annotations
@@ -12,13 +25,18 @@ import contextlib
 import functools
 import os
 import socket
+import stat
 import time
-from collections.abc import Iterator
+import uuid
 from pathlib import Path
 
 CLAIM = "claim"
 HEARTBEAT_SECONDS = 120.0
 """A claim of another machine whose heartbeat differs by more from the time now belongs to a dead process."""
+PATIENCE = 500
+"""How often a process looks whether those that ask after it are gone, before it gives up."""
+PAUSE_SECONDS = 0.01
+LONGEST_TEXT = 1000
 
 
 class Claim:
@@ -26,6 +44,7 @@ class Claim:
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.file = directory, directory / CLAIM
+        self._alive = -float("inf")
 
     def take(self) -> bool:
         """Take the run for this process; ``False`` if a living process has it. Creates the directory.
@@ -33,64 +52,134 @@ class Claim:
         Raises:
             OSError: if the directory cannot be written.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        own = self.file.with_name(f".{CLAIM}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+        began = _now()
+        own = self.directory / f".{CLAIM}.{uuid.uuid4().hex}.asks"
+        self._ask(own)
         try:
-            own.write_text(_identity())
-            with _locked(self.directory):
-                if self.is_held():
-                    return False
-                self.file.unlink(missing_ok=True)
-                os.link(own, self.file)  # with its text at once, and it fails if another machine was faster
-                for left_behind in self.directory.glob(f".{CLAIM}.*.tmp"):  # by processes that were killed here
-                    left_behind.unlink(missing_ok=True)
-                return True
-        except FileExistsError:
+            if not self._is_first(own) or self.is_held():
+                _unlink(own)
+                return False
+            _rename(own, self.file)
+        except FileNotFoundError:  # another machine took this process for dead
             return False
-        finally:
-            with contextlib.suppress(OSError):
-                own.unlink(missing_ok=True)
+        except BaseException:
+            _unlink(own)
+            raise
+        self._alive = _now()
+        # Slower than that, and another machine may have replaced the claim already.
+        return self._alive - began < HEARTBEAT_SECONDS / 2
+
+    def _ask(self, own: Path) -> None:
+        for attempt in range(10):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            try:
+                return _create(own, _identity())
+            except FileNotFoundError:  # another process that asked has removed the empty directory
+                if attempt == 9:
+                    raise
+
+    def _is_first(self, own: Path) -> bool:
+        """Whether no other living process asks; waits for those that come after this one."""
+        for _ in range(PATIENCE):
+            others = [name for name in _names(self.directory) if _asks(name) and name != own.name]
+            living = [name for name in others if _lives(self.directory / name)]
+            for name in set(others) - set(living):
+                _unlink(self.directory / name)
+            if not living:
+                return True
+            if min(living) < own.name:
+                return False
+            _pause()
+        return False
 
     def is_held(self) -> bool:
         """Whether a living process has the run (this one included)."""
-        try:
-            age = time.time() - self.file.stat().st_mtime
-            owner = self.file.read_text(errors="replace").split()
-        except OSError:
-            return False
-        if len(owner) == 3 and owner[0] == _machine():
-            return owner[1].isdigit() and _started(int(owner[1])) == owner[2]
-        return abs(age) <= HEARTBEAT_SECONDS
+        return _lives(self.file)
 
     def beat(self) -> bool:
         """Say that this process is alive; ``False`` if the claim is no longer its own."""
         try:
-            if self.file.read_text(errors="replace") != _identity():
+            if _read(self.file)[0] != _identity():
                 return False
             os.utime(self.file)
         except OSError:
             return False
+        self._alive = _now()
         return True
 
     def release(self) -> None:
-        """Give the run back, if it is this process's."""
+        """Give the run back, if it is this process's.
+
+        A process that was suspended may have lost it between two looks; then the claim is left to grow old.
+        """
         with contextlib.suppress(OSError):
-            if self.file.read_text(errors="replace") == _identity():
-                self.file.unlink()
+            if _read(self.file)[0] == _identity() and _now() - self._alive < HEARTBEAT_SECONDS / 2:
+                _unlink(self.file)
 
 
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Keep other processes from judging and replacing a claim at the same time; the kernel frees it with its owner."""
-    import fcntl  # Windows has none: there records are read only
+def _asks(name: str) -> bool:
+    return name.startswith(f".{CLAIM}.") and name.endswith((".asks", ".tmp"))  # .tmp: of earlier versions
 
-    handle = os.open(directory, os.O_RDONLY)
+
+def _lives(file: Path) -> bool:
+    """Whether the process whose claim this is lives; a file that cannot be read is as alive as its heartbeat."""
     try:
-        with contextlib.suppress(OSError):  # a file system without locks: the exclusive link has to do
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        text, beaten = _read(file)
+    except FileNotFoundError:
+        return False
+    owner = text.split()
+    if len(owner) == 3 and owner[0] == _machine():
+        return owner[1].isdigit() and _started(int(owner[1])) == owner[2]
+    return abs(time.time() - beaten) <= HEARTBEAT_SECONDS
+
+
+# What the protocol does to the file system, one call each: a test goes through all orders of them.
+
+
+def _create(file: Path, text: str) -> None:
+    with open(file, "x") as new:
+        new.write(text)
+
+
+def _read(file: Path) -> tuple[str, float]:
+    """The text of a claim and when it was last touched. Raises ``FileNotFoundError``; no text if it is unreadable."""
+    found = os.stat(file, follow_symlinks=False)
+    if not stat.S_ISREG(found.st_mode):
+        return "", found.st_mtime
+    try:
+        handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return "", found.st_mtime
+    try:
+        return os.read(handle, LONGEST_TEXT).decode(errors="replace"), os.fstat(handle).st_mtime
+    except OSError:  # on a network file system it may have been replaced just now
+        return "", time.time()
     finally:
         os.close(handle)
+
+
+def _names(directory: Path) -> list[str]:
+    return os.listdir(directory)
+
+
+def _rename(file: Path, new: Path) -> None:
+    os.rename(file, new)
+
+
+def _unlink(file: Path) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(file)
+
+
+def _pause() -> None:
+    time.sleep(PAUSE_SECONDS)
+
+
+def _now() -> float:
+    """Seconds that go on while the machine sleeps, in the kernel's own count where it has one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _identity() -> str:
