@@ -17,7 +17,7 @@ import yaml
 
 from analysis import records
 from analysis.output import Parser
-from analysis.papers import reference
+from analysis.papers import own, reference
 from analysis.papers.layouts import layouts, of_sweeps
 from analysis.papers.layouts import write as write_layout
 from analysis.statistics.settings import as_text
@@ -92,6 +92,11 @@ def report(frame: pd.DataFrame, output: Path, entries: Sequence[dict[str, Any]] 
             files += write_layout(layout, frame, output)
         except ValueError as error:
             print(f"no table {layout.name}: {error}")
+    for name, draw in own.of_sweeps(frame["sweep"].unique()).items():
+        try:
+            files += draw(frame[frame["sweep"] == name], output)
+        except ValueError as error:
+            print(f"no figures of {name}: {error}")
     for file in [*files, *_write_figures(frame, output), *_write_variance(frame, output)]:
         print(f"wrote {file}")
     if not (runs["status"] == "finished").any():

@@ -10,7 +10,7 @@ from fake_runs import make_config, write_run
 from hydra import compose, initialize_config_module
 
 from analysis import records
-from analysis.papers import class_speed, semi_supervised
+from analysis.papers import class_speed, own, semi_supervised
 from training.benchmarks import classes as benchmark_classes
 from training.config import schema
 
@@ -67,6 +67,12 @@ def test_the_command_writes_table_and_figures(sweep, capsys):
     assert {"accuracy.md", "accuracy.csv", "accuracy.png", "analogies_exact.png"} <= files
     assert semi_supervised.main([str(sweep / "nothing")]) == 1
     assert "no runs at" in capsys.readouterr().err
+
+
+def test_the_sweep_of_table_2_is_drawn_by_its_name(sweep):
+    assert own.of_sweeps(["jang_table2", "reference", "no_module", "not a name", ".hidden"]) == {
+        "jang_table2": semi_supervised.draw
+    }
 
 
 def test_nothing_finished_is_one_sentence(tmp_path, capsys):

@@ -164,6 +164,21 @@ def analogies(originals: NDArray[Any], grid: NDArray[Any], title: str) -> Figure
     return figure
 
 
+def draw(frame: pd.DataFrame, out: Path) -> list[Path]:
+    """Write table and figures of the long ``frame`` into ``out``; returns the files. Raises ``ValueError`` as
+    :func:`chosen` does."""
+    runs = chosen(frame)
+    out.mkdir(parents=True, exist_ok=True)
+    files = table.write([printed(summary(runs))], out / "accuracy", ("csv", "md"))
+    files += save(accuracy_curves(frame[frame["path"].isin(runs["path"])]), out / "accuracy")
+    first = runs[runs["task"] == TASK].sort_values(["estimator", "seed"]).drop_duplicates("estimator")
+    for name, path in zip(first["estimator"], first["path"], strict=True):
+        with np.load(Path(path) / records.IMAGES) as arrays:
+            drawn = analogies(arrays["originals"], arrays["analogies"], look(name).label)
+        files += save(drawn, out / f"analogies_{name}")
+    return files
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; write it and the figures."""
     make_printable()
@@ -175,21 +190,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("default")
             frame = records.load(options.path)
-        runs = chosen(frame)
+        output = options.output or options.path / "report"
+        draw(frame, output)
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
-    output = options.output or options.path / "report"
-    output.mkdir(parents=True, exist_ok=True)
-    drawn_up = printed(summary(runs))
-    table.write([drawn_up], output / "accuracy", ("csv", "md"))
-    print(table.to_markdown([drawn_up]))
-    save(accuracy_curves(frame[frame["path"].isin(runs["path"])]), output / "accuracy")
-    first = runs[runs["task"] == TASK].sort_values(["estimator", "seed"]).drop_duplicates("estimator")
-    for name, path in zip(first["estimator"], first["path"], strict=True):
-        with np.load(Path(path) / records.IMAGES) as arrays:
-            drawn = analogies(arrays["originals"], arrays["analogies"], look(name).label)
-        save(drawn, output / f"analogies_{name}")
+    print((output / "accuracy.md").read_text(encoding="utf-8"))
     return 0
 
 
