@@ -229,7 +229,7 @@ class RelaxedControlVariate(Estimator):
 class Network(nn.Module):
     """``[..., (replicas,) rows, features] -> [..., (replicas,) rows, outputs]``; one network per replica.
 
-    It works in the dtype of its weights, whatever that of its input; under autocast as every product there.
+    It works in the dtype of its weights, whatever that of its input.
 
     Args:
         sizes: features, hidden widths, outputs.

@@ -12,7 +12,7 @@ from torch import Tensor
 from estimators import noise
 from estimators._surrogate import with_gradient
 from estimators.base import Estimator, Loss
-from estimators.categorical import Samples, from_bits, no_autocast, scores
+from estimators.categorical import Samples, from_bits, scores
 
 
 class ARMS(Estimator):
@@ -81,8 +81,7 @@ class ARMS(Estimator):
         n = self.evaluations
         e = -torch.log1p(-self._uniform(log_m))
         # log(1 - d_k), from a sum without cancellation
-        with no_autocast(e):
-            others = torch.tensordot(1 - torch.eye(n, dtype=e.dtype, device=e.device), e, dims=1)
+        others = torch.tensordot(1 - torch.eye(n, dtype=e.dtype, device=e.device), e, dims=1)
         rest = others.log() - e.sum(dim=0).log()
         return (n - 1) * rest < log_m, (2 - torch.exp(-log_m / (n - 1))).clamp_min(0) ** (n - 1)
 

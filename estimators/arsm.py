@@ -8,7 +8,7 @@ from torch import Tensor
 from estimators import noise
 from estimators._surrogate import with_gradient
 from estimators.base import Estimator, Loss
-from estimators.categorical import no_autocast, one_hot, softmax
+from estimators.categorical import one_hot, softmax
 
 
 class ARSM(Estimator):
@@ -50,8 +50,7 @@ class ARSM(Estimator):
         losses = loss(one_hot(index, logits))
         table = losses.detach()[pair]  # [K, K, *batch], symmetric
         centred = (table - table.mean(dim=0)).to(dtype)
-        with no_autocast(centred):
-            gradient = torch.einsum("kj...,...lj->...lk", centred, 1 / categories - softmax(-gumbel))
+        gradient = torch.einsum("kj...,...lj->...lk", centred, 1 / categories - softmax(-gumbel))
         return with_gradient(losses, gradient, logits)
 
 

@@ -26,6 +26,9 @@ are all just leading dimensions. Hyperparameters that are numbers may be tensors
 a last dimension of 1). Learned parts are parameters of the estimator and get their gradient from the same
 ``backward()`` through a term whose value is zero, so a caller must minimise.
 
+Under autocast ``loss`` runs as the caller's code does, and the estimator's own mathematics without it: ``z`` has the
+dtype of ``logits``, on every device.
+
 A second derivative has the exact mean, or it is a ``RuntimeError``: :func:`estimators.gradient_only` refuses it. A loss
 that is an integer or a truth value is converted, unless the method differentiates it.
 """
@@ -37,6 +40,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -222,16 +226,10 @@ class Estimator(nn.Module, ABC):
 
     def forward(self, logits: Tensor, loss: Loss, context: Tensor | None = None) -> Tensor:
         """``[*batch]`` losses: see the contract in :mod:`estimators.base`. Raises ``ValueError`` on bad shapes."""
-        self._check_logits(logits)
-        if torch.compiler.is_compiling():
-            losses = self.estimate(logits, self._checked(loss, logits), context)
-        else:
-            try:
-                losses = self.estimate(logits, self._checked(loss, logits), context)
-            except RuntimeError as error:
-                if reason := next((why for words, why in UNDER_FUNCTORCH.items() if words in str(error)), None):
-                    raise RuntimeError(f"{type(self).__name__} takes derivatives by torch.func: {reason}") from error
-                raise
+        loss = self._checked(in_callers_precision(loss, logits.device.type), logits)
+        with own_precision(logits.device.type):
+            self._check_logits(logits)
+            losses = self._estimate(logits, loss, context)
         if losses.shape != logits.shape[:-2]:
             raise ValueError(
                 f"{type(self).__name__}: returned shape {list(losses.shape)} instead of [*batch] = "
@@ -239,6 +237,16 @@ class Estimator(nn.Module, ABC):
                 "losses through estimators.per_example"
             )
         return losses
+
+    def _estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self.estimate(logits, loss, context)
+        try:
+            return self.estimate(logits, loss, context)
+        except RuntimeError as error:
+            if reason := next((why for words, why in UNDER_FUNCTORCH.items() if words in str(error)), None):
+                raise RuntimeError(f"{type(self).__name__} takes derivatives by torch.func: {reason}") from error
+            raise
 
     def _check_logits(self, logits: Tensor) -> None:
         name = type(self).__name__
@@ -376,8 +384,9 @@ class Pathwise(Estimator):
 
             @functools.wraps(sample)
             def checked(self: Pathwise, logits: Tensor) -> Tensor:
-                self._check_logits(logits)
-                return sample(self, logits)
+                with own_precision(logits.device.type):
+                    self._check_logits(logits)
+                    return sample(self, logits)
 
             cls.sample = checked  # type: ignore[method-assign]
 
@@ -469,6 +478,24 @@ class MultiSample(Estimator):
         bound = log_weight.logsumexp(dim=0) - math.log(self.num_samples)
         signals = self.signals(log_weight.detach(), bound.detach())
         return -with_term(bound, (signals * log_prob).sum(dim=0))
+
+
+def own_precision(device: str) -> AbstractContextManager[Any]:
+    """A block without autocast: which operations it has in float32 differs between devices."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def in_callers_precision(loss: Loss, device: str) -> Loss:
+    """``loss`` to be called in such a block, with the autocast that is outside of it."""
+    if not torch.is_autocast_enabled(device):
+        return loss
+    dtype = torch.get_autocast_dtype(device)
+
+    def as_outside(z: Tensor) -> Tensor:
+        with torch.autocast(device, dtype=dtype):
+            return loss(z)
+
+    return as_outside
 
 
 def per_example(value: Number) -> Number:

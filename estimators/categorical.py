@@ -44,11 +44,6 @@ def log_softmax(x: Tensor) -> Tensor:
     return x.movedim(-1, 0).log_softmax(dim=0).movedim(0, -1).contiguous()
 
 
-def no_autocast(x: Tensor) -> torch.autocast:
-    """A block without automatic mixed precision, for matrix products that are the estimator's own mathematics."""
-    return torch.autocast(x.device.type, enabled=False)
-
-
 def is_binary(logits: Tensor) -> bool:
     """Whether the latents are Bernoulli, that is, have two categories."""
     return logits.shape[-1] == 2

@@ -124,7 +124,7 @@ class NVIL(ScoreFunction):
 class _Baseline(nn.Module):
     """``[..., examples, features] -> [..., examples]``: one hidden layer of tanh units, one network per replica.
 
-    In the dtype of its weights, whatever that of ``context``; under autocast as every product there.
+    In the dtype of its weights, whatever that of ``context``.
     """
 
     def __init__(self, features: int, hidden: int, replicas: int | None) -> None:

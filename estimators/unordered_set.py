@@ -12,7 +12,7 @@ from torch import Tensor
 from estimators import noise
 from estimators._autograd import score_term
 from estimators.base import Estimator, Loss
-from estimators.categorical import log_probabilities, no_autocast, one_hot
+from estimators.categorical import log_probabilities, one_hot
 
 LARGEST_SET, DEFAULT_SET = 10, 4
 UNDERFLOW = -87.0
@@ -91,8 +91,7 @@ class UnorderedSet(Estimator):
             z = one_hot(index, logits).movedim(-3, 0)  # [S, *batch, L, K]
         losses = loss(z).masked_fill(weight == 0, 0.0)  # 0 * inf would be NaN
         frozen = losses.detach().to(share.dtype)
-        with no_autocast(share):
-            baseline = (share @ frozen.movedim(0, -1).unsqueeze(-1)).squeeze(-1).movedim(-1, 0)
+        baseline = (share @ frozen.movedim(0, -1).unsqueeze(-1)).squeeze(-1).movedim(-1, 0)
         # where, not a product: 0 * -inf of an impossible category would be NaN
         with_graph = torch.where(z > 0, log_q, 0.0).sum(dim=(-2, -1))
         each = score_term(losses.to(share.dtype), frozen - baseline, with_graph)
