@@ -38,13 +38,14 @@ class _Smoothing(Pathwise):
         """The relaxed bits and their derivatives in the log-odds; ``v`` uniform, large ``v`` for small bits."""
 
     def sample(self, logits: Tensor) -> Tensor:
-        odds = scores(logits)
-        clean = odds.detach().to(torch.promote_types(odds.dtype, torch.float32))
+        # In float32 from the start: close to the spike a rounded log-odds moves the relaxed bit far.
+        odds = scores(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        clean = odds.detach()
         v = noise.uniform(clean.shape, dtype=clean.dtype, device=clean.device, event_dims=1)
         smooth, slope = self._invert(clean, v, per_latent(self.beta))
         # The slope, up to e^beta / beta, is beyond half precision.
         smooth = with_term(smooth.clamp(0, 1), slope * finite(odds).to(slope.dtype))
-        return from_bits(smooth.to(odds.dtype))
+        return from_bits(smooth.to(logits.dtype))
 
 
 class SpikeAndExponential(_Smoothing):
