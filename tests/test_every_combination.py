@@ -56,6 +56,16 @@ def without_time(row):
     return {name: value for name, value in row.items() if "seconds" not in name}
 
 
+def assert_same(first, second, estimator):
+    """Bit for bit on a CPU; on a GPU to rounding, since products and sums may go another way each time."""
+    for row, other in zip(first, second, strict=True):
+        row, other = without_time(row), without_time(other)
+        if torch.cuda.is_available():
+            assert row == pytest.approx(other, rel=1e-4, abs=1e-4, nan_ok=True), estimator
+        else:
+            assert row == other, estimator
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_with_every_estimator(task, tmp_path):
     """Three steps at once, and one, a checkpoint and the other two: the same numbers, and one frame of all of them."""
@@ -79,7 +89,7 @@ def test_a_task_with_every_estimator(task, tmp_path):
         train_runs([parts], lambda event: None, solo=True)
         first, second = (records.read_metrics(run.path / records.METRICS) for run in (whole, parts))
         assert [row["step"] for row in first] == [2, 3]
-        assert list(map(without_time, first)) == list(map(without_time, second)), estimator
+        assert_same(first, second, estimator)
         assert "goes on at step 1" in (parts.path / records.LOG).read_text()
     frame = records.load(tmp_path / "whole")
     assert sorted(frame["estimator"].unique()) == expected and set(frame["status"]) == {"finished"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -61,7 +62,9 @@ def _warm_up(step: Step, argument: Tensor) -> str:
     try:
         with torch.cuda.stream(side):
             step(argument)
-            torch.cuda.set_sync_debug_mode("error")
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+                torch.cuda.set_sync_debug_mode("error")
             for _ in range(WARM_UP - 1):
                 step(argument)
     except RuntimeError as error:
