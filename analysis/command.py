@@ -235,9 +235,10 @@ def _write_figures(frame: pd.DataFrame, output: Path) -> list[Path]:
 def _write_variance(frame: pd.DataFrame, output: Path) -> list[Path]:
     """Of runs that measured gradients (``basket=``) the tables and figures."""
     from analysis.figures import variance as variance_figures
+    from analysis.statistics.variance import panels
 
     measured = [records.load_basket(path) for path in frame["path"].unique()]
-    return list(variance_figures.write(pd.concat(measured, ignore_index=True), output))
+    return list(variance_figures.write(panels(pd.concat(measured, ignore_index=True)), output))
 
 
 def _storable(frame: pd.DataFrame) -> pd.DataFrame:

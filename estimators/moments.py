@@ -157,7 +157,7 @@ def cosine(mean: Mean, reference: Mean) -> float:
 
 @dataclass(frozen=True)
 class Figures:
-    """What is said of an estimator's gradient at a point, whoever measured it.
+    """Bias and variance of an estimator's gradient at a point: what certificates and baskets both record.
 
     Attributes:
         variance: of one gradient, mean over the parameters, in squared units of it.
@@ -181,6 +181,22 @@ class Figures:
     bias_square_error: float = math.nan
     cosine: float = math.nan
     cosine_error: float = math.nan
+
+    @property
+    def log_variance(self) -> float:
+        """Natural logarithm of ``variance``."""
+        return math.log(self.variance) if self.variance > 0 else -math.inf
+
+    @property
+    def log_variance_error(self) -> float:
+        """The standard error of ``log_variance``, to first order."""
+        return self.variance_error / self.variance if self.variance > 0 else 0.0
+
+    @property
+    def bias_interval(self) -> tuple[float, float]:
+        """The relative bias ``|E g - r| / |r|`` within two standard errors of its square, at least 0."""
+        low, high = (self.bias_square + sign * 2 * self.bias_square_error for sign in (-1, 1))
+        return math.sqrt(max(low, 0)), math.sqrt(max(high, 0))
 
 
 def figures(moments: Moments, reference: Moments | None = None) -> Figures:

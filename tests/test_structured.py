@@ -304,7 +304,7 @@ def test_gradient_variance_at_one_point():
         trained.train_step()
     nodes = {name: config(f"estimator={name}")["estimator"] for name in ("reinforce", "rloo", "exact")}
     reinforce, rloo, exact = basket.measure(basket.Point(trained), nodes, draws=200, warm_up=2)
-    assert exact.variance < 1e-12 < rloo.variance < reinforce.variance
+    assert exact.figures.variance < 1e-12 < rloo.figures.variance < reinforce.figures.variance
     assert [result.evaluations for result in (reinforce, rloo, exact)] == [1, 4, 16]
 
 
