@@ -89,8 +89,8 @@ def _comparisons(
     frame: pd.DataFrame, runs: pd.DataFrame, summary: pd.DataFrame, filters: Mapping[Any, dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     columns = curve_columns(frame)
-    along = frame.dropna(subset=["step"]).reindex(columns=["path", *AXES, *columns])
-    parts = dict(list(along.groupby("path")))
+    evaluated = frame.dropna(subset=["step"]).reindex(columns=["path", *AXES, *columns])
+    parts = dict(list(evaluated.groupby("path")))
     for (task, data), group in runs.groupby(COMPARISON):
         shown = _settings(group, summary)
         long = frame[frame["path"].isin(group["path"])]

@@ -62,7 +62,8 @@ class PointVariance:
     def row(self) -> dict[str, Any]:
         """The attributes with those of ``figures`` among them, as runs record it and tables read it."""
         own = asdict(self)
-        return {**own, **own.pop("figures")}
+        figures = own.pop("figures")
+        return {**own, **figures}
 
 
 def measure(
