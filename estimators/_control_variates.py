@@ -172,7 +172,7 @@ class RelaxedControlVariate(Estimator):
 
     @property
     def temperature(self) -> Number:
-        """Of the relaxed samples: a tensor with a gradient if it is learned."""
+        """Temperature of the relaxed samples: a tensor with a gradient if it is learned."""
         return self.log_temperature.exp() if self.learn else self.fixed_temperature
 
     @property

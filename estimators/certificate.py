@@ -1,4 +1,4 @@
-"""What :mod:`estimators.check` and ``python -m training.basket`` measure, as tables for a screen."""
+"""Tables for a screen of what :mod:`estimators.check` and ``python -m training.basket`` measure."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from analysis.tables.table import write as write_tables
 from analysis.tables.variance import tables
 
 NO_VARIANCE = 1e-9
-"""Relative to the squared gradient: what is left of no variance after rounding."""
+"""Rounding error of a variance of 0, relative to the squared gradient."""
 LEAST_BIAS = 0.01
 """On a path, a bias that cannot be told from 0 is drawn here at least."""
 ROW = 0.17
@@ -227,13 +227,13 @@ def _hot(row: Row) -> bool:
 
 
 def _in_order(rows: Mapping[str, Row]) -> list[str]:
-    """What was measured, in the order of the methods in every figure."""
+    """The names of what was measured, in the order that methods have in every figure."""
     order = in_order({row["method"] for row in rows.values()})
     return sorted(rows, key=lambda name: (order.index(rows[name]["method"]), name))
 
 
 def _name(row: Row) -> str:
-    """With a star if it is declared biased, which its place may not say."""
+    """The label, with a star if the estimator is declared biased: its place in the figure may not say so."""
     return row["label"] + ("" if row["unbiased"] else " *")
 
 

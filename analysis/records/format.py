@@ -185,7 +185,7 @@ class RunRecord:
             overrides: what gave it this config, as on the command line.
             facts: the content of ``run.json`` (:func:`training.config.identity.facts`).
             keep_until: the step of the checkpoint.
-            last_row: the row of that step as it was before a last evaluation added to it, or ``None`` if it had none; by
+            last_row: the row of that step as it was before a last evaluation added to it, or ``None`` for none; by
                 default what stands there.
         """
         (self.path / CONFIG).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What ``python -m estimators.check --json`` wrote, as a frame of the rows that runs with a basket record."""
+"""The JSON of ``python -m estimators.check --json`` as a frame of the rows that runs with a basket record."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from analysis.figures.style import KNOWN
 
 Report = Mapping[str, Any]
 DEGREE = 3
-"""Of the polynomial that is the loss of a certificate's problems."""
+"""Degree of the polynomial that is the loss of a certificate's problems."""
 
 
 def frame(report: Report) -> pd.DataFrame:

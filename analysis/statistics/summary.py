@@ -25,10 +25,10 @@ from analysis.statistics.intervals import interval, interval_name
 from analysis.statistics.settings import WITHIN, as_text, uses_of, with_settings
 
 CELL = ["estimator", "variant", "task", "data"]
-"""Of one method: the runs of a row."""
+"""A row's runs agree in these columns: one method on one task and data set."""
 COMPARISON = ["task", "data"]
 LEGACY_PRIMARIES = ("bound", "pseudo_bound", "value")
-"""Of records of older code, which did not say it: the first that a run has."""
+"""Primary metrics of records of older code, which did not say it: the first of these that a run has."""
 
 
 class ProtocolsDiffer(ValueError):

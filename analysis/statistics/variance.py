@@ -49,7 +49,7 @@ class Panel:
 
     @property
     def where(self) -> str:
-        """At which parameters its last rows were measured."""
+        """The parameters at which its last rows were measured."""
         if self.trainer == "none":
             return "Default arguments"
         runs = f"{self.runs} runs" if self.runs > 1 else "one run"
@@ -57,7 +57,7 @@ class Panel:
 
     @property
     def gradient(self) -> str:
-        """What the variance is of, and over what it is averaged."""
+        """The gradient whose variance is measured, and over what the variance is averaged."""
         if self.trainer == "none":
             return "of one gradient, mean over the logits"
         return "of the gradient of one minibatch's mean loss, mean over the encoder's parameters"
@@ -70,7 +70,7 @@ class Panel:
         return rows[rows["step"] == counts[counts == counts.max()].index.max()]
 
     def paths(self) -> dict[str, pd.DataFrame]:
-        """By estimator its rows by temperature if there are some, else the one :meth:`at_the_end`."""
+        """Each estimator's rows, sorted by temperature; if it has no temperature, its row :meth:`at_the_end`."""
         swept = self.rows[self.rows["temperature"].notna()].sort_values("temperature")
         single = self.at_the_end()
         single = single[~single["measured"].isin(swept["measured"])]
@@ -146,7 +146,7 @@ def _row(own: pd.DataFrame) -> dict[str, object]:
 
 
 def point(figures: Mapping[str, Any]) -> dict[str, float]:
-    """What a row says of bias and variance, with intervals of two standard errors.
+    """Bias and variance of a row, with intervals of two standard errors.
 
     Args:
         figures: the fields of ``estimators.moments.Figures``, as a run's basket and a certificate record them; what is

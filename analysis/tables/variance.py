@@ -13,7 +13,7 @@ Row = dict[Any, Any]
 
 
 def tables(found: Sequence[Panel]) -> list[Table]:
-    """Of every panel the last step, the least variance for its evaluations first; ``numbers`` has all rows.
+    """A table for each panel: its last step, sorted by variance times evaluations; ``numbers`` has all rows.
 
     A column in which nothing is known is left out.
     """

@@ -32,7 +32,7 @@ from training.pack.build import build
 from training.pack.pack import Config, Pack
 
 LEAST_DRAWS = 4
-"""For a variance and its standard error."""
+"""A variance with a standard error needs two blocks of two draws."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from training.pack.watchers import Training
 
 
 class Basket:
-    """Measures what a pack's ``basket`` option asks for, at the steps that it asks for, into the runs' records.
+    """Measures the estimators of a pack's ``basket`` option at its steps, and writes rows into the runs' records.
 
     A row for each estimator and step is that of :meth:`training.gradients.basket.PointVariance.row` with the
     ``reference`` that bias was measured against with its relative standard error ``reference_error``, ``examples``,
