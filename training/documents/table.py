@@ -104,7 +104,7 @@ def _reference(method: type[Estimator]) -> str:
 
 
 def choice(report: dict[str, Any]) -> str:
-    """The figures of a certificate that help to choose, as Markdown: the unbiased methods, then the biased ones; K = 2 / K = 4.
+    """A certificate's figures for a choice, as Markdown: the unbiased methods, then the biased ones; K = 2 / K = 4.
 
     Left out are enumeration, which has no variance, and what has no comparable figures: another objective, a gradient
     that is rescaled. Sorted by variance times evaluations for K = 2.

@@ -87,7 +87,7 @@ def reason_to_leave_out(point: Point, node: Config) -> str | None:
 
 
 def reference_gradient(point: Point, node: Config, *, draws: int, warm_up: int, max_states: int) -> tuple[str, Moments]:
-    """The gradient that bias refers to, and its name: ``exact`` where the joint states can be enumerated, else ``node``'s.
+    """The gradient that bias refers to, and its name: ``exact`` if the joint states can be enumerated, else ``node``'s.
 
     The exact gradient is enumerated over at most ``max_states`` joint states; a sampled one is the mean of ``draws``
     gradients of the unbiased estimator ``node``, independent of those that are measured.
