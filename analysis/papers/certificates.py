@@ -18,13 +18,15 @@ from analysis.figures import variance as figures
 from analysis.statistics import certificates, variance
 
 
-def draw(file: Path, output: Path) -> Iterator[Path]:
+def write(file: Path, output: Path) -> Iterator[Path]:
     """Write the tables and figures of ``file`` into the folder ``output``."""
     if file.suffix == ".csv":
         found = variance.read(file)
     else:
         report = json.loads(file.read_text(encoding="utf-8"))
         found = variance.panels(certificates.comparable(certificates.frame(report)))
+    if not found:
+        raise ValueError("it has no estimator whose figures are comparable")
     output.mkdir(parents=True, exist_ok=True)
     yield from figures.write(found, output)
 
@@ -38,10 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="folder for the figures")
     options = parser.parse_args(arguments)
     try:
-        for path in draw(options.file, options.output):
+        for path in write(options.file, options.output):
             print(f"wrote {path}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"{options.file}: not a certificate of estimators.check ({error!r})", file=sys.stderr)
+        print(
+            f"{options.file}: not a certificate of estimators.check or a variance.csv that can be drawn ({error!r})",
+            file=sys.stderr,
+        )
         return 2
     return 0
 

@@ -39,10 +39,14 @@ def _rows(result: Report) -> Iterator[dict[str, Any]]:
     about |= {"stochastic": declared.get("stochastic", method != "exact"), "method_family": declared.get("family")}
     about |= {"data": "none", "estimator": "none", "step": 0, "reference": "exact", "reference_error": 0.0}
     defaults = [{**found, "temperature": math.nan} for found in result["problems"] if found["layers"] == 1]
-    swept = [found for found in result["bias"] if found["degree"] == DEGREE and found["temperature"] is not None]
+    swept = [
+        found for found in result.get("bias", []) if found["degree"] == DEGREE and found["temperature"] is not None
+    ]
     for found in [*defaults, *swept]:
         if cost := costs.get(found["categories"]):  # else measuring it failed
-            seconds = dict.fromkeys(("seconds_low", "seconds", "seconds_high"), 1e-6 * cost["microseconds"])
+            seconds = dict.fromkeys(
+                ("seconds_low", "seconds", "seconds_high"), 1e-6 * cost.get("microseconds", math.nan)
+            )
             yield {**about, **found, "task": f"K = {cost['categories']}", "evaluations": cost["evaluations"], **seconds}
 
 
@@ -56,7 +60,7 @@ def _method(name: str) -> tuple[str, str]:
 def up_to_date(report: Report) -> dict[str, Any]:
     """The report as today's code would have written it: see :func:`_corrected`."""
     results = [
-        {**result, **{part: [_corrected(found) for found in result[part]] for part in ("problems", "bias")}}
+        {**result, **{part: [_corrected(found) for found in result.get(part, [])] for part in ("problems", "bias")}}
         for result in report["estimators"]
     ]
     return {**report, "estimators": results}
@@ -70,6 +74,7 @@ def _corrected(found: Report) -> dict[str, Any]:
     """
     if "bias_square" in found or found["relative_bias"] is None:
         return dict(found)
-    square, noise = found["relative_bias"] ** 2 - found["resolution"] ** 2, found["resolution"] ** 2
+    noise = found.get("resolution", 0.0) ** 2
+    square = found["relative_bias"] ** 2 - noise
     error = math.sqrt(4 * max(square, 0.0) * noise + 2 * noise**2)
     return {**found, "bias_square": square, "bias_square_error": error}

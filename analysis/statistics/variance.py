@@ -86,9 +86,9 @@ def panels(frame: pd.DataFrame) -> list[Panel]:
     ``signal_to_noise``, ``bias`` (``bias_low`` to ``bias_high``), ``cosine``, ``cosine_error``, ``seconds``
     (``seconds_low`` to ``seconds_high``) and ``runs``.
     """
+    frame = frame if frame.empty else frame[frame["objective"] == "mean"]
     if frame.empty:
         return []
-    frame = frame[frame["objective"] == "mean"]
     given = [name for name in map(str, frame.columns) if name.startswith(SETTINGS)]
     key = frame[[*PANEL, *given]].map(as_text).agg("\x1f".join, axis=1)
     found, names = [], set[str]()
