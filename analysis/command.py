@@ -151,7 +151,7 @@ def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
 
 
 def _value(text: str) -> Any:
-    """What a text of the command line or of :func:`~analysis.statistics.summary.as_text` means."""
+    """The value that a text of the command line or of :func:`~analysis.statistics.summary.as_text` stands for."""
     word = text.strip()
     if word.lower() in ("true", "false", "none", "null"):
         return word.lower().replace("null", "none")
@@ -233,11 +233,12 @@ def _write_figures(frame: pd.DataFrame, output: Path) -> list[Path]:
 
 
 def _write_variance(frame: pd.DataFrame, output: Path) -> list[Path]:
-    """Of runs that measured gradients (``basket=``) the tables and figures."""
+    """Write the tables and figures of runs that measured gradients (``basket=``)."""
     from analysis.figures import variance as variance_figures
+    from analysis.statistics.variance import panels
 
     measured = [records.load_basket(path) for path in frame["path"].unique()]
-    return list(variance_figures.write(pd.concat(measured, ignore_index=True), output))
+    return list(variance_figures.write(panels(pd.concat(measured, ignore_index=True)), output))
 
 
 def _storable(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""What options are where a recorded config lacks them: the schema's defaults, as data."""
+"""Defaults of options that a recorded config lacks: those of the schema, as data."""
 
 from __future__ import annotations
 

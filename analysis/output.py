@@ -53,7 +53,7 @@ def run(main: Callable[[], int | str | None]) -> NoReturn:
 
 
 def in_words(error: OSError) -> str:
-    """What the system refuses, where, and what to do."""
+    """A sentence: what the system refuses, where, and what to do."""
     reason, where = error.strerror or type(error).__name__, "" if error.filename is None else f" ({error.filename})"
     if error.errno in MANY_FILES:
         return f"{reason}{where}: raise their limit (ulimit -n), or use fewer workers"

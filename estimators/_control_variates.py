@@ -70,6 +70,11 @@ def only_finite(losses: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.where(usable, losses.detach(), 0.0), torch.where(usable[..., None], slope, 0.0), usable
 
 
+def mean_of_others(x: Tensor) -> Tensor:
+    """``[S, ...]``: for each sample, in the first dimension, the mean of ``x`` over the S - 1 others."""
+    return (x.sum(dim=0) - x) / (len(x) - 1)
+
+
 def value_and_slope(function: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor]:
     """``function(point)`` ``[*batch]`` and its derivative in ``point``, from one evaluation."""
     result: Any = torch.func.vjp(function, point)
@@ -110,8 +115,10 @@ class Coupled:
 
     def _conditional(self, fresh: Tensor) -> Tensor:
         if is_binary(self.logits):
+            # +-softplus(l + softplus(+-a)), as softplus(x) = -log sigmoid(-x)
             sign = 2 * self.bits - 1
             return -sign * F.logsigmoid(-fresh + F.logsigmoid(-sign * self.theta))
+        # G_z, and -log(exp(-G_z) + exp(-theta_k - G_k)) for the others
         top = (self.z * fresh).sum(dim=-1, keepdim=True)
         return torch.where(self.z > 0, top, -torch.logaddexp(-self.theta - fresh, -top))
 
@@ -119,8 +126,10 @@ class Coupled:
         """``(d tilde / d theta)^T cotangent`` at constant noise, which depends on the noise through ``tilde`` only."""
         tilde = self.points[-1]
         if is_binary(self.logits):
+            # d tilde / d a = (1 - exp(-|tilde|)) sigmoid(+-a)
             sign = 2 * self.bits - 1
             return -torch.expm1(-tilde.abs()) * (sign * self.theta).sigmoid() * cotangent
+        # d tilde_k / d theta_k = 1 - exp(tilde_k - tilde_z);  theta = log softmax, so (d theta)^T w = w - p sum w
         weighted = -torch.expm1(tilde - tilde.amax(dim=-1, keepdim=True)) * cotangent
         return weighted - self.theta.exp() * weighted.sum(dim=-1, keepdim=True)
 
@@ -163,7 +172,7 @@ class RelaxedControlVariate(Estimator):
 
     @property
     def temperature(self) -> Number:
-        """Of the relaxed samples: a tensor with a gradient if it is learned."""
+        """Temperature of the relaxed samples: a tensor with a gradient if it is learned."""
         return self.log_temperature.exp() if self.learn else self.fixed_temperature
 
     @property
@@ -190,6 +199,7 @@ class RelaxedControlVariate(Estimator):
 
         def gradient(temperature: Tensor, scale: Tensor) -> Tensor:
             def control(points: Tensor) -> Tensor:
+                # c(x) = scale * loss(y) + network(y),  y = softmax(x / temperature)
                 y = relax(points, frozen, temperature)
                 relaxed = per_example(scale) * loss(y) if self.use_loss else y.new_zeros(y.shape[:-2])
                 return relaxed + self.network(y, context) if self.has_network else relaxed

@@ -43,7 +43,7 @@ class MovingAverage(nn.Module):
         return value
 
     def largest(self, dtype: torch.dtype) -> float:
-        """Of values in ``dtype`` the largest whose sum over a batch is finite for certain, here and in the buffers."""
+        """The largest value in ``dtype`` whose sum over a batch is finite for certain, here and in the buffers."""
         return min(torch.finfo(dtype).max, torch.finfo(self.total.dtype).max) * 2.0**-40
 
     def update(self, values: Tensor, decay: Number) -> None:

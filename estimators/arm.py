@@ -42,4 +42,5 @@ class ARM(Estimator):
         bits, e = antithetic_bits(odds)
         losses = loss(from_bits(bits))
         first, second = losses.detach()
+        # (loss(b) - loss(b~)) (u - 1/2), as sigmoid(e) - 1/2 = tanh(e / 2) / 2
         return with_gradient(losses, (first - second).unsqueeze(-1) * 0.5 * (e / 2).tanh(), odds)

@@ -70,7 +70,9 @@ class ARMS(Estimator):
         bits = (rare ^ (clean > 0)).to(logits.dtype)
         losses = loss(from_bits(bits))
         signal = (losses.detach() - losses.detach().mean(dim=0)).unsqueeze(-1)
+        # p (1 - p) / (p - P11) is the same for the rarer value: m (1 - m) / (m - P11(m)) = (1 - m) / (1 - P11(m) / m)
         correction = -torch.expm1(log_m) / (1 - both)
+        # 1 / (n - 1) sum_k (loss_k - mean loss) b_k * correction: p drops out, as the signals sum to 0
         return with_gradient(losses, (signal * bits).sum(dim=0) * correction / (self.evaluations - 1), odds)
 
     def _uniform(self, log_m: Tensor) -> Tensor:
@@ -80,15 +82,17 @@ class ARMS(Estimator):
         """Which samples take the rarer value, ``[num_samples, *batch, latents]``, and ``P11 / m``."""
         n = self.evaluations
         e = -torch.log1p(-self._uniform(log_m))
-        # log(1 - d_k), from a sum without cancellation
+        # log(1 - d_k) = log(sum_{j != k} E_j) - log(sum_j E_j), without cancellation
         others = torch.tensordot(1 - torch.eye(n, dtype=e.dtype, device=e.device), e, dims=1)
         rest = others.log() - e.sum(dim=0).log()
+        # u_k = (1 - d_k)^(n - 1) < m;  P11 / m = max(0, 2 m^(1/(n-1)) - 1)^(n-1) / m = max(0, 2 - m^(-1/(n-1)))^(n-1)
         return (n - 1) * rest < log_m, (2 - torch.exp(-log_m / (n - 1))).clamp_min(0) ** (n - 1)
 
     def _gaussian(self, log_m: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`_dirichlet`."""
         n = self.evaluations
         x = torch.special.ndtri(self._uniform(log_m))
+        # variance 1 and correlations -1 / (n - 1)
         x = (x - x.mean(dim=0)) * math.sqrt(n / (n - 1))
         log_m = log_m.clamp_min(-80)  # rarer values are never drawn; the tails below are then finite
         rare = x < torch.special.ndtri(log_m.exp())

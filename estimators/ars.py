@@ -55,4 +55,5 @@ class ARS(Estimator):
         losses = loss(one_hot(torch.stack(index), logits))
         centred = (losses.detach() - losses.detach().mean(dim=0)).to(dtype).movedim(0, -1).unsqueeze(-2)
         pi = softmax(-gumbel).gather(-1, reference)
+        # (loss(z^{kj}) - mean_i loss(z^{ij})) (1 - K pi_j)
         return with_gradient(losses, centred * (1 - len(categories) * pi), logits)

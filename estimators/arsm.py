@@ -50,6 +50,7 @@ class ARSM(Estimator):
         losses = loss(one_hot(index, logits))
         table = losses.detach()[pair]  # [K, K, *batch], symmetric
         centred = (table - table.mean(dim=0)).to(dtype)
+        # sum_j (loss(z^{kj}) - mean_i loss(z^{ij})) (1/K - pi_j)
         gradient = torch.einsum("kj...,...lj->...lk", centred, 1 / categories - softmax(-gumbel))
         return with_gradient(losses, gradient, logits)
 

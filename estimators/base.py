@@ -135,7 +135,7 @@ class Estimator(nn.Module, ABC):
     - ``relaxed``: whether the value is the loss of relaxed samples: no estimate of E_q[loss(z)], and no bound if the
       loss is a negative ELBO.
 
-    What it cannot be used for says :meth:`skip`, and how tests, certificates and tables build it :meth:`examples`.
+    :meth:`skip` says what it cannot be used for, and :meth:`examples` how tests, certificates and tables build it.
     """
 
     family: str = "other"

@@ -69,8 +69,9 @@ class CARMS(Estimator):
         i, j = torch.triu_indices(n, n, offset=1, device=p.device)
         ratio = self._ratio(p, through, index, i, j)
         f = losses.detach().to(p.dtype)
+        # w_ij = r(z_i, z_j) (loss_i - loss_j) / (n (n - 1))
         weight = ratio * (f[i] - f[j]).unsqueeze(-1) / (n * (n - 1))
-        # sum over pairs of weight * (z_i - z_j), without a one-hot tensor per pair
+        # sum_{i<j} w_ij (z_i - z_j) = sum_i z_i (sum_{j>i} w_ij - sum_{j<i} w_ji), without a one-hot tensor per pair
         per_sample = torch.zeros_like(index, dtype=p.dtype).index_add(0, i, weight).index_add(0, j, -weight)
         gradient = torch.zeros_like(p).scatter_add(-1, index.movedim(0, -1), per_sample.movedim(0, -1))
         return with_gradient(losses, gradient, logits)
@@ -79,6 +80,7 @@ class CARMS(Estimator):
         """Categories ``[num_samples, *batch, latents]``; ``through``: the cumulative sums of ``p``."""
         categories, n = p.shape[-1], self.evaluations
         e = -torch.log1p(-noise.uniform((n, *p.shape[:-1]), dtype=p.dtype, device=p.device, event_dims=1))
+        # u_k = (1 - d_k)^(n - 1),  d = E / sum E ~ Dirichlet(1, ..., 1) for E_k ~ Exp(1)
         u = (1 - e / e.sum(dim=0)) ** (n - 1)
         pick = noise.uniform(p.shape[:-1], dtype=p.dtype, device=p.device, event_dims=1)
         orders = categories * (categories - 1) // 2
@@ -102,12 +104,16 @@ class CARMS(Estimator):
             first, last = _ends(chunk, categories)
             total = through[..., -1:]
             low = _start(index.unsqueeze(-1), before, first, last, p[..., first], through[..., last], total)
+            # C(s, t) = P(u_i < s, u_j < t) = max(0, s^(1/(n-1)) + t^(1/(n-1)) - 1)^(n-1); z_i = a where u_i is in
+            # [low_a, high_a), so by inclusion and exclusion
+            # P(z_i = a, z_j = b) = C(high_a, high_b) - C(low_a, high_b) - C(high_a, low_b) + C(low_a, low_b)
             low, high = low.clamp(0, 1) ** (1 / power), (low + mass).clamp(0, 1) ** (1 / power)
             joint = (high[i] + high[j] - 1).clamp_min(0) ** power
             joint -= (low[i] + high[j] - 1).clamp_min(0) ** power
             joint -= (high[i] + low[j] - 1).clamp_min(0) ** power
             joint += (low[i] + low[j] - 1).clamp_min(0) ** power
             both += joint.sum(dim=-1, keepdim=True)
+        # r = p(a) p(b) / P, P the mean over the orders; r <= K (K - 1) / 2
         independent = mass[i] * mass[j]
         return (independent / torch.maximum(both / orders, independent / orders)).squeeze(-1)
 

@@ -52,6 +52,7 @@ class _Decisions(Estimator):
         first, second = losses.detach()
         clean = odds.detach()
         both = decided[0] * decided[1]
+        # both paths pass the node: (b - b~) sigmoid(|a|); one of them alone: b - sigmoid(a)
         factor = both * (bits[0] - bits[1]) * clean.abs().sigmoid()
         alone = (decided - both) * (bits - clean.sigmoid())
         return with_gradient(
@@ -162,8 +163,10 @@ class DisARMIW(_Sticks):
         losses = loss(z)
         first, second = losses.detach()
         s = odds.sigmoid()
+        # r = (1 - s_m) prod_{i<m} (1 - s_i)^2 / (1 - 2 s_i) at the decision m where z and z~ part
         stay = (1 - s[..., :-1]) ** 2 / (1 - 2 * s[..., :-1])
         before = torch.cat((torch.ones_like(s[..., :1]), stay.cumprod(dim=-1)), dim=-1)
         part = decided[0] * decided[1] * (bits[0] != bits[1])
         ratio = (part * before * (1 - s)).sum(dim=-1, keepdim=True)
+        # 1/2 r (loss(z) - loss(z~)) (z - z~)
         return with_gradient(losses, 0.5 * ratio * (first - second)[..., None, None] * (z[0] - z[1]), logits)

@@ -220,7 +220,7 @@ def _measure(
 
 
 def _figures(moments: GradientMoments, rescales: bool) -> dict[str, float | None]:
-    """For JSON; what an estimator rescales is brought to the length at which it is closest to the exact gradient."""
+    """The figures for JSON; a rescaled gradient gets the length at which it is closest to the exact one."""
     if rescales and moments.exact is not None:
         scale = (moments.mean * moments.exact).sum() / moments.mean.square().sum()
         if scale > 0:

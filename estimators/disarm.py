@@ -42,5 +42,6 @@ class DisARM(Estimator):
         bits, _ = antithetic_bits(odds)
         losses = loss(from_bits(bits))
         first, second = losses.detach()
+        # 1/2 (loss(b) - loss(b~)) (b - b~) sigmoid(|a|)
         gradient = 0.5 * (first - second).unsqueeze(-1) * (bits[0] - bits[1]) * odds.detach().abs().sigmoid()
         return with_gradient(losses, gradient, odds)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from estimators._control_variates import attach, descend_variance, only_finite, slope_of_variance, value_and_slope
+from estimators._control_variates import (
+    attach,
+    descend_variance,
+    mean_of_others,
+    only_finite,
+    slope_of_variance,
+    value_and_slope,
+)
 from estimators.base import FINITE, Estimator, Loss, in_functorch
 from estimators.categorical import Finite, Number, Samples, sample_with_log_prob, scores
 
@@ -73,16 +80,14 @@ class DoubleCV(Estimator):
             frozen, slope, usable = only_finite(losses, scores(slope))
             p = scores(logits).sigmoid()
             score = z[..., 1] - p
-            linear = score * self._others(slope)
+            linear = score * mean_of_others(slope)
         alpha = self.alpha.squeeze(-1) if isinstance(self.alpha, Tensor) and self.alpha.dim() else self.alpha
+        # h_s = loss_s + alpha (b_s - p) . mean_{t != s} f'_t
         h = frozen + (alpha * linear).sum(dim=-1)
-        estimated = ((h - self._others(h)).unsqueeze(-1) * score - alpha * (slope * (p * (1 - p)))).mean(dim=0)
+        # 1/S sum_s (h_s - mean_{t != s} h_t) (b_s - p) - alpha f'_s p (1 - p)
+        estimated = ((h - mean_of_others(h)).unsqueeze(-1) * score - alpha * (slope * (p * (1 - p)))).mean(dim=0)
         honest = estimated.masked_fill(~usable[..., None], torch.nan)
         total = attach(honest, logits, losses.mean(dim=0))
         if self.learn and not in_functorch():
             total = descend_variance(total, slope_of_variance(honest, logits), estimated, logits)
         return total
-
-    def _others(self, x: Tensor) -> Tensor:
-        """The mean over the other samples, in the first dimension."""
-        return (x.sum(dim=0) - x) / (self.num_samples - 1)

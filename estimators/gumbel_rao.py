@@ -60,7 +60,9 @@ class GumbelRao(Pathwise):
 
     def sample(self, logits: Tensor) -> Tensor:
         hard = harden(perturbed_scores(logits.detach()), logits)
+        # l + G_k: its value given z, its gradient that of l alone
         perturbed = perturbed_given(hard, logits.detach(), self.num_inner) + carried(finite(scores(logits)))
+        # z + 1/m sum_k [softmax((l + G_k) / temperature) - its value]
         return with_term(hard, relax(perturbed, logits, self.temperature).mean(dim=0))
 
 
@@ -73,6 +75,7 @@ def _gumbels_given(hard: Tensor, logits: Tensor, draws: int) -> Tensor:
     """``log p + G`` given that ``hard`` is its argmax, ``[draws, *batch, latents, K]``."""
     log_p = log_probabilities(logits).to(torch.promote_types(logits.dtype, torch.float32))
     log_e = -noise.gumbel((draws, *log_p.shape), dtype=log_p.dtype, device=log_p.device)
+    # -log E_z for the sampled category, -log(E_j / p_j + E_z) for the others
     chosen = hard > 0
     log_top = torch.where(chosen, log_e, -torch.inf).amax(dim=-1, keepdim=True)
     return -torch.where(chosen, log_top, torch.logaddexp(log_e - log_p, log_top))
@@ -82,5 +85,6 @@ def _logistic_given(hard: Tensor, logits: Tensor, draws: int) -> Tensor:
     """Log-odds plus logistic noise given that its sign is the bit of ``hard``, ``[draws, *batch, latents]``."""
     odds = scores(logits).to(torch.promote_types(logits.dtype, torch.float32))
     v = noise.uniform((draws, *odds.shape), dtype=odds.dtype, device=odds.device, event_dims=1)
+    # +-log((1 + v exp(+-a)) / (1 - v)) with a the log-odds, v uniform, and the sign that of the bit
     sign = 2 * hard.mT.unbind(dim=-2)[1].to(odds.dtype) - 1
     return sign * (F.softplus(sign * odds + v.log()) - torch.log1p(-v))

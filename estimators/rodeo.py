@@ -12,6 +12,7 @@ from estimators._control_variates import (
     Network,
     attach,
     descend_variance,
+    mean_of_others,
     only_finite,
     slope_of_variance,
     value_and_slope,
@@ -88,10 +89,13 @@ class RODEO(Estimator):
             score, turn = bits - p, 1 - 2 * bits
             flip = torch.where(bits > 0, 1 - p, p) / logits.shape[-2]  # q(bit l flipped | the others) / L
         here, flipped = self._functions(frozen, slope, bits, turn)
-        step = (flip.unsqueeze(-1) * (flipped - here.unsqueeze(-2))).sum(dim=-2)  # A h, and A of the second output
+        # (A h)(b) = 1/L sum_l q(bit l flipped | the others) (h(b with bit l flipped) - h(b)), of both outputs h and g
+        step = (flip.unsqueeze(-1) * (flipped - here.unsqueeze(-2))).sum(dim=-2)
         centred = frozen + self.alpha * step[..., 0]
-        stein = score * step[..., 1:] + flip * turn * flipped[..., 1]  # A H: the score moves with the flipped bit
-        signal = frozen - self._others(centred)
+        # H = (b - p) g:  (A H)_l = (b_l - p_l) A g + flip_l (1 - 2 b_l) g(b with bit l flipped)
+        stein = score * step[..., 1:] + flip * turn * flipped[..., 1]
+        # 1/S sum_s (loss_s - mean_{t != s} [loss_t + alpha (A h_t)(b_t)]) (b_s - p) + beta (A H_s)(b_s)
+        signal = frozen - mean_of_others(centred)
         estimated = (signal.unsqueeze(-1) * score + self.beta.unsqueeze(-1) * stein).mean(dim=0)
         honest = estimated.masked_fill(~usable[..., None], torch.nan)
         total = attach(honest, logits, losses.mean(dim=0))
@@ -105,6 +109,7 @@ class RODEO(Estimator):
         for s in range(self.num_samples):
             others = [t for t in range(self.num_samples) if t != s]
             level, gradient = losses[others].unsqueeze(-1), slope[others]  # [S-1, *batch, 1], [S-1, *batch, L]
+            # net(loss_t, f'_t . (b - b_t)) at b = b_s and at b_s with bit l flipped, which adds f'_t,l (1 - 2 b_s,l)
             change = (gradient * (bits[s] - bits[others])).sum(dim=-1, keepdim=True)
             changes = torch.cat((change, change + gradient * turn[s]), dim=-1)  # [S-1, *batch, 1 + L]
             features = torch.stack((level.expand_as(changes), changes), dim=-1)
@@ -114,7 +119,3 @@ class RODEO(Estimator):
             here.append(values[..., 0, :])
             flipped.append(values[..., 1:, :])
         return torch.stack(here), torch.stack(flipped)
-
-    def _others(self, x: Tensor) -> Tensor:
-        """The mean over the other samples, in the first dimension."""
-        return (x.sum(dim=0) - x) / (self.num_samples - 1)

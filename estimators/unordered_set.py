@@ -91,10 +91,12 @@ class UnorderedSet(Estimator):
             z = one_hot(index, logits).movedim(-3, 0)  # [S, *batch, L, K]
         losses = loss(z).masked_fill(weight == 0, 0.0)  # 0 * inf would be NaN
         frozen = losses.detach().to(share.dtype)
+        # baseline_s = sum_t q(t) R_s(S, t) loss(t)
         baseline = (share @ frozen.movedim(0, -1).unsqueeze(-1)).squeeze(-1).movedim(-1, 0)
-        # where, not a product: 0 * -inf of an impossible category would be NaN
+        # log q(s) = sum over the latents; where, not a product: 0 * -inf of an impossible category would be NaN
         with_graph = torch.where(z > 0, log_q, 0.0).sum(dim=(-2, -1))
         each = score_term(losses.to(share.dtype), frozen - baseline, with_graph)
+        # sum_s q(s) R(S, s) [loss(s) + (loss(s) - baseline_s) d log q(s)], where q(s) d log q(s) = d q(s)
         return (weight * each).sum(dim=0).to(losses.dtype)
 
 
@@ -115,6 +117,8 @@ def stochastic_beam_search(log_q: Tensor, size: int) -> tuple[Tensor, Tensor]:
         children = log_prob.unsqueeze(-1) + step.unsqueeze(-2)  # [*batch, beam, K]
         perturbed = children + noise.gumbel(children.shape, dtype=dtype, device=children.device)
         top = perturbed.amax(dim=-1, keepdim=True)
+        # G_k given that the maximum Z of the children is the parent's G (arXiv 1903.06059):
+        # v = G - G_k + log(1 - exp(G_k - Z)),  G_k | max = G - max(0, v) - log(1 + exp(-|v|))
         gap = (perturbed - top).nan_to_num(nan=-torch.inf)  # of a missing prefix all children are -inf
         shifted = best.unsqueeze(-1) - perturbed + torch.log(-torch.expm1(gap))
         given = best.unsqueeze(-1) - shifted.clamp_min(0) - torch.log1p(torch.exp(-shifted.abs()))
@@ -156,6 +160,7 @@ def log_ratios(log_prob: Tensor, everything: bool) -> tuple[Tensor, Tensor]:
         outside = torch.full_like(outside, -torch.inf)
     values = torch.zeros_like(total)  # log B of all sets so far, by their place
     for _, rest, children in _subsets(size)[1:]:
+        # log B(C) = logsumexp_{s in S - C} (log q(s) + log B(C + s)) - log(1 - q(C))
         remaining = log_prob[..., torch.tensor(rest, device=log_prob.device)]  # [*batch, sets, size of the rest]
         mass = torch.logaddexp(remaining.logsumexp(dim=-1), outside)
         level = (remaining + values[..., torch.tensor(children, device=log_prob.device)]).logsumexp(dim=-1) - mass
@@ -163,6 +168,7 @@ def log_ratios(log_prob: Tensor, everything: bool) -> tuple[Tensor, Tensor]:
     pairs = {tuple(sorted(c)): i for i, c in enumerate(c for sets, _, _ in _subsets(size) for c in sets)}
     single = values[..., [pairs[(s,)] for s in range(size)]]
     double = [[pairs[tuple(sorted({s, t}))] for t in range(size)] for s in range(size)]
+    # log R(S, s) = log B({s}) - log B({}),  log R_s(S, t) = log B({s, t}) - log B({s})
     first = single - values[..., -1:]
     second = values[..., torch.tensor(double, device=log_prob.device)] - single.unsqueeze(-1)
     missing = log_prob.isneginf().any(dim=-1, keepdim=True)  # then S holds all possible states

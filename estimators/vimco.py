@@ -47,12 +47,15 @@ class VIMCO(MultiSample):
         super().__init__(num_samples)
 
     def signals(self, log_weight: Tensor, bound: Tensor) -> Tensor:
+        # Lhat - Lhat_{-s}
         return bound - self._left_out(log_weight)
 
     def _left_out(self, log_weight: Tensor) -> Tensor:
         """``Lhat_{-s}`` ``[num_samples, *batch]``: one weight is replaced by the geometric mean of the others."""
+        # log of the geometric mean: mean_{t != s} log w_t
         others = (log_weight.sum(dim=0) - log_weight) / (self.num_samples - 1)
         itself = torch.eye(self.num_samples, dtype=torch.bool, device=log_weight.device)
         itself = itself.reshape(self.num_samples, self.num_samples, *(1,) * (log_weight.dim() - 1))
         replaced = torch.where(itself, others.unsqueeze(1), log_weight)
+        # log 1/S sum_t w_t, with w_s replaced
         return replaced.logsumexp(dim=1) - math.log(self.num_samples)

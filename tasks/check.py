@@ -381,8 +381,8 @@ def _expectation(checked: _Checked, exact: Estimator) -> Iterator[str]:
     losses = _loss(task, batch, exact)
     parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(losses.mean(), parameters, allow_unused=True)
-    along = [_directions(parameter) for parameter in parameters]
-    for (name, parameter), gradient, direction in zip(task.named_parameters(), gradients, along, strict=True):
+    directions = [_directions(parameter) for parameter in parameters]
+    for (name, parameter), gradient, direction in zip(task.named_parameters(), gradients, directions, strict=True):
         ends = []
         for sign in (1, -1):
             with torch.no_grad():
@@ -403,10 +403,14 @@ def _expectation(checked: _Checked, exact: Estimator) -> Iterator[str]:
         drawn = _loss(task, many, sampled).mean()
         own = torch.autograd.grad(drawn, parameters, allow_unused=True)
         values.append(drawn.detach())
-        sums.append(torch.stack([_along(each, direction) for each, direction in zip(own, along, strict=True)]))
+        sums.append(
+            torch.stack([_derivative(each, direction) for each, direction in zip(own, directions, strict=True)])
+        )
     expected = _loss(task, many, exact).mean()
     enumerated = torch.autograd.grad(expected, parameters, allow_unused=True)
-    right_sums = torch.stack([_along(each, direction) for each, direction in zip(enumerated, along, strict=True)])
+    right_sums = torch.stack(
+        [_derivative(each, direction) for each, direction in zip(enumerated, directions, strict=True)]
+    )
     if _is_off(torch.stack(values), expected.detach()):
         yield (
             f"has a loss whose mean over exact samples is {torch.stack(values).mean():.6g}, and {expected:.6g} with "
@@ -421,7 +425,7 @@ def _directions(parameter: Tensor) -> Tensor:
     return torch.randn(parameter.shape, dtype=parameter.dtype, generator=generator)
 
 
-def _along(gradient: Tensor | None, direction: Tensor) -> Tensor:
+def _derivative(gradient: Tensor | None, direction: Tensor) -> Tensor:
     return direction.new_zeros(()) if gradient is None else (gradient * direction).sum()
 
 

@@ -72,19 +72,19 @@ def test_variance_is_the_enumerated_one(small):
     """6 standard errors of 20 blocks of 100 draws: false alarms below 1e-5 (Student's t with 19 degrees of freedom)."""
     (result,) = measure(small, nodes("reinforce"), draws=2000)
     exact = enumerated_reinforce(small, Point(small).batch)
-    assert abs(result.variance - exact) < 6 * result.variance_error < 0.2 * exact
+    assert abs(result.figures.variance - exact) < 6 * result.figures.variance_error < 0.2 * exact
     assert (result.draws, result.evaluations, result.objective) == (2000, 1, "mean")
-    assert result.log_variance == pytest.approx(math.log(exact), abs=0.2)
+    assert result.figures.log_variance == pytest.approx(math.log(exact), abs=0.2)
 
 
 def test_enumeration_has_no_variance(small):
     (result,) = measure(small, nodes("exact"), draws=4)
-    assert result.variance < 1e-12 and result.signal_to_noise > 1e3
+    assert result.figures.variance < 1e-12 and result.figures.signal_to_noise > 1e3
 
 
 def test_signal_to_noise_falls_as_the_noise_grows(small):
     """Same mean for both, so the signals-to-noise are as the inverse standard deviations."""
-    noisy, quiet = measure(small, nodes("rloo", "indecater"), draws=2000)
+    noisy, quiet = (result.figures for result in measure(small, nodes("rloo", "indecater"), draws=2000))
     ratio = math.sqrt(noisy.variance / quiet.variance)
     assert ratio > 2
     assert quiet.signal_to_noise / noisy.signal_to_noise == pytest.approx(ratio, rel=0.1)
@@ -99,7 +99,7 @@ def test_the_model_stays_and_learned_parts_are_trained(small, input_dependent):
     after = small.state(0)
     assert all(torch.equal(after["streams"][name], value) for name, value in before["streams"].items())
     assert all(torch.equal(after["tensors"][name], value) for name, value in before["tensors"].items())
-    assert warm.variance < untrained.variance / 2
+    assert warm.figures.variance < untrained.figures.variance / 2
 
 
 def test_nvil_is_measured_without_its_scale(small):
@@ -165,8 +165,8 @@ def test_order_of_the_literature(trainer, orders):
     known["uncentred"] = {**known["muprop"], "centring": False}
     for kl, its_orders in {"analytic": orders, "sampled": ["uncentred nvil rebar", "uncentred muprop rebar"]}.items():
         point = Point(pack, kl=kl)
-        found = {result.measured: result for result in basket.measure(point, known, draws=1000)}
+        found = {result.measured: result.figures for result in basket.measure(point, known, draws=1000)}
         for larger, smaller in (pair for order in its_orders for pair in pairwise(order.split())):
             error = math.hypot(found[larger].log_variance_error, found[smaller].log_variance_error)
             step = found[larger].log_variance - found[smaller].log_variance
-            assert step > 6 * error, f"{kl}: {larger} over {smaller}\n{basket.table(list(found.values()))}"
+            assert step > 6 * error, f"{kl}: {larger} over {smaller}\n{found}"

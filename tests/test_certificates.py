@@ -9,9 +9,12 @@ import pytest
 import torch
 
 import estimators
+from analysis.figures import variance as figures
 from analysis.figures.style import LOOKS
 from analysis.papers import certificates
-from analysis.statistics.variance import certified, point
+from analysis.statistics import certificates as frames
+from analysis.statistics import variance
+from analysis.statistics.variance import point
 from estimators import METHODS, check, moments
 from training.gradients.basket import PointVariance
 
@@ -23,56 +26,77 @@ def report():
     return json.loads(COMMITTED.read_text())
 
 
+def panels(report):
+    return variance.panels(frames.comparable(frames.frame(report)))
+
+
 def test_figures_of_a_fresh_certificate(tmp_path, capsys):
     file, output = tmp_path / "certificates.json", tmp_path / "figures"
     names = ["exact", "rloo", "disarm", "nvil", "gumbel_softmax", "st_gumbel_softmax", "unordered_set"]
     assert check.main([*names, "--quick", "--draws", "500", "--json", str(file)]) == 0
     assert certificates.main([str(file), str(output)]) == 0
-    assert {path.name for path in output.iterdir()} == {
-        f"{name}.{kind}" for name in ("bias_variance", "ranking") for kind in ("pdf", "png")
-    }
+    drawn = {f"{name}.{kind}" for name in ("bias_variance", "ranking") for kind in ("pdf", "png")}
+    assert {path.name for path in output.iterdir()} == drawn | {"variance.md", "variance.csv"}
     capsys.readouterr()
     file.write_text("{}")
     assert certificates.main([str(file), str(output)]) == 2
     assert "not a certificate" in capsys.readouterr().err
+    (only,) = [each for each in json.loads(COMMITTED.read_text())["estimators"] if each["name"] == "VIMCO"]
+    file.write_text(json.dumps({"estimators": [only]}))
+    assert certificates.main([str(file), str(output)]) == 2
+    assert "no estimator whose figures are comparable" in capsys.readouterr().err
 
 
 def test_what_the_plane_shows(report):
     """A path has the certificate's points; an unbiased estimator stands on the axis at its variance."""
-    figure = certificates.bias_variance(report)
+    figure = figures.bias_variance(panels(report))
     plane, _, strip, _ = figure.axes
     gumbel = next(result for result in report["estimators"] if result["name"] == "GumbelSoftmax")
-    expected = [(x, y) for _, x, y, _ in certificates.path(gumbel, 2)]
-    paths = [list(zip(*line.get_data(), strict=True)) for line in plane.get_lines()]
-    assert len(expected) == len(check.TEMPERATURES) and expected in paths
+    points = [point for point in gumbel["bias"] if (point["categories"], point["degree"]) == (2, 3)]
+    assert [point["temperature"] for point in points] == list(check.TEMPERATURES)
+    biases = [math.sqrt(point["relative_bias"] ** 2 - point["resolution"] ** 2) for point in points]
+    expected = [(point["relative_variance"], pytest.approx(bias)) for point, bias in zip(points, biases, strict=True)]
+    assert expected in [list(zip(*line.get_data(), strict=True)) for line in plane.get_lines()]
     rows = {label.get_text(): place for place, label in enumerate(strip.get_yticklabels())}
     rloo = next(result for result in report["estimators"] if result["name"] == "RLOO")
     dots = [(x, y) for line in strip.get_lines() for x, y in zip(*line.get_data(), strict=True)]
     assert (rloo["problems"][0]["relative_variance"], rows["RLOO"]) in dots
-    assert not {"VIMCO", "NVIL", "Exact"} & set(rows) and "NVIL unscaled" in rows
+    assert not {"VIMCO", "NVIL", "Exact"} & set(rows) and "NVIL (unscaled)" in rows
 
 
-def test_the_ranking_is_in_order(report):
-    for categories in (2, 4):
-        rows = list(certificates._ranked(certificates.compared(report), categories))
+def test_the_ranking_is_in_order_and_no_unbiased_estimator_has_a_bias(report):
+    """That is seen, with the certificate's 100,000 draws."""
+    for panel in panels(report):
+        rows = list(figures._ranked(panel))
         middle = rows.index(None)
         for part in (rows[:middle], rows[middle + 1 :]):
-            values = [value for _, value, _ in part]
-            assert len(part) > 5 and values == sorted(values)
-        assert all(bias is None for *_, bias in rows[:middle]) and all(bias > 0 for *_, bias in rows[middle + 1 :])
+            costs = [row["relative_variance"] * row["evaluations"] for row in part]
+            assert len(part) > 5 and costs == sorted(costs)
+        assert all(row["unbiased"] for row in rows[:middle]) and not any(row["unbiased"] for row in rows[middle + 1 :])
 
 
 def test_every_method_has_a_look_of_its_own(report):
     """And one of a user, who says its family."""
-    mine = {"name": "my_file:Mine", "declared": {"family": "coupled samples"}}
-    styles = certificates.styles({"estimators": [*report["estimators"], mine]})
-    assert {method.__name__ for method in METHODS} <= set(styles)
-    unlike = [each for name, each in styles.items() if name != "NVIL unscaled"]
-    assert len({(each.marker, each.linestyle) for each in unlike}) == len(unlike)
-    assert styles["GumbelSoftmax hard"].label == "ST Gumbel-Softmax"
-    assert styles["DisARMStickBreaking"].label == "DisARM-SB"
-    assert styles["NVIL unscaled"].color == LOOKS["nvil"].color
-    assert styles["my_file:Mine"].label == "Mine" and styles["my_file:Mine"].color == LOOKS["arm"].color
+    mine = {**report["estimators"][0], "name": "my_file:Mine"}
+    mine["declared"] = {**mine["declared"], "family": "coupled samples"}
+    frame = frames.frame({"estimators": [*report["estimators"], mine]})
+    rows = frame.assign(family=frame["method_family"]).drop_duplicates("measured").to_dict("records")
+    drawn = figures._looks(rows)
+    assert {row["name"] for row in rows} >= {method.__name__ for method in METHODS}
+    unlike = [(each["marker"], each["linestyle"]) for name, each in drawn.items() if name != "nvil unscaled"]
+    assert len(set(unlike)) == len(unlike)
+    assert {"st_gumbel_softmax", "disarm_stick_breaking", "Mine"} <= set(drawn)
+    assert drawn["nvil unscaled"]["color"] == LOOKS["nvil"].color and drawn["Mine"]["color"] == LOOKS["arm"].color
+
+
+def test_a_file_of_rows_is_drawn_as_the_certificate(report, tmp_path):
+    """The tables that are made of ``variance.csv`` are those that it was written with."""
+    list(certificates.write(COMMITTED, tmp_path))
+    first = (tmp_path / "variance.md").read_bytes()
+    assert first == (COMMITTED.parent / "variance.md").read_bytes(), "run: make certificates"
+    file = tmp_path / "variance.csv"
+    assert {path.name for path in certificates.write(file, tmp_path / "again")} >= {"variance.md", "variance.csv"}
+    assert (tmp_path / "again" / "variance.md").read_bytes() == first
 
 
 def test_a_certificate_is_added_to_those_that_are_there(tmp_path, capsys):
@@ -155,7 +179,8 @@ def test_a_certificate_of_older_code_says_the_same():
     older["relative_bias"] = ((found.mean - found.exact).norm() / found.exact.norm()).item()
     costs = [{"categories": 2, "evaluations": 3, "microseconds": 2.0}]
     result = {"name": "Mine", "declared": {"unbiased": False}, "problems": [older], "bias": [], "costs": costs}
-    (row,) = certified(result)
+    result["declared"] |= {"objective": "mean", "needs_gradient": False, "rescales": False}
+    (row,) = panels({"estimators": [result]})[0].rows.to_dict("records")
     today = point(asdict(found.figures))
     assert today["bias"] == found.relative_bias
     assert row["bias"] == pytest.approx(today["bias"], abs=0.1 * found.resolution)  # the noise, estimated otherwise
@@ -167,10 +192,12 @@ def test_certificates_and_baskets_have_the_same_rows(tmp_path):
     file = tmp_path / "certificate.json"
     assert check.main(["straight_through", "--quick", "--draws", "500", "--json", str(file)]) == 0
     (result,) = json.loads(file.read_text())["estimators"]
-    figures = set(asdict(moments.Figures(1.0, 0.1, 1.0)))
-    assert all(figures <= set(row) for row in (*result["problems"], *result["bias"]))
-    assert figures <= set(PointVariance.__dataclass_fields__)
-    for row in certified(result):
-        assert set(point({})) <= set(row) and row["bias_low"] <= row["bias"] <= row["bias_high"]
-        if row["degree"] == 3:
+    fields = set(asdict(moments.Figures(1.0, 0.1, 1.0)))
+    assert all(fields <= set(row) for row in (*result["problems"], *result["bias"]))
+    own = PointVariance("rloo", "rloo", "score function", "mean", True, 2, 100, moments.Figures(1.0, 0.1, 1.0)).row()
+    frame = frames.frame({"estimators": [result]})
+    assert fields < set(own) and set(own) - {"draws"} <= set(frame)
+    for panel in panels({"estimators": [result]}):
+        for row in panel.rows.to_dict("records"):
+            assert set(point({})) <= set(row) and row["bias_low"] <= row["bias"] <= row["bias_high"]
             assert row["variance_low"] < row["variance"] < row["variance_high"] and row["cosine_error"] > 0

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from test_along import FEW, TINY, repeatable
+from test_basket_in_runs import FEW, TINY, repeatable
 from test_training import config, drop_times, rows, train
 
 from analysis import records

@@ -91,4 +91,4 @@ def test_gradient_variance_at_one_point():
         trained.train_step()
     nodes = {name: digits(f"estimator={name}")["estimator"] for name in ("reinforce", "exact")}
     reinforce, exact = basket.measure(basket.Point(trained), nodes, draws=200, warm_up=2)
-    assert exact.variance < 1e-12 < reinforce.variance
+    assert exact.figures.variance < 1e-12 < reinforce.figures.variance

@@ -48,6 +48,8 @@ def test_arrows_point_one_way(folder):
             "analysis.records.claims",
             "analysis.papers.published",
             "analysis.output",
+            "analysis.statistics",
+            "analysis.statistics.variance",
         }
 
 

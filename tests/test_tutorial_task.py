@@ -1,33 +1,24 @@
 """The tutorial of a task of one's own, followed line by line in a folder outside of the repository."""
 
 import os
-import re
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
+from tutorials import Tutorial
 
 from analysis import records
 from estimators import Exact
 from tasks import TaskError, check_task
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "tutorial_task.md").read_text()
-
-
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.M | re.S)
+PAGE = Tutorial("tutorial_task.md")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tutorial_task")
-    names, contents = re.findall(r"^Put this into `(.*?)`:$", TEXT, re.M), blocks("python")
-    assert len(names) == len(contents) == 2
-    for name, content in zip(names, contents, strict=True):
-        (folder / name).write_text(content)
+    PAGE.write_files(folder, "python")
     return folder
 
 
@@ -35,13 +26,7 @@ def folder(tmp_path_factory):
 def test_every_command_of_the_tutorial_does_what_it_says(folder):
     own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment = own | {"REPO": str(ROOT), "OMP_NUM_THREADS": "1"}
-    said = []
-    for line in "".join(blocks("sh")).splitlines():
-        command = line.replace("python ", f'"{sys.executable}" ', 1)
-        done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-        said.append(done.stdout)
-    check, _, table = said
+    check, _, table = PAGE.run(folder, environment)
     assert "1 passed" in check
     assert "6 runs: 6 finished" in table and "error on test; lower is better" in table
     frame = records.load(folder / "runs" / "codes")
@@ -52,7 +37,7 @@ def test_every_command_of_the_tutorial_does_what_it_says(folder):
 
 
 def test_the_mistakes_that_the_tutorial_names_are_found():
-    source, _ = blocks("python")
+    source, _ = PAGE.blocks("python")
     for right, wrong, words in (
         (
             "uniform(outputs.shape, outputs.dtype, outputs.device, 1)",

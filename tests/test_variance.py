@@ -68,7 +68,7 @@ def test_settings_make_panels_and_other_objectives_are_left_out(tmp_path):
     found = variance.panels(records.load_basket(tmp_path))
     assert len(found) == len({each.name for each in found}) == 2
     assert all(set(each.rows["measured"]) == {"rloo"} for each in found)
-    assert variance.panels(pd.DataFrame()) == [] == list(variance_figures.write(pd.DataFrame(), tmp_path))
+    assert variance.panels(pd.DataFrame()) == [] == list(variance_figures.write([], tmp_path))
 
 
 def test_a_run_under_way_shows_its_last_whole_step(tmp_path):
@@ -79,8 +79,11 @@ def test_a_run_under_way_shows_its_last_whole_step(tmp_path):
 
 
 def test_the_command_writes_tables_and_figures(tmp_path, capsys):
-    rows = [{"measured": "rloo"}, {"measured": "rloo_8", "method": "rloo", "evaluations": 8, "variance": 0.5}]
-    rows += [{"measured": "reinmax", "unbiased": False, "bias_square": 0.5, "variance": 1.5}]
+    rows = [
+        {"measured": "rloo"},
+        {"measured": "rloo_8", "method": "rloo", "evaluations": 8, "variance": 0.5, "relative_variance": 2.0},
+    ]
+    rows += [{"measured": "reinmax", "unbiased": False, "bias_square": 0.5, "variance": 1.5, "relative_variance": 6.0}]
     measured(tmp_path / "sweep", *rows)
     assert command.main([str(tmp_path / "sweep")]) == 0
     report = tmp_path / "sweep" / "report"
@@ -89,7 +92,7 @@ def test_the_command_writes_tables_and_figures(tmp_path, capsys):
         assert all((report / f"{name}.{kind}").stat().st_size > 5000 for kind in ("pdf", "png"))
     lines = [line for line in (report / "variance.md").read_text().splitlines() if line.startswith("| R")]
     assert [line.split(" |")[0] for line in lines] == ["| RLOO", "| ReinMax \\*", "| RLOO (rloo_8)"]
-    assert "0.00 ± 0.20" in lines[0] and "| 4.00e+00 |" in lines[2] and "2 (1 .. 3)" in lines[0]
+    assert "0.00 ± 0.20" in lines[0] and "| 16 |" in lines[2] and "2 (1 .. 3)" in lines[0]
     table = pd.read_csv(report / "variance.csv")
     assert len(table) == 6 and table["trainer"].unique() == ["rloo"]
 

@@ -41,7 +41,7 @@ RC: dict[Any, Any] = {
     "savefig.dpi": 200,
 }
 STYLE: Any = ["default", RC]
-"""For ``matplotlib.style.context``: figures are the same whatever a ``matplotlibrc`` or a notebook has set."""
+"""Argument of ``matplotlib.style.context``: figures are the same whatever a ``matplotlibrc`` or a notebook has set."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ COLORS = {
     "relaxation": BLUE,
     "straight-through": ORANGE,
 }
-"""Of a family; Okabe and Ito's, told apart by the colour-blind."""
+"""Colours of the families: Okabe and Ito's, which the colour-blind can tell apart."""
 OTHER = SKY
-"""Of a family that is not in ``COLORS``, and of no family."""
+"""Colour of an estimator without a family, or with one that is not in ``COLORS``."""
 MARKERS = ("o", "s", "^", "D", "v", "X", "P", "<", ">", "*", "d", "p", "h", "8", "H", ".")
 """Those that are alike last."""
 STARTS = {

@@ -1,14 +1,13 @@
-"""Figures of gradient variance at the same point: over training, against bias, and for the same work."""
+"""Figures of bias and variance at the same point: against each other, for the same work, and over training."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.style
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,40 +16,45 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.figures.curves import save
 from analysis.figures.style import STYLE, in_order, looks
-from analysis.statistics import variance
 from analysis.statistics.settings import labelled
-from analysis.statistics.variance import Panel
+from analysis.statistics.variance import Panel, largest_bias
 from analysis.tables.table import write as write_tables
 from analysis.tables.variance import tables
 
 NO_VARIANCE = 1e-9
-"""Relative to the squared gradient: what is left of no variance after rounding."""
+"""Rounding error of a variance of 0, relative to the squared gradient."""
+LEAST_BIAS = 0.01
+"""On a path, a bias that cannot be told from 0 is drawn here at least."""
 ROW = 0.17
 """Inches for a line of text."""
 Row = dict[str, Any]
+Looks = dict[str, dict[str, Any]]
 
 
-def write(frame: pd.DataFrame, output: Path) -> Iterator[Path]:
-    """Tables and figures of a frame of :func:`analysis.records.load_basket` into ``output``; none of an empty one."""
-    found = variance.panels(frame)
+def write(found: Sequence[Panel], output: Path) -> Iterator[Path]:
+    """The tables and figures of ``found`` into ``output``; none for no panels.
+
+    Each panel of runs has figures of its own; those of a certificate, which are alike, share one.
+    """
     if not found:
         return
     yield from write_tables(tables(found), output / "variance", ("md", "csv"))
+    if found[0].trainer == "none":
+        yield from save(bias_variance(found), output / "bias_variance")
+        yield from save(ranking(found), output / "ranking")
+        return
     yield from save(over_training(found), output / "variance_over_training")
     for panel in found:
-        yield from save(bias_variance(panel), output / f"bias_variance_{panel.name}")
-        yield from save(ranking(panel), output / f"variance_ranking_{panel.name}")
+        yield from save(bias_variance([panel]), output / f"bias_variance_{panel.name}")
+        yield from save(ranking([panel]), output / f"variance_ranking_{panel.name}")
 
 
 @matplotlib.style.context(STYLE)
-def over_training(found: list[Panel]) -> Figure:
+def over_training(found: Sequence[Panel]) -> Figure:
     """Variance per parameter against the step, both logarithmic, a panel for each task; bars: two standard errors."""
     columns = min(2, len(found))
     methods = {row["measured"]: row for panel in found for row in panel.rows.to_dict("records")}
-    order = sorted(
-        methods,
-        key=lambda name: (in_order({m["method"] for m in methods.values()}).index(methods[name]["method"]), name),
-    )
+    order = _in_order(methods)
     drawn = _looks(methods.values())
     legend_rows = -(-len(order) // (2 * columns + 1))
     figure = Figure(figsize=(3.6 * columns, 3.5 * -(-len(found) // columns) + ROW * legend_rows + 0.1))
@@ -76,106 +80,164 @@ def over_training(found: list[Panel]) -> Figure:
 
 
 @matplotlib.style.context(STYLE)
-def bias_variance(panel: Panel) -> Figure:
-    """At the last step, relative bias with its interval against the relative standard deviation of one gradient.
+def bias_variance(found: Sequence[Panel]) -> Figure:
+    """Relative bias with its interval against the relative variance of one gradient, a column for each panel.
 
-    Below, on an axis of their own, stand those whose bias cannot be told from 0, with the largest that it could be; a
-    star means that an estimator is declared biased.
+    An estimator that was measured at several temperatures is a path, with larger markers for higher ones. Below, on an
+    axis of their own, stand those whose bias is seen in no panel, with the largest that it could be; a star means that
+    an estimator is declared biased. Points where the gradient vanishes lie outside of the frame.
     """
-    rows = panel.at_the_end().to_dict("records")
-    rows = [row for row in rows if row["relative_variance"] > NO_VARIANCE]
-    seen = sorted((row for row in rows if row["bias_low"] > 0), key=lambda row: row["method"])
-    unseen = sorted((row for row in rows if not row["bias_low"] > 0), key=_std, reverse=True)
-    figure = Figure(figsize=(5.2, 3.0 + ROW * (len(unseen) + 1) + ROW * (len(seen) // 3 + 1)))
-    plane, strip = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, ROW * (len(unseen) + 1)))
-    plane.set(title=panel.title, xscale="log", yscale="log", ylabel="relative bias")
-    drawn = _looks(rows)
-    for row in seen:
-        line = drawn[row["measured"]] | {"linestyle": ""}
-        below, above = row["bias"] - row["bias_low"], row["bias_high"] - row["bias"]
-        plane.errorbar(_std(row), row["bias"], [[below], [above]], elinewidth=0.8, **line)
-    if not seen:
-        plane.annotate("none", (0.5, 0.5), xycoords="axes fraction")
-    for place, row in enumerate(unseen):
-        strip.plot(_std(row), place, **(drawn[row["measured"]] | {"linestyle": ""}))
+    paths = [{name: _records(rows) for name, rows in panel.paths().items()} for panel in found]
+    every = {name: rows[0] for own in reversed(paths) for name, rows in own.items()}
+    drawn = _looks(every.values())
+    has_bias = {name for own in paths for name, rows in own.items() if any(row["bias_low"] > 0 for row in rows)}
+    seen = _in_order({name: every[name] for name in has_bias})
+    unseen = [name for name in _in_order(every) if name not in has_bias]
+    unseen.sort(key=lambda name: every[name]["relative_variance"], reverse=True)
+    columns, below = (3, 4)[len(found) > 1], ROW * (len(unseen) + 1)
+    width = 5.2 if len(found) == 1 else 3.6 * len(found)
+    figure = Figure(figsize=(width, 3.2 + below + ROW * (-(-len(seen) // columns) + 1)))
+    grid = figure.subplots(2, len(found), sharex=True, sharey="row", height_ratios=(2.8, below), squeeze=False)
+    for (plane, strip), panel, own in zip(grid.T, found, paths, strict=True):
+        plane.set(title=panel.title, xscale="log", yscale="log")
+        for name in seen:
+            _draw_path(plane, own.get(name, []), drawn[name])
+        if not seen:
+            plane.annotate("none", (0.5, 0.5), xycoords="axes fraction")
+        for place, name in enumerate(unseen):
+            for row in own.get(name, []):
+                _draw_dot(strip, place, row, drawn[name])
+                _write_right(strip, place, largest_bias(row))
+        strip.set_xlabel("relative variance of one gradient")
+    temperatures = sorted({row["temperature"] for own in paths for rows in own.values() for row in rows if _hot(row)})
+    if temperatures:
+        values = [value for panel in found for value in panel.at_the_end()["relative_variance"] if value > NO_VARIANCE]
+        grid[0, 0].set_xlim(min(values) / 3, 3 * max(values))
+    _format(grid[0, 0], grid[1, 0])
+    grid[0, 0].set_ylabel("relative bias")
+    grid[1, 0].set_yticks(range(len(unseen)), [_name(every[name]) for name in unseen], fontsize=7)
+    grid[1, 0].set(ylim=(-0.7, len(unseen) - 0.3), ylabel="bias not seen")
+    line = {} if temperatures else {"linestyle": ""}
+    handles = [Line2D([], [], label=every[name]["label"], **(drawn[name] | line)) for name in seen]
+    about = f"temperatures {', '.join(f'{t:g}' for t in temperatures)}: from small to large markers"
+    title = {"title": about, "title_fontsize": 8} if temperatures else {}
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, fontsize=7, **title)
+    return figure
+
+
+def _draw_path(axes: Axes, rows: Sequence[Row], line: dict[str, Any]) -> None:
+    x = [row["relative_variance"] for row in rows]
+    y = [max(row["bias"], LEAST_BIAS) if row["bias_low"] == 0 else row["bias"] for row in rows]
+    if len(rows) > 1:
+        axes.plot(x, y, color=line["color"], linestyle=line["linestyle"], linewidth=0.9)
+    for row, at, up in zip(rows, x, y, strict=True):
+        size = 5.0 + (1.5 * math.log10(row["temperature"]) if _hot(row) else 0.0)
+        bars = [[up - max(row["bias_low"], min(up, LEAST_BIAS))], [max(row["bias_high"] - up, 0.0)]]
+        axes.errorbar(at, up, bars, elinewidth=0.8, **(line | {"linestyle": "", "markersize": size}))
+
+
+def _draw_dot(axes: Axes, place: int, row: Row, line: dict[str, Any]) -> None:
+    if row["relative_variance"] > NO_VARIANCE:
+        axes.plot(row["relative_variance"], place, **(line | {"linestyle": ""}))
+    else:  # to the left of a logarithmic axis
         at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 7}
-        strip.annotate(f"< {row['bias_high']:.2g}", (1.01, place), **at)
+        axes.annotate("0", (0.015, place), color=line["color"], **at)
+
+
+def _write_right(axes: Axes, place: float, text: str) -> None:
+    axes.annotate(text, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=7)
+
+
+def _format(plane: Axes, strip: Axes) -> None:
+    """Plain numbers instead of powers of ten."""
     for axis in (plane.yaxis, strip.xaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
 
     def minor(value: float, _: float) -> str:
         low, high = plane.get_ylim()
+        if high > 50 * low:
+            return ""
         return f"{value:g}" if f"{value:e}"[0] in ("235" if high > 5 * low else "2345678") else ""
 
     plane.yaxis.set_minor_formatter(FuncFormatter(minor))
-    strip.set_yticks(range(len(unseen)), [_name(row) for row in unseen], fontsize=7)
-    strip.set(
-        ylim=(-0.7, len(unseen) - 0.3), ylabel="bias not seen", xlabel="relative standard deviation of one gradient"
-    )
-    handles = [Line2D([], [], label=row["label"], **(drawn[row["measured"]] | {"linestyle": ""})) for row in seen]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=7)
-    return figure
 
 
 @matplotlib.style.context(STYLE)
-def ranking(panel: Panel) -> Figure:
-    """Cost to reach unit signal-to-noise at the last step: relative variance x cost per gradient.
+def ranking(found: Sequence[Panel]) -> Figure:
+    """Cost to reach unit signal-to-noise at the last step: relative variance x cost per gradient, a row for each panel.
 
     That is the relative variance times evaluations per gradient (left: a count per example) and times seconds per
     gradient (right: a measurement on one machine), with intervals of two standard errors, on the right joined with the
     quartiles of the time. Best at the top, in the order of the left; those whose bias is seen stand apart, with it.
     """
-    rows = [row for row in panel.at_the_end().to_dict("records") if row["relative_variance"] > NO_VARIANCE]
-    rows.sort(key=lambda row: row["relative_variance"] * row["evaluations"])
-    parts = [[row for row in rows if (row["bias_low"] > 0) is biased] for biased in (False, True)]
-    gap = 1 if all(parts) else 0
-    figure = Figure(figsize=(7.2, ROW * (len(rows) + gap) + 0.9))
-    left, right = figure.subplots(1, 2, sharey=True)
-    places = [*range(len(parts[0])), *range(len(parts[0]) + gap, len(rows) + gap)]
-    ordered = [*parts[0], *parts[1]]
-    _dots(left, places, ordered, lambda row: (row["evaluations"],) * 3)
-    _dots(right, places, ordered, lambda row: (row["seconds_low"], row["seconds"], row["seconds_high"]))
-    left.set_yticks(places, [_name(row) for row in ordered], fontsize=7)
-    left.set_ylim(len(rows) + gap - 0.3, -0.7)
-    left.set_xlabel("evaluations per example")
-    right.set_xlabel("seconds")
-    figure.suptitle(f"Until noise and gradient are equally long: {panel.title}", fontsize=9)
-    at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 7}
-    if parts[1]:
-        place = len(parts[0]) + gap - 1
-        for axes in (left, right):
-            axes.axhline(place, color="black", linewidth=0.7)
-        right.annotate("bias", (1.02, place), **at)
-        for place, row in zip(places[len(parts[0]) :], parts[1], strict=True):
-            right.annotate(f"{row['bias']:.2g}", (1.02, place), **at)
+    rows = [list(_ranked(panel)) for panel in found]
+    figure = Figure(figsize=(7.2, sum(ROW * len(own) + 0.75 for own in rows) + 0.2))
+    grid = figure.subplots(len(found), 2, squeeze=False, height_ratios=[len(own) + 2 for own in rows], sharex="col")
+    for (left, right), panel, own in zip(grid, found, rows, strict=True):
+        for axes, costs in ((left, ["evaluations"] * 3), (right, ["seconds_low", "seconds", "seconds_high"])):
+            _draw_costs(axes, own, costs)
+        left.set_title(panel.title, loc="left")
+        left.set_yticks(range(len(own)), [_name(row) if row else "" for row in own], fontsize=7)
+        right.set_yticks(range(len(own)), [])
+        for place, row in enumerate(own):
+            if row is None:
+                _write_right(right, place, "bias")
+            elif place > own.index(None):
+                _write_right(right, place, f"{row['bias']:.2g}")
+    grid[-1, 0].set_xlabel("evaluations per example")
+    grid[-1, 1].set_xlabel("seconds")
+    figure.suptitle("Cost to reach unit signal-to-noise: relative variance x cost of one gradient", fontsize=9)
     return figure
 
 
-def _dots(axes: Axes, places: list[int], rows: list[Row], cost: Callable[[Row], tuple[float, ...]]) -> None:
-    drawn = _looks(rows)
-    axes.set_xscale("log")
+def _ranked(panel: Panel) -> Iterator[Row | None]:
+    """A panel's rows by variance times evaluations: those whose bias is not seen, ``None``, and the others."""
+    rows = _records(panel.at_the_end())
+    rows.sort(key=lambda row: row["relative_variance"] * row["evaluations"])
+    yield from (row for row in rows if not row["bias_low"] > 0)
+    yield None
+    yield from (row for row in rows if row["bias_low"] > 0)
+
+
+def _draw_costs(axes: Axes, rows: Sequence[Row | None], costs: Sequence[str]) -> None:
+    drawn = _looks([row for row in rows if row])
+    axes.set(xscale="log", ylim=(len(rows) - 0.3, -0.7))
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
-    for place, row in zip(places, rows, strict=True):
-        sizes = (row["relative_low"], row["relative_variance"], row["relative_high"])
-        low, middle, high = (size * price for size, price in zip(sizes, cost(row), strict=True))
-        line = drawn[row["measured"]] | {"linestyle": ""}
-        axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], elinewidth=0.8, capsize=1.5, **line)
-    if rows:
-        axes.hlines(places, axes.get_xlim()[0], np.nan, linewidth=0)
+    for place, row in enumerate(rows):
+        if row is None:
+            axes.axhline(place, color="black", linewidth=0.7)
+        elif row["relative_variance"] > NO_VARIANCE:
+            sizes = (row["relative_low"], row["relative_variance"], row["relative_high"])
+            low, middle, high = (size * row[cost] for size, cost in zip(sizes, costs, strict=True))
+            line = drawn[row["measured"]] | {"linestyle": ""}
+            axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], elinewidth=0.8, capsize=1.5, **line)
+        else:
+            _draw_dot(axes, place, row, drawn[row["measured"]])
+
+
+def _records(rows: pd.DataFrame) -> list[Row]:
+    """The rows whose variance is known relative to the gradient."""
+    return rows[rows["relative_variance"].notna()].to_dict("records")  # type: ignore[return-value]
+
+
+def _hot(row: Row) -> bool:
+    return not math.isnan(row["temperature"])
+
+
+def _in_order(rows: Mapping[str, Row]) -> list[str]:
+    """The names of what was measured, in the order that methods have in every figure."""
+    order = in_order({row["method"] for row in rows.values()})
+    return sorted(rows, key=lambda name: (order.index(rows[name]["method"]), name))
 
 
 def _name(row: Row) -> str:
-    """With a star if it is declared biased, which its place may not say."""
+    """The label, with a star if the estimator is declared biased: its place in the figure may not say so."""
     return row["label"] + ("" if row["unbiased"] else " *")
 
 
-def _std(row: Row) -> float:
-    return math.sqrt(row["relative_variance"])
-
-
-def _looks(rows: Collection[Row]) -> dict[str, dict[str, Any]]:
+def _looks(rows: Collection[Row]) -> Looks:
     """How the measured estimators of one figure are drawn; one of other options is a variant of its method."""
     names = {
         row["measured"]: labelled(row["method"], "" if row["measured"] == row["method"] else row["measured"])

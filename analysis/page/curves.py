@@ -105,5 +105,5 @@ class Curves:
 
 
 def _short(values: NDArray[Any]) -> list[float | None]:
-    """To six digits; what is missing is ``None``."""
+    """Values rounded to six significant digits, ``None`` for missing ones."""
     return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values.astype(float).tolist()]

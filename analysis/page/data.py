@@ -1,4 +1,4 @@
-"""What the interactive report shows, as one dictionary for JSON; no number is computed in the page.
+"""The content of the interactive report, as one dictionary for JSON; no number is computed in the page.
 
 ``comparisons`` (one per task and data set) hold ``rows``: an estimator with one of the settings that were tried. A row
 has the cells of its table, its protocol, its curves and the places of its runs in ``runs``. The first row of each
@@ -89,8 +89,8 @@ def _comparisons(
     frame: pd.DataFrame, runs: pd.DataFrame, summary: pd.DataFrame, filters: Mapping[Any, dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     columns = curve_columns(frame)
-    along = frame.dropna(subset=["step"]).reindex(columns=["path", *AXES, *columns])
-    parts = dict(list(along.groupby("path")))
+    evaluated = frame.dropna(subset=["step"]).reindex(columns=["path", *AXES, *columns])
+    parts = dict(list(evaluated.groupby("path")))
     for (task, data), group in runs.groupby(COMPARISON):
         shown = _settings(group, summary)
         long = frame[frame["path"].isin(group["path"])]
@@ -144,7 +144,7 @@ def _settings(group: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def _filters(group: pd.DataFrame, uses: Uses) -> dict[str, dict[str, Any]]:
-    """What runs of one comparison may be chosen by: what varies within a cell, learning rates, temperatures."""
+    """The options to choose one comparison's runs by: what varies within a cell, learning rates, temperatures."""
     names = set(varying(group, uses))
     names |= {name for name in NAMES if name in group and group[name].map(as_text).nunique() > 1}
     found = {}
@@ -163,7 +163,7 @@ def _numbers_first(text: str) -> tuple[bool, float, str]:
 
 
 def _key(row: pd.Series, column: str, cell: str) -> float | str | None:
-    """What a table is sorted by, where the cell's text is not it."""
+    """The key by which a table is sorted, where that is not the cell's text."""
     values = {"nats": "mean", "loss": "mean", "seeds": "n", "published": "published", "difference": "difference"}
     if column in values:
         return _number(row[values[column]])

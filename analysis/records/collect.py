@@ -208,7 +208,7 @@ def assemble(pieces: Sequence[Piece], paths: Sequence[Path]) -> pd.DataFrame:
 
 
 def _unmapped(pieces: Sequence[Piece]) -> list[str]:
-    """What cannot be told of records of older code, in words."""
+    """In words, the facts that records of older code lack."""
     old = [piece for piece in pieces if piece.facts.get("legacy")]
     if not old:
         return []

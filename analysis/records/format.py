@@ -176,7 +176,7 @@ class RunRecord:
         overrides: list[str],
         facts: dict[str, Any] | None = None,
         keep_until: int = 0,
-        along: dict[str, Any] | EllipsisType | None = ...,
+        last_row: dict[str, Any] | EllipsisType | None = ...,
     ) -> None:
         """Begin, or go on with ``keep_until``: write the config, drop the rows after that step.
 
@@ -185,7 +185,7 @@ class RunRecord:
             overrides: what gave it this config, as on the command line.
             facts: the content of ``run.json`` (:func:`training.config.identity.facts`).
             keep_until: the step of the checkpoint.
-            along: the row of that step as it was before a last evaluation added to it, or ``None`` if it had none; by
+            last_row: the row of that step as it was before a last evaluation added to it, or ``None`` for none; by
                 default what stands there.
         """
         (self.path / CONFIG).parent.mkdir(parents=True, exist_ok=True)
@@ -198,8 +198,8 @@ class RunRecord:
         if facts is not None:
             write_atomically(self.path / FACTS, _to_json({"run": self.name, **facts}))
         rows = [row for row in read_metrics(self.path / METRICS) if row["step"] <= keep_until] if keep_until else []
-        if not isinstance(along, EllipsisType):
-            rows = [row for row in rows if row["step"] < keep_until] + ([along] if along else [])
+        if not isinstance(last_row, EllipsisType):
+            rows = [row for row in rows if row["step"] < keep_until] + ([last_row] if last_row else [])
         write_atomically(self.path / METRICS, b"".join(_to_json(row) for row in rows))
         if (self.path / BASKET).exists():
             kind = (facts or {}).get("basket")  # where none is asked for, what was measured stays

@@ -26,7 +26,7 @@ WATCHES = {"evaluate_every", "evaluate_samples", "basket"}
 
 
 def facts(config: dict[str, Any]) -> dict[str, Any]:
-    """What ``run.json`` would say of a run with this config."""
+    """The ``run.json`` that a run with this config would have."""
     options: dict[str, dict[str, Any]] = {role: {} for role in ("trains", "lasts", "evaluates", "watches", "places")}
     for name, value in leaves(config):
         options[role_of(name)][name] = value
@@ -34,7 +34,7 @@ def facts(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def role_of(option: str) -> str:
-    """By the name of an option, with dots."""
+    """The role of an option, from its name with dots."""
     for role, names in {"places": PLACES, "evaluates": EVALUATES, "watches": WATCHES, "lasts": {"steps"}}.items():
         if option in names or option.split(".")[0] in names:
             return role

@@ -69,7 +69,7 @@ class Curve:
         return student_half_width(self.averaged)
 
     def thinned(self, points: int) -> Curve:
-        """At no more than ``points`` of its places, the first and the last among them."""
+        """The curve at no more than ``points`` of its places, the first and the last among them."""
         kept = np.unique(np.linspace(0, self.x.size - 1, min(points, self.x.size)).round().astype(int))
         return Curve(self.metric, self.x[kept], self.paths, self.averaged[:, kept])
 

@@ -59,7 +59,7 @@ class Uses:
 
 
 def uses_of(frame: pd.DataFrame) -> Uses:
-    """Of the frame of :func:`analysis.records.load`, with what its runs' configs and ``attrs`` say."""
+    """The uses of the options in a frame of :func:`analysis.records.load`, as its runs' configs and ``attrs`` say."""
     said = {}
     for use in ("tune", "compare"):
         of_runs = [name for text in frame.get(use, pd.Series(dtype=object)).dropna().unique() for name in _list(text)]
@@ -92,7 +92,7 @@ def with_settings(runs: pd.DataFrame, uses: Uses) -> pd.DataFrame:
 
 
 def labelled(estimator: str, variant: str) -> str:
-    """What a row, or a curve, of an estimator is called."""
+    """The name of a row, or of a curve, of an estimator."""
     return f"{estimator}, {variant}" if variant else estimator
 
 

@@ -25,10 +25,10 @@ from analysis.statistics.intervals import interval, interval_name
 from analysis.statistics.settings import WITHIN, as_text, uses_of, with_settings
 
 CELL = ["estimator", "variant", "task", "data"]
-"""Of one method: the runs of a row."""
+"""A row's runs agree in these columns: one method on one task and data set."""
 COMPARISON = ["task", "data"]
 LEGACY_PRIMARIES = ("bound", "pseudo_bound", "value")
-"""Of records of older code, which did not say it: the first that a run has."""
+"""Primary metrics of records of older code, which did not say it: the first of these that a run has."""
 
 
 class ProtocolsDiffer(ValueError):
@@ -56,9 +56,9 @@ def curve_metrics(frame: pd.DataFrame) -> tuple[str, ...]:
     The importance-weighted bound that the table has, if it was evaluated along the way with as many samples as at the
     end, and the ELBO otherwise; of a toy problem the expected loss; of a task with another primary metric that.
     """
-    along = {name: frame[name] for name in ("evaluate_samples", "valid_samples") if name in frame}
-    same = len(along) == 2 and (along["evaluate_samples"] == along["valid_samples"]).all()
-    bounds = ("bound", "pseudo_bound") if same and (along["evaluate_samples"] > 1).all() else ("elbo", "pseudo_elbo")
+    samples = {name: frame[name] for name in ("evaluate_samples", "valid_samples") if name in frame}
+    same = len(samples) == 2 and (samples["evaluate_samples"] == samples["valid_samples"]).all()
+    bounds = ("bound", "pseudo_bound") if same and (samples["evaluate_samples"] > 1).all() else ("elbo", "pseudo_elbo")
     declared = frame["primary"].dropna().unique() if "primary" in frame else ()
     return tuple(f"valid_{name}" for name in (*bounds, "value", *(set(declared) - set(LEGACY_PRIMARIES))))
 
@@ -198,7 +198,7 @@ def summarise_runs(runs: pd.DataFrame) -> pd.DataFrame:
         row["negated"] = first["metric"] not in (*LEGACY_PRIMARIES, None) and first.get("primary_sign") == 1
         row |= {f"cell_{word}": count for word, count in _lost(tried).items()}
         row |= {"setting": kept["setting"].iloc[0], "settings": kept["settings"].iloc[0]}
-        rows.append({**row, **_beside(row, agreed, first.to_dict()), **agreed})
+        rows.append({**row, **_published_number(row, agreed, first.to_dict()), **agreed})
     summary = pd.DataFrame(rows)
     return summary.sort_values([*COMPARISON, "mean", "label"], ignore_index=True) if rows else summary
 
@@ -208,7 +208,7 @@ def _lost(runs: pd.DataFrame) -> dict[str, int]:
     return {"diverged": diverged, "failed": failed, "unfinished": len(runs) - diverged - failed - finished}
 
 
-def _beside(row: dict[str, Any], agreed: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+def _published_number(row: dict[str, Any], agreed: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
     is_bound = agreed.get("metric") != "pseudo_bound"
     value = published(row["task"], row["data"], row["estimator"], run) if is_bound else None
     likelihood = agreed.get("protocol.likelihood")

@@ -1,12 +1,11 @@
 """Bias and variance of estimators at a point, whoever measured it: a run with a basket, or a certificate.
 
-Of what runs measured (:func:`analysis.records.load_basket`) there is one row per panel, step and estimator; of a
-certificate (:func:`certified`) one per estimator, problem and temperature. Both have the columns of :func:`point`.
-
-A panel is one task, data set and estimator that trains, with equal settings; its runs differ in the seed alone and are
-averaged. Intervals are two standard errors to either side: they hold the noise of the measurement, at the parameters
-that these runs had. ``bias`` is ``|E g - r| / |r|`` with r the exact gradient or the recorded reference; where its
-interval begins at 0 it cannot be told from no bias. Estimators of another objective (VIMCO) are left out.
+Runs (:func:`analysis.records.load_basket`) and certificates (:func:`analysis.statistics.certificates.frame`) record the
+same rows. A panel is one task, data set and estimator that trains, with equal settings; its runs differ in the seed
+alone and are averaged. A certificate has a panel for each number of categories, and there nothing trains. Intervals
+are two standard errors to either side: they hold the noise of the measurement, at the parameters that these runs had.
+``bias`` is ``|E g - r| / |r|`` with r the exact gradient or the recorded reference; where its interval begins at 0 it
+cannot be told from no bias. Estimators of another objective (VIMCO) are left out.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,9 @@ from analysis.figures.style import look
 from analysis.statistics.settings import as_text
 
 PANEL = ("task", "data", "estimator")
+WHERE = ("task", "data", "trainer", "reference")
+"""What a file of panels says of each of them."""
 SETTINGS = ("task.", "data.", "optimizer", "schedule", "basket.", "steps", "batch_size")
-DEGREE = 3
-"""Of the polynomial that is the loss of a certificate's problems."""
 ROUNDING = 1e-5
 """A relative bias below is that of float32."""
 
@@ -45,25 +45,50 @@ class Panel:
     @property
     def title(self) -> str:
         where = self.task if self.data == "none" else f"{self.task}, {self.data}"
-        return f"{where}, trained by {look(self.trainer).label}"
+        return where if self.trainer == "none" else f"{where}, trained by {look(self.trainer).label}"
+
+    @property
+    def where(self) -> str:
+        """The parameters at which its last rows were measured."""
+        if self.trainer == "none":
+            return "Default arguments"
+        runs = f"{self.runs} runs" if self.runs > 1 else "one run"
+        return f"Step {self.at_the_end()['step'].iloc[0]} of {runs}"
+
+    @property
+    def gradient(self) -> str:
+        """The gradient whose variance is measured, and over what the variance is averaged."""
+        if self.trainer == "none":
+            return "of one gradient, mean over the logits"
+        return "of the gradient of one minibatch's mean loss, mean over the encoder's parameters"
 
     def at_the_end(self) -> pd.DataFrame:
-        """The rows of the last step at which all were measured (of a run under way the last one has some of them)."""
-        counts = self.rows.groupby("step").size()
-        return self.rows[self.rows["step"] == counts[counts == counts.max()].index.max()]
+        """The rows of the last step at which all were measured (of a run under way the last one has some of them),
+        with the estimators' own arguments."""
+        rows = self.rows[self.rows["temperature"].isna()]
+        counts = rows.groupby("step").size()
+        return rows[rows["step"] == counts[counts == counts.max()].index.max()]
+
+    def paths(self) -> dict[str, pd.DataFrame]:
+        """Each estimator's rows, sorted by temperature; if it has no temperature, its row :meth:`at_the_end`."""
+        swept = self.rows[self.rows["temperature"].notna()].sort_values("temperature")
+        single = self.at_the_end()
+        single = single[~single["measured"].isin(swept["measured"])]
+        return dict(list(pd.concat([swept, single]).groupby("measured", sort=False)))
 
 
 def panels(frame: pd.DataFrame) -> list[Panel]:
-    """The panels of a frame of :func:`analysis.records.load_basket`; none of an empty one.
+    """The panels of a frame of rows; none of an empty one.
 
-    Columns of their rows: ``step``, ``measured``, ``label``, ``method``, ``family``, ``unbiased`` (declared),
-    ``evaluations``, ``variance`` (per parameter, ``variance_low`` to ``variance_high``), ``relative_variance`` (over
-    the squared reference, ``relative_low`` to ``relative_high``), ``signal_to_noise``, ``bias`` (``bias_low`` to
-    ``bias_high``), ``cosine``, ``cosine_error``, ``seconds`` (``seconds_low`` to ``seconds_high``) and ``runs``.
+    Columns of their rows: ``step``, ``temperature`` (NaN with the estimator's own arguments), ``measured``, ``method``,
+    ``family``, ``label``, ``unbiased`` (declared), ``evaluations``, ``variance`` (per parameter, ``variance_low`` to
+    ``variance_high``), ``relative_variance`` (over the squared reference, ``relative_low`` to ``relative_high``),
+    ``signal_to_noise``, ``bias`` (``bias_low`` to ``bias_high``), ``cosine``, ``cosine_error``, ``seconds``
+    (``seconds_low`` to ``seconds_high``) and ``runs``.
     """
+    frame = frame if frame.empty else frame[frame["objective"] == "mean"]
     if frame.empty:
         return []
-    frame = frame[frame["objective"] == "mean"]
     given = [name for name in map(str, frame.columns) if name.startswith(SETTINGS)]
     key = frame[[*PANEL, *given]].map(as_text).agg("\x1f".join, axis=1)
     found, names = [], set[str]()
@@ -73,7 +98,10 @@ def panels(frame: pd.DataFrame) -> list[Panel]:
         while name in names:
             name += "_"
         names.add(name)
-        rows = [_row(own) for _, own in group.groupby(["step", "measured"], sort=True)]
+        if "temperature" not in group:
+            group = group.assign(temperature=math.nan)
+        places = group.groupby(["step", "measured", "temperature"], sort=True, dropna=False)
+        rows = [_row(own) for _, own in places]
         error = group["reference_error"].astype(float).max()
         reference = (
             "the enumerated gradient"
@@ -93,20 +121,22 @@ def _row(own: pd.DataFrame) -> dict[str, object]:
     first, runs = own.iloc[0], len(own)
 
     def mean(name: str) -> float:
-        return float(own[name].astype(float).mean())
+        return float(own[name].astype(float).mean()) if name in own else math.nan
 
     def error(name: str) -> float:
-        return math.sqrt(float(own[name].astype(float).pow(2).sum())) / runs
+        known = own[name].astype(float) if name in own else pd.Series([math.nan])
+        return math.sqrt(float(known.pow(2).sum(skipna=False))) / runs
 
     errors = ("variance_error", "bias_square_error", "cosine_error")
     values = ("variance", "relative_variance", "signal_to_noise", "bias_square", "cosine")
-    label = look(first["method"]).label
+    label, variant = look(first["method"]).label, str(first["measured"]).removeprefix(f"{first['method']} ")
     return {
         "step": int(first["step"]),
+        "temperature": float(first["temperature"]),
         "measured": first["measured"],
         "method": first["method"],
         "family": first.get("method_family"),
-        "label": label if first["measured"] == first["method"] else f"{label} ({first['measured']})",
+        "label": label if variant == first["method"] else f"{label} ({variant})",
         "unbiased": bool(first["unbiased"]),
         "evaluations": int(first["evaluations"]),
         **point({**{name: mean(name) for name in values}, **{name: error(name) for name in errors}}),
@@ -116,7 +146,7 @@ def _row(own: pd.DataFrame) -> dict[str, object]:
 
 
 def point(figures: Mapping[str, Any]) -> dict[str, float]:
-    """What a row says of bias and variance, with intervals of two standard errors.
+    """Bias and variance of a row, with intervals of two standard errors.
 
     Args:
         figures: the fields of ``estimators.moments.Figures``, as a run's basket and a certificate record them; what is
@@ -146,37 +176,18 @@ def point(figures: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def certified(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The points of one estimator, as :func:`point` has them, in what ``python -m estimators.check --json`` wrote.
-
-    Where: ``categories``, ``layers``, ``degree`` of the loss, ``swept`` and, where that is true, ``temperature``; the
-    others have the default arguments, and ``evaluations`` and ``seconds`` of one gradient of an example.
-    """
-    about = {"measured": result["name"], "unbiased": result["declared"]["unbiased"]}
-    costs = {cost["categories"]: cost for cost in result["costs"]}
-    rows: list[dict[str, Any]] = []
-    for found in result["problems"]:
-        cost = costs.get(found["categories"])
-        where = {"categories": found["categories"], "layers": found["layers"], "degree": DEGREE, "swept": False}
-        price = {"evaluations": cost["evaluations"], "seconds": 1e-6 * cost["microseconds"]} if cost else {}
-        rows.append({**about, **where, **point(_corrected(found)), **price})
-    for found in result["bias"]:
-        where = {name: found[name] for name in ("categories", "degree", "temperature")}
-        rows.append({**about, "layers": 1, **where, "swept": True, **point(_corrected(found))})
-    return rows
-
-
-def _corrected(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a point; those of older code had the noise of the mean in the bias, and no errors.
-
-    With ``b`` that bias and ``e`` its resolution, ``b^2 - e^2`` is the corrected square. Its standard error is at most
-    that of noise in one direction: ``sqrt(4 (b^2 - e^2) e^2 + 2 e^4)``.
-    """
-    if "bias_square" in found or found["relative_bias"] is None:
-        return dict(found)
-    square, noise = found["relative_bias"] ** 2 - found["resolution"] ** 2, found["resolution"] ** 2
-    error = math.sqrt(4 * max(square, 0.0) * noise + 2 * noise**2)
-    return {**found, "bias_square": square, "bias_square_error": error}
+def read(file: Path) -> list[Panel]:
+    """The panels of which ``file`` (``variance.csv``) has the rows."""
+    rows = pd.read_csv(file)
+    if not {*WHERE, "bias", "relative_variance"} <= set(rows):
+        raise ValueError(f"{file} has no rows of gradient variance (columns {', '.join(WHERE)}, ...)")
+    rows = rows.assign(**{name: math.nan for name in ("temperature", "family") if name not in rows})
+    rows["data"], rows["trainer"] = rows["data"].fillna("none"), rows["trainer"].fillna("none")
+    found = []
+    for (task, data, trainer, reference), own in rows.groupby(list(WHERE), sort=False):
+        name, runs = f"{task}_{data}", int(own["runs"].max())
+        found.append(Panel(task, data, trainer, name, reference, runs, own.drop(columns=list(WHERE))))
+    return found
 
 
 def bias_text(row: dict[str, float]) -> str:
@@ -184,5 +195,11 @@ def bias_text(row: dict[str, float]) -> str:
     if np.isnan(row["bias"]):
         return "not measured"
     if row["bias_low"] == 0:
-        return f"~0 (< {row['bias_high']:.2g})" if row["bias_high"] > ROUNDING else "0"
+        most = largest_bias(row)
+        return "0" if most == "0" else f"~0 ({most})"
     return f"{row['bias']:.3g} ({row['bias_low']:.3g} .. {row['bias_high']:.3g})"
+
+
+def largest_bias(row: Mapping[str, float]) -> str:
+    """The largest size that a bias that cannot be told from 0 could have."""
+    return f"< {row['bias_high']:.2g}" if row["bias_high"] > ROUNDING else "0"

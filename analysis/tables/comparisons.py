@@ -1,4 +1,4 @@
-"""What stands beside a report's tables: pairs of estimators, all tasks together, sensitivity to the learning rate."""
+"""The comparisons of a report: pairs of estimators, all tasks together, sensitivity to the learning rate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from analysis.tables.table import NONE, Table
 def write(runs: pd.DataFrame, output: Path) -> tuple[list[str], list[Path]]:
     """Write ``comparisons.md``, ``pairs.csv`` and ``across_tasks.csv`` into ``output``; returns sentences and files.
 
-    ``runs`` are those of :func:`~analysis.statistics.summary.final_rows`. What there is not enough of is not written.
+    ``runs`` are those of :func:`~analysis.statistics.summary.final_rows`. A table without enough runs is not written.
     """
     chosen = select(runs)
     compared, together = pairs(chosen), across_tasks(chosen)

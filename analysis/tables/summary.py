@@ -109,7 +109,7 @@ def _lost(row: pd.Series) -> str:
 
 
 def title(group: pd.DataFrame) -> str:
-    """What the numbers of one comparison are, in words."""
+    """The quantity of one comparison, in words."""
     task, data = group[COMPARISON].iloc[0]
     samples = _common(group, "protocol.test_samples", "test_samples")
     kind = f"importance-weighted with {samples} samples" if samples else "importance-weighted"
@@ -132,7 +132,7 @@ def caption(group: pd.DataFrame) -> list[str]:
 
 
 def notes(group: pd.DataFrame) -> list[str]:
-    """What else one must know: chosen settings, runs lost elsewhere, the published numbers' settings and traps."""
+    """Sentences below the table: chosen settings, runs lost elsewhere, the published numbers' settings and traps."""
     uses = {
         use: sorted({name for text in group[use] for name in text.split(", ") if name}) for use in ("tuned", "compared")
     }

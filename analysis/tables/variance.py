@@ -1,50 +1,75 @@
-"""The tables of gradient variance, of the panels of :mod:`analysis.statistics.variance`."""
+"""The tables of bias and variance, of the panels of :mod:`analysis.statistics.variance`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from analysis.statistics.variance import Panel, bias_text
-from analysis.tables.table import Table
+from analysis.statistics.variance import WHERE, Panel, bias_text
+from analysis.tables.table import NONE, Table
 
-HEAD = (
-    *("estimator", "log variance", "std / gradient", "bias / gradient", "cosine", "evaluations"),
-    *("variance x evaluations", "ms per gradient", "variance x ms"),
-)
+Row = dict[Any, Any]
 
 
-def tables(found: list[Panel]) -> list[Table]:
-    """Of every panel the last step, the least variance for its evaluations first; ``numbers`` has all steps."""
+def tables(found: Sequence[Panel]) -> list[Table]:
+    """A table for each panel: its last step, sorted by variance times evaluations; ``numbers`` has all rows.
+
+    A column in which nothing is known is left out.
+    """
     tables = []
     for panel in found:
         rows = panel.at_the_end()
-        order = (rows["variance"] * rows["evaluations"]).sort_values().index
-        runs = f"{panel.runs} runs" if panel.runs > 1 else "one run"
+        order = (rows["relative_variance"].fillna(rows["variance"]) * rows["evaluations"]).sort_values().index
         notes = [
-            f"Step {rows['step'].iloc[0]} of {runs}; bias against {panel.reference}; intervals of two standard errors.",
-            "Variance: of the gradient of one minibatch's mean loss, mean over the encoder's parameters. ~0: bias that "
-            "cannot be told from 0, and up to which size it could be there. *: declared biased. Times are those of one "
-            "machine (quartiles).",
+            f"{panel.where}; bias against {panel.reference}; intervals of two standard errors.",
+            f"Variance: {panel.gradient}; relative variance, also in products: their sum over the squared norm of the "
+            "reference gradient. ~0: bias that cannot be told from 0, and up to which size it could be there. *: "
+            "declared biased. Times are those of one machine (in brackets: quartiles).",
         ]
-        where = {"task": panel.task, "data": panel.data, "trainer": panel.trainer, "reference": panel.reference}
+        where = dict(zip(WHERE, (panel.task, panel.data, panel.trainer, panel.reference), strict=True))
         numbers = panel.rows.assign(**where)[[*where, *panel.rows]]
-        cells = [_cells(row) for row in rows.loc[order].to_dict("records")]
-        tables.append(Table(HEAD, cells, notes, panel.title, numbers=numbers))
+        last = rows.loc[order].to_dict("records")
+        columns = {name: [cell(row) for row in last] for name, cell in COLUMNS.items()}
+        columns = {name: cells for name, cells in columns.items() if set(cells) != {NONE}}
+        cells = [list(row) for row in zip(*columns.values(), strict=True)]
+        tables.append(Table(list(columns), cells, notes, panel.title, numbers=numbers))
     return tables
 
 
-def _cells(row: dict[Any, Any]) -> list[str]:
-    share = (row["variance_high"] - row["variance"]) / row["variance"] if row["variance"] > 0 else 0.0
-    resolved = row["cosine"] == row["cosine"]
-    return [
-        row["label"] + ("" if row["unbiased"] else " *"),
-        f"{math.log(row['variance']):.2f} ± {share:.2f}" if row["variance"] > 0 else "none",
-        f"{row['relative_variance'] ** 0.5:.3g}",
-        bias_text(row),
-        f"{row['cosine']:.3f} ± {2 * row['cosine_error']:.3f}" if resolved else "not resolved",
-        f"{row['evaluations']}",
-        f"{row['variance'] * row['evaluations']:.2e}",
-        f"{1e3 * row['seconds']:.2g} ({1e3 * row['seconds_low']:.2g} .. {1e3 * row['seconds_high']:.2g})",
-        f"{1e3 * row['variance'] * row['seconds']:.2e}",
-    ]
+def _log_variance(row: Row) -> str:
+    if not row["variance"] > 0:
+        return "none" if row["variance"] == 0 else NONE
+    share = (row["variance_high"] - row["variance"]) / row["variance"]
+    return f"{math.log(row['variance']):.2f} ± {share:.2f}"
+
+
+def _cosine(row: Row) -> str:
+    if math.isnan(row["cosine"]):
+        return "not resolved" if row["cosine_error"] == row["cosine_error"] else NONE
+    error = row["cosine_error"]
+    return f"{row['cosine']:.3f}" + ("" if math.isnan(error) else f" ± {2 * error:.3f}")
+
+
+def _milliseconds(row: Row) -> str:
+    low, middle, high = (f"{1e3 * row[name]:.2g}" for name in ("seconds_low", "seconds", "seconds_high"))
+    return middle if low == high else f"{middle} ({low} .. {high})"
+
+
+def _number(value: float, form: str) -> str:
+    return NONE if math.isnan(value) else "0" if abs(value) < 1e-12 else format(value, form)
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "estimator": lambda row: row["label"] + ("" if row["unbiased"] else " *"),
+    "log variance": _log_variance,
+    "signal / noise": lambda row: _number(row["signal_to_noise"], ".3g"),
+    "relative variance": lambda row: _number(row["relative_variance"], ".3g"),
+    "relative bias": bias_text,
+    "cosine": _cosine,
+    "evaluations": lambda row: f"{row['evaluations']}",
+    "variance x evaluations": lambda row: _number(row["relative_variance"] * row["evaluations"], ".3g"),
+    "ms per gradient": _milliseconds,
+    "variance x ms": lambda row: _number(1e3 * row["relative_variance"] * row["seconds"], ".3g"),
+}
+"""How each column is written."""

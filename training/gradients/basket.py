@@ -8,11 +8,11 @@ and contains the spread over minibatches; here only the noise of the estimator i
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -20,7 +20,8 @@ import yaml
 from analysis.defaults import complete
 from analysis.output import Parser
 from analysis.records import CHECKPOINT, CONFIG, RunRecord
-from estimators.moments import Moments, figures
+from estimators.certificate import table
+from estimators.moments import Figures, Moments, figures
 from training.config import targets
 from training.config.compose import composed
 from training.devices import pick_device
@@ -31,7 +32,7 @@ from training.pack.build import build
 from training.pack.pack import Config, Pack
 
 LEAST_DRAWS = 4
-"""For a variance and its standard error."""
+"""A variance with a standard error needs two blocks of two draws."""
 
 
 @dataclass(frozen=True)
@@ -39,46 +40,30 @@ class PointVariance:
     """The gradient of one estimator in the encoder's parameters, of the mean loss of one minibatch.
 
     Attributes:
-        measured: what it is called in the basket.
+        measured: its name in the basket.
         method: its name in ``conf/estimator``.
+        method_family: the family it declares.
         objective: ``mean`` for E_q[loss(z)]; gradients of another objective are not comparable with those.
-        unbiased: whether it says so.
+        unbiased: as declared.
         evaluations: of the loss, per gradient and example.
         draws: the number of gradients.
-        variance, ..., cosine_error: :class:`estimators.moments.Figures`.
+        figures: its bias and variance.
     """
 
     measured: str
     method: str
+    method_family: str | None
     objective: str
     unbiased: bool
     evaluations: int
     draws: int
-    variance: float
-    variance_error: float
-    signal_to_noise: float
-    relative_variance: float = math.nan
-    bias_square: float = math.nan
-    bias_square_error: float = math.nan
-    cosine: float = math.nan
-    cosine_error: float = math.nan
-    method_family: str | None = None
+    figures: Figures
 
-    @property
-    def log_variance(self) -> float:
-        """Natural logarithm of ``variance``."""
-        return math.log(self.variance) if self.variance > 0 else -math.inf
-
-    @property
-    def log_variance_error(self) -> float:
-        """Of ``log_variance``, to first order."""
-        return self.variance_error / self.variance if self.variance > 0 else 0.0
-
-    @property
-    def bias_interval(self) -> tuple[float, float]:
-        """The relative bias ``|E g - r| / |r|`` within two standard errors of its square, at least 0."""
-        low, high = (self.bias_square + sign * 2 * self.bias_square_error for sign in (-1, 1))
-        return math.sqrt(max(low, 0)), math.sqrt(max(high, 0))
+    def row(self) -> dict[str, Any]:
+        """The attributes with those of ``figures`` among them, as runs record it and tables read it."""
+        own = asdict(self)
+        figures = own.pop("figures")
+        return {**own, **figures}
 
 
 def measure(
@@ -120,7 +105,7 @@ def measure(
             unbiased=bool(pack.estimator.unbiased),
             evaluations=pack.evaluations,
             draws=found.draws,
-            **asdict(figures(found, reference)),
+            figures=figures(found, reference),
         )
 
 
@@ -156,28 +141,6 @@ def load_run(path: Path, device: torch.device, allowed: Sequence[str] = ()) -> P
     return pack
 
 
-def table(results: Sequence[PointVariance]) -> str:
-    """The results for the screen, smallest variance last."""
-    head = ("log variance", "+-", "signal/noise", "relative bias", "evaluations", "variance x evaluations", "draws")
-    widths = (13, 6, 13, 15, 12, 23, 6)
-    lines = [f"{'estimator':<28}" + "".join(f"{word:>{width}}" for word, width in zip(head, widths, strict=True))]
-    for result in sorted(results, key=lambda result: -result.variance):
-        name = result.measured + ("" if result.objective == "mean" else " *")
-        cells = (
-            f"{result.log_variance:.2f}",
-            f"{2 * result.log_variance_error:.2f}",
-            f"{result.signal_to_noise:.3f}",
-            "" if math.isnan(result.bias_square) else "{:.3f} .. {:.3f}".format(*result.bias_interval),
-            f"{result.evaluations}",
-            f"{result.variance * result.evaluations:.2e}",
-            f"{result.draws}",
-        )
-        lines.append(f"{name:<28}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
-    if any(result.objective != "mean" for result in results):
-        lines.append("* of another objective (a multi-sample bound): not comparable with the others")
-    return "\n".join(lines)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = Parser(prog="python -m training.basket", description=(__doc__ or "").split("\n\n")[0])
@@ -202,13 +165,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     nodes: dict[str, Config] = {name: composed(f"estimator={name}")["estimator"] for name in names}
     unbiased: Config = composed("estimator=indecater")["estimator"]
     with_kl = f", task.kl={options.kl}" if options.kl else ""
-    print(
-        f"{options.run.name}, step {pack.step}{with_kl}; natural logarithm of the mean variance per encoder parameter"
-    )
+    print(f"{options.run.name}, step {pack.step}{with_kl}; variance: mean over the encoder's parameters")
     try:
         point = Point(pack, kl=options.kl)
         name, reference = reference_gradient(point, unbiased, draws=options.draws, warm_up=0, max_states=4096)
         results = list(measure(point, nodes, draws=options.draws, warm_up=options.warm_up, reference=reference))
     except ValueError as error:  # what an estimator says it cannot do
         raise UserError(str(error)) from error
-    print(table(results) + f"\nbias against {name} ({reference.draws} draws), within two standard errors")
+    results.sort(key=lambda result: -result.figures.variance)
+    print(table([result.row() for result in results]))
+    print(f"rel. bias, rel. var: against {name} ({reference.draws} draws); rel. bias within two standard errors")

@@ -29,10 +29,10 @@ BLOCKS = 20
 
 
 class Point:
-    """Where gradients are measured: the parameters of one replica of a pack, and a minibatch.
+    """A point at which gradients are measured: the parameters of one replica of a pack, and a minibatch.
 
     The minibatch is the first one of the run's seed, with the first bits where they are drawn: the same at every step
-    of a run, so that along it only the parameters change. Nothing of the pack is changed, its random streams included.
+    of a run, at which only the parameters differ. Nothing of the pack is changed, its random streams included.
 
     Args:
         pack: it is read only.
@@ -87,7 +87,7 @@ def reason_to_leave_out(point: Point, node: Config) -> str | None:
 
 
 def reference_gradient(point: Point, node: Config, *, draws: int, warm_up: int, max_states: int) -> tuple[str, Moments]:
-    """What bias is measured against, and its name: ``exact`` where the joint states can be enumerated, else ``node``'s.
+    """The gradient that bias refers to, and its name: ``exact`` if the joint states can be enumerated, else ``node``'s.
 
     The exact gradient is enumerated over at most ``max_states`` joint states; a sampled one is the mean of ``draws``
     gradients of the unbiased estimator ``node``, independent of those that are measured.

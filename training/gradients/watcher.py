@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from typing import Any
 
 from analysis.records import BASKET, REPLAYED
@@ -16,9 +15,9 @@ from training.pack.watchers import Training
 
 
 class Basket:
-    """Measures what a pack's ``basket`` option asks for, at the steps that it asks for, into the runs' records.
+    """Measures the estimators of a pack's ``basket`` option at its steps, and writes rows into the runs' records.
 
-    A row for each estimator and step has the fields of :class:`training.gradients.basket.PointVariance`, the
+    A row for each estimator and step is that of :meth:`training.gradients.basket.PointVariance.row` with the
     ``reference`` that bias was measured against with its relative standard error ``reference_error``, ``examples``,
     ``parameters``, and ``seconds_low``, ``seconds``, ``seconds_high`` (quartiles), which alone are not repeatable. All
     else is a function of the run's config and of the parameters at that step: an interrupted run goes on with the first
@@ -106,7 +105,7 @@ class Basket:
         found = basket.measure(here, wanted, draws=options["draws"], warm_up=options["warm_up"], reference=reference)
         for result in found:
             low, middle, high = times[result.measured]
-            row = {"step": self.pack.step, **asdict(result), **about}
+            row = {"step": self.pack.step, **result.row(), **about}
             row |= {"seconds_low": low, "seconds": middle, "seconds_high": high}
             record.append({key: _json(value) for key, value in row.items()}, self.file)
             if asked():

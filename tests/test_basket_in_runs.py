@@ -61,15 +61,15 @@ def test_variance_and_bias_are_those_of_closed_forms(bit):
     assert kind == "exact" and reference.mean[0].item() == pytest.approx(exact, rel=1e-5)
     results = {result.measured: result for result in basket.measure(bit, estimators, draws=20000, reference=reference)}
     for name, (mean, variance) in forms.items():
-        found, bias = results[name], (mean - exact) ** 2 / exact**2
+        found, bias = results[name].figures, (mean - exact) ** 2 / exact**2
         assert abs(found.variance - variance) < 6 * found.variance_error < 0.2 * variance, name
         assert abs(found.bias_square - bias) < 3 * found.bias_square_error < 0.2, name
         assert found.relative_variance == pytest.approx(variance / exact**2, rel=0.1)
         assert found.signal_to_noise == pytest.approx(abs(mean) / variance**0.5, rel=0.1), name
         assert found.cosine == pytest.approx(1, abs=0.01)
-    low, high = results["straight_through"].bias_interval
+    low, high = results["straight_through"].figures.bias_interval
     assert 0 < low < 2 * (0.8 - TARGET) / (1 - 2 * TARGET) - 1 < high
-    assert all(results[name].bias_interval[0] == 0 for name in forms if name != "straight_through")
+    assert all(results[name].figures.bias_interval[0] == 0 for name in forms if name != "straight_through")
 
 
 def test_the_reference_is_enumeration():
@@ -100,7 +100,7 @@ def test_unbiased_ones_agree_with_a_sampled_reference():
     assert value < 2 * error < 0.1
     estimators = nodes("rloo", "disarm", "muprop", "straight_through", "gumbel_softmax")
     for result in basket.measure(here, estimators, draws=400, warm_up=20, reference=reference):
-        assert (result.bias_interval[0] == 0) == result.unbiased, result
+        assert (result.figures.bias_interval[0] == 0) == result.unbiased, result
 
 
 # --- moments ---------------------------------------------------------------------------------------------------------
