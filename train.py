@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from training.config import command, schema
 from training.config.compose import composing
 from training.errors import explained
-from training.sweep.scheduler import run_sweep, train_job
+from training.sweep.run import run_sweep, train_job
 
 schema.register()
 

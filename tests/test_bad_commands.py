@@ -38,7 +38,7 @@ train -m schedule=null | cannot be read
 train estimator=[] | estimator is missing
 train estimator.name= | estimator is missing
 train basket.name=mine | choose a basket
-train cluster.name=mine | cluster.name must be one of none, local, slurm
+train cluster.name=mine | cluster.name must be one of none, slurm
 train estimator._target_=estimators.NVIL | name it with estimator.name=NAME
 train -m estimator=straight_through estimator._target_=estimators.ReinMax | name it with estimator.name=NAME
 train task._target_=tasks.Toy task.name=mine | the task has no images: use data=none
@@ -131,7 +131,8 @@ train retry=sometimes | failed or diverged
 train device=abacus | device must be
 train logger=wandb logger.mode=loud | offline or online
 train source=nobody2020 | no published numbers
-train cluster=local cluster.parallelism=-1 | at least 0
+train cluster=slurm cluster.parallelism=-1 | at least 0
+train -m cluster=local cluster.parallelism=2 | the worker pool is what trains on this machine; leave cluster out
 train data=mnist data.root=nowhere data.download=false | nowhere
 analysis | required: path
 analysis nowhere | no such path

@@ -14,7 +14,8 @@ from training import processes
 from training.config import command, compose
 from training.config.compose import runs_of_command
 from training.errors import UserError
-from training.sweep import scheduler as sweep
+from training.sweep import planning
+from training.sweep.run import run_sweep
 
 ROOT = Path(__file__).parents[1]
 TINY = ["steps=2", "evaluate_every=2", "test_samples=1", "valid_samples=1", "task.latents=4", "device=cpu"]
@@ -88,7 +89,7 @@ def test_a_run_whose_worker_dies_before_its_folder_is_there_has_failed_and_is_tr
     with monkeypatch.context() as patch:
         patch.setattr(processes.sys, "executable", "/bin/false")
         with pytest.raises(UserError, match="1 of 1 runs failed .*died 1 times .*exit code 1"):
-            sweep.run_sweep(runs)
+            run_sweep(runs)
     (run,) = runs
     assert (
         run.record.status_word() == "failed"
@@ -96,8 +97,8 @@ def test_a_run_whose_worker_dies_before_its_folder_is_there_has_failed_and_is_tr
         and not run.record.claim.is_held()
     )
     again = runs_of_command(f"python train.py -m {' '.join(TINY)} workers=1 retry=failed runs_dir={tmp_path}")
-    assert sweep.make_plan(again).todo == 1
-    sweep.run_sweep(again)
+    assert planning.make_plan(again).todo == 1
+    run_sweep(again)
     assert run.record.outcome() == "finished"
 
 

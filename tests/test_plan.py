@@ -20,7 +20,7 @@ from training.config.compose import runs_of
 from training.config.plan import RunPlan, packs_of, structure
 from training.errors import UserError
 from training.pack.build import build
-from training.sweep import scheduler as sweep
+from training.sweep import planning
 
 CPU = torch.device("cpu")
 SMALL = ["task.latents=4", "steps=4", "evaluate_every=4", "valid_samples=1", "test_samples=1", "progress=false"]
@@ -148,20 +148,20 @@ def test_a_plan_says_what_is_done_skipped_and_left(composer, tmp_path):
     failed.path.mkdir(parents=True)
     failed.record.status("failed", error="bad luck")
     assert busy.record.claim.take()
-    plan = sweep.make_plan(first)
+    plan = planning.make_plan(first)
     assert dict(plan.done) == {"finished": 1, "diverged": 1} and plan.todo == 12 - 2 - 3 - 1
     reasons = {reason.split(",")[0]: len(runs) for reason, runs in plan.skipped.items()}
     assert reasons == {"is defined for Bernoulli latents": 3, "being trained by another process": 1}
     assert "12 runs: 6 to do in 3 packs, 1 diverged, 1 finished" in plan.lines()
-    more = sweep.make_plan(runs(*grid[:2], "seed=range(5)"))
+    more = planning.make_plan(runs(*grid[:2], "seed=range(5)"))
     assert more.todo == 6 + 6
-    again = sweep.make_plan(runs(*grid, "retry=failed"))
+    again = planning.make_plan(runs(*grid, "retry=failed"))
     assert [run.name for pack in again.packs for run in pack] == [failed.name]
-    anew = sweep.make_plan(runs(*grid, "retry=diverged"), take_back=True)
+    anew = planning.make_plan(runs(*grid, "retry=diverged"), take_back=True)
     assert [run.name for pack in anew.packs for run in pack] == [diverged.name]
     assert diverged.record.outcome() is None and done.record.outcome() == "finished"
     with pytest.raises(UserError, match="retry must be failed or diverged"):
-        sweep.make_plan(runs("retry=everything"))
+        planning.make_plan(runs("retry=everything"))
 
 
 @pytest.mark.parametrize("file", [records.RESULT, records.METRICS, records.CONFIG])
@@ -173,7 +173,7 @@ def test_a_damaged_record_is_named_and_its_run_redone(composer, tmp_path, file, 
     record.start(yaml.safe_dump(run.config), [], identity.facts(run.config))
     record.append({"step": run.target.steps})
     record.finish({"status": "finished", "step": run.target.steps, "evaluation": run.target.evaluation})
-    assert sweep.make_plan([run]).todo == 0
+    assert planning.make_plan([run]).todo == 0
     whole = (run.path / file).read_bytes()
     if content is None:
         (run.path / file).unlink()
@@ -184,7 +184,7 @@ def test_a_damaged_record_is_named_and_its_run_redone(composer, tmp_path, file, 
         }
         (run.path / file).write_bytes(edited.get(content, content))
     record.claim.release()
-    plan = sweep.make_plan([run])
+    plan = planning.make_plan([run])
     assert plan.todo == 1 and not plan.done
     if (file, content) != (records.RESULT, None):
         named = run.path if file == records.RESULT else run.path / file

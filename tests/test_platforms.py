@@ -39,7 +39,7 @@ def test_without_what_windows_lacks():
 
 
 def test_training_says_that_it_needs_another_system():
-    for module in ("training.sweep.scheduler", "training.status", "training.basket"):
+    for module in ("training.sweep.run", "training.status", "training.basket"):
         code = f"import sys, os; sys.platform = 'win32'; import {module}"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 1 and done.stderr.startswith("error: training needs Linux or macOS")

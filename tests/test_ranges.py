@@ -83,7 +83,6 @@ def configs():
         "exponential": ("schedule", "schedule=exponential"),
         "basket": ("basket", "basket=default"),
         "slurm": ("cluster", "cluster=slurm"),
-        "local": ("cluster", "cluster=local"),
         "data": ("data", ""),
         "task": ("task", "task=deep_vae_bernoulli"),
         "semi_supervised": ("task", "task=semi_supervised"),

@@ -12,7 +12,7 @@ from training.config import identity, schema
 from training.config.compose import runs_of_command
 from training.config.plan import RunPlan
 from training.pack.pack import Pack
-from training.sweep.scheduler import PASSED, make_plan
+from training.sweep.planning import PASSED, make_plan
 
 RUNS = ["estimator=gumbel_softmax", "estimator=nvil", "estimator=rebar", "estimator=nvil optimizer=sgd"]
 RUNS += ["estimator=gumbel_softmax schedule=exponential schedule.rate=0.1 schedule.every=7"]

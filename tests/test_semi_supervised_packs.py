@@ -13,7 +13,7 @@ from training.gradients import basket
 from training.pack.build import build
 from training.pack.run import train_runs
 from training.progress import PackLine
-from training.sweep import scheduler as sweep
+from training.sweep import planning
 
 
 def pack(*overrides, seeds=(4,)):
@@ -79,7 +79,7 @@ def test_runs_are_recorded(tmp_path):
 def test_the_baseline_is_trained_once_and_not_for_each_estimator():
     jobs = [digits("task=labelled_only", f"estimator={name}") for name in ("exact", "gumbel_softmax")]
     assert validity.reason_to_skip(jobs[0]) is None
-    plan = sweep.make_plan([RunPlan(job) for job in jobs])
+    plan = planning.make_plan([RunPlan(job) for job in jobs])
     assert plan.todo == 1
     assert any("gumbel_softmax: would never be asked by task=labelled_only" in line for line in plan.lines())
 

@@ -24,7 +24,7 @@ from training.pack.evaluation import evaluate
 from training.pack.run import train_runs
 from training.progress import PackLine
 from training.replicas.streams import Streams
-from training.sweep import scheduler as sweep
+from training.sweep import planning
 
 CPU = torch.device("cpu")
 TASKS = {
@@ -257,7 +257,7 @@ def test_a_divergence_names_every_layers_temperature():
 def test_what_does_not_nest_is_skipped_and_said():
     two = config("task=sbn_bernoulli", "estimator=vimco")
     assert "does not nest: with the 2 layers of task=sbn_bernoulli" in validity.reason_to_skip(two)
-    plan = sweep.make_plan([RunPlan(two)])
+    plan = planning.make_plan([RunPlan(two)])
     assert plan.todo == 0 and any("1 run skipped: vimco: trains a multi-sample bound" in line for line in plan.lines())
     one = config(*TASKS["sbn_bernoulli"], "task.layers=1", "estimator=vimco")
     assert validity.reason_to_skip(one) is None and build([one], CPU).train_step().isfinite().all()

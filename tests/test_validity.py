@@ -11,7 +11,7 @@ from training.config import validity
 from training.config.compose import runs_of_command
 from training.errors import UserError
 from training.pack.build import build
-from training.sweep import scheduler as sweep
+from training.sweep import planning
 
 FEW = "task.latents=3 steps=2 evaluate_every=2 valid_samples=1 test_samples=1"
 
@@ -45,9 +45,9 @@ def test_combinations_are_skipped_with_a_reason(arguments, refused, words):
         if reason:
             assert words in reason and "\n" not in reason
             with pytest.raises(UserError):
-                sweep.rehearse(run.config)
+                planning.rehearse(run.config)
         else:
-            sweep.rehearse(run.config)
+            planning.rehearse(run.config)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_impossible_values_stop_a_sweep_before_anything_trains_or_is_read(monkey
 
 def test_what_one_should_know_is_said_and_trained_all_the_same(tmp_path):
     estimators = "estimator=nvil,muprop,gumbel_softmax"
-    plan = sweep.make_plan(runs_of(f"{estimators} task.kl=analytic,auto {FEW} runs_dir={tmp_path}"))
+    plan = planning.make_plan(runs_of(f"{estimators} task.kl=analytic,auto {FEW} runs_dir={tmp_path}"))
     (line,) = [line for line in plan.lines() if "to beware of" in line]
     assert line.startswith("1 run to beware of: nvil divides its gradient") and plan.todo == 6
     quiet = runs_of(f"estimator=nvil estimator.variance_normalisation=false task.kl=analytic {FEW}")
@@ -85,16 +85,16 @@ def test_what_one_should_know_is_said_and_trained_all_the_same(tmp_path):
 def test_only_what_is_to_be_trained_is_tried(monkeypatch, tmp_path):
     """Once for each estimator, task and data: a sweep that is finished costs nothing."""
     tried = []
-    monkeypatch.setattr(sweep, "rehearse", lambda config: tried.append(config["estimator"]["name"]))
+    monkeypatch.setattr(planning, "rehearse", lambda config: tried.append(config["estimator"]["name"]))
     runs = runs_of(f"estimator=nvil,muprop seed=range(3) optimizer.lr=1e-3,1e-4 {FEW} runs_dir={tmp_path}")
-    sweep.make_plan(runs)
+    planning.make_plan(runs)
     assert tried == ["nvil", "muprop"]
     for run in runs:
         assert run.record.claim.take()
         run.record.start("", [])
         run.record.finish({"status": "finished", "step": run.target.steps, "evaluation": run.target.evaluation})
         run.record.claim.release()
-    assert sweep.make_plan(runs).todo == 0 and tried == ["nvil", "muprop"]
+    assert planning.make_plan(runs).todo == 0 and tried == ["nvil", "muprop"]
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -121,7 +121,7 @@ def test_a_rehearsal_is_a_pack(tmp_path):
     """What it finds is what a pack with the real data finds."""
     (run,) = runs_of(f"estimator=rebar estimator.scale=0 {FEW}")
     sentences = []
-    for make in (sweep.rehearse, lambda config: build([config], torch.device("cpu"))):
+    for make in (planning.rehearse, lambda config: build([config], torch.device("cpu"))):
         with pytest.raises(UserError) as error:
             make(run.config)
         sentences.append(str(error.value))

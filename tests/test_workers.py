@@ -23,7 +23,7 @@ from training.interrupt import Stopped
 from training.pack import memory, run
 from training.pack.build import build
 from training.pack.pack import Pack
-from training.sweep import scheduler as sweep
+from training.sweep.run import run_sweep
 
 ROOT = Path(__file__).parents[1]
 LONG = ["steps=4000", "evaluate_every=200", "checkpoint_seconds=0.1"]
@@ -69,7 +69,7 @@ def workers_of(process):
 def undisturbed(tmp_path_factory):
     """A pack of two runs as it is when nothing happens."""
     runs = plans(tmp_path_factory.mktemp("whole"), *LONG, "replicas=2")
-    sweep.run_sweep(runs)
+    run_sweep(runs)
     return [metrics(plan) for plan in runs]
 
 
@@ -82,7 +82,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_runs_go_on(tmp_path, undist
 
     killer = threading.Thread(target=kill)
     killer.start()
-    sweep.run_sweep(runs)
+    run_sweep(runs)
     killer.join()
     assert [metrics(plan) for plan in runs] == undisturbed
     assert log_of(runs[0]).count("goes on at step") == 1 and "starts at step 0" in log_of(runs[0])
@@ -101,7 +101,7 @@ def test_a_pack_that_kills_its_workers_fails_and_the_others_go_on(tmp_path, capf
     os.environ["PYTHONPATH"] = str(tmp_path)
     try:
         with pytest.raises(UserError, match="1 of 2 runs failed.*died 2 times.*SIGKILL") as caught:
-            sweep.run_sweep([*bad, *good])
+            run_sweep([*bad, *good])
     finally:
         sys.path = path
         del os.environ["PYTHONPATH"]
@@ -121,7 +121,7 @@ def test_an_exception_is_that_packs_and_its_traceback_is_in_its_log(tmp_path):
     sys.path.insert(0, str(tmp_path))
     try:
         with pytest.raises(UserError, match="1 of 2 runs failed.*out of luck"):
-            sweep.run_sweep([bad, *good])
+            run_sweep([bad, *good])
     finally:
         sys.path.remove(str(tmp_path))
         del os.environ["PYTHONPATH"]
@@ -146,7 +146,7 @@ def test_a_sweep_that_is_stopped_or_killed_goes_on_at_once(tmp_path, undisturbed
         assert process.returncode == 1 and "start the same command again" in errors and "Traceback" not in errors
         assert [plan.record.status_word() for plan in runs] == ["queued"] * 2
         assert all("by a signal" in log_of(plan) and not plan.record.claim.is_held() for plan in runs)
-    sweep.run_sweep(runs)
+    run_sweep(runs)
     assert all(plan.record.outcome() == "finished" and log_of(plan).count("goes on") == 1 for plan in runs)
     assert [metrics(plan) for plan in runs] == undisturbed
 
@@ -382,7 +382,7 @@ def test_a_folder_that_cannot_be_written_costs_its_run_only(tmp_path):
     blocked.path.parent.mkdir(parents=True)
     blocked.path.write_text("")
     with pytest.raises(UserError, match="1 of 2 runs failed.*cannot write to") as caught:
-        sweep.run_sweep([blocked, fine])
+        run_sweep([blocked, fine])
     assert blocked.name in str(caught.value) and fine.record.outcome() == "finished"
 
 

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).absolute().parent.parent
 """The folder of the code that runs."""
 
 
-def python(folder: Path | None = None) -> list[str]:
-    """The command that ``-m MODULE ARGUMENTS`` is added to; ``folder``: where the process then works."""
-    return [sys.executable, str(ROOT / "training" / "start.py"), *([str(folder)] if folder else [])]
+def python() -> list[str]:
+    """The command that ``-m MODULE ARGUMENTS`` is added to."""
+    return [sys.executable, str(ROOT / "training" / "start.py")]
+
+
+def environment(options: dict[str, Any]) -> dict[str, str]:
+    """What a process that trains needs in its environment."""
+    return {"OMP_NUM_THREADS": str(options["threads"])}

@@ -1,6 +1,6 @@
-"""``python training/start.py [FOLDER] -m MODULE ARGUMENTS``: ``python -m`` with the folder of this code in first place.
+"""``python training/start.py -m MODULE ARGUMENTS``: ``python -m`` with the folder of this code in first place.
 
-``FOLDER``: where the process then works. Options of the interpreter may stand before ``-m``; they are left out.
+Options of the interpreter may stand before ``-m``; they are left out.
 """
 
 import os
@@ -13,8 +13,6 @@ def main() -> None:
     sys.path = [os.path.dirname(here), *(place for place in sys.path if place not in ("", here))]
     import runpy
 
-    if not sys.argv[1].startswith("-"):
-        os.chdir(sys.argv[1])
     word = sys.argv.index("-m") + 1
     module = sys.argv[word]
     sys.argv[: word + 1] = ["-m"]

@@ -268,6 +268,8 @@ def _explain(error: BaseException) -> str:
                 f"{chain.override!r} cannot be read: an option is KEY=VALUE, and a value with other characters than "
                 "letters, digits and -_./:%+@ stands in quotes of its own, 'KEY=\"VALUE\"'"
             ]
+        elif isinstance(chain, MissingConfigException) and chain.missing_cfg_file == "cluster/local":
+            return "cluster=local is no more: the worker pool is what trains on this machine; leave cluster out"
         elif isinstance(chain, MissingConfigException) and chain.options:
             parts += [lines[0], f"choose one of {', '.join(chain.options)}"]
         elif isinstance(chain, HydraException | OmegaConfBaseException):

@@ -160,17 +160,6 @@ class NoCluster:
 
 
 @dataclass
-class Local:
-    """Each pack is a job of submitit in a process on this machine: a trial of ``cluster=slurm``.
-
-    ``parallelism``: jobs at once; 0: as many as ``workers``.
-    """
-
-    name: str = "local"
-    parallelism: int = number(0, "[0, inf)")
-
-
-@dataclass
 class Slurm:
     """Each pack is a job of SLURM, submitted through submitit.
 
@@ -245,7 +234,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "schedule": (Constant, Exponential),
     "basket": (NoBasket, Basket),
     "logger": (NoLogger, Wandb),
-    "cluster": (NoCluster, Local, Slurm),
+    "cluster": (NoCluster, Slurm),
 }
 """The schemas of each group; those of estimators and tasks are read off their classes (:func:`schema_of`)."""
 

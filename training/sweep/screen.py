@@ -44,13 +44,14 @@ class Screen:
         self.active[number] = Active(pack[0].label, len(pack), steps=pack[0].config["steps"])
 
     def end(self, number: int) -> None:
-        """A pack is done."""
-        self._count(self.active.pop(number))
+        """A pack is done, or given up."""
+        self._leave(number)
         self.ended += 1
 
-    def lose(self, number: int) -> None:
-        """A pack's process died; its runs go on in another pack."""
-        self._count(self.active.pop(number))
+    def lose(self, number: int, parts: int = 1) -> None:
+        """A pack's process died; its runs go on in so many other packs."""
+        self._leave(number)
+        self.packs += parts - 1
 
     def show(self, event: Event) -> None:
         """Take in an event of a worker."""
@@ -117,6 +118,10 @@ class Screen:
         """Draw for the last time."""
         self.draw(last=True)
         self.height = 0
+
+    def _leave(self, number: int) -> None:
+        if number in self.active:  # where it had begun
+            self._count(self.active.pop(number))
 
     def _count(self, active: Active) -> None:
         self.trained += active.replicas * (active.step - active.start)

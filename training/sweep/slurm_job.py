@@ -1,4 +1,4 @@
-"""What a job of a cluster runs: one pack, that goes on from its checkpoints wherever and however often it starts."""
+"""What a job of SLURM runs: one pack, that goes on from its checkpoints wherever and however often it starts."""
 
 from __future__ import annotations
 

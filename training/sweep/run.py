@@ -1,0 +1,147 @@
+"""Training the runs of a command, one alone in this process or a sweep, and the summary."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from analysis.records import METRICS, DamagedRecord, read_metrics
+from training import interrupt
+from training.config import validity
+from training.config.plan import PackPlan, RunPlan, packs_of, replicated
+from training.devices import largest_pack, worker_count
+from training.errors import UserError
+from training.pack.run import train_runs
+from training.progress import PackLine
+from training.sweep import estimate, scheduler
+from training.sweep.executor import Executor
+from training.sweep.planning import BUSY, SHOWN, count_of, make_plan, rehearse_all
+from training.sweep.pool import worker_pool
+
+ORPHAN_SECONDS = 10.0
+
+
+def train_job(job: dict[str, Any], overrides: Sequence[str] = ()) -> None:
+    """Train the ``replicas`` runs of the config ``job`` in this process.
+
+    Raises:
+        UserError: for a mistake in the config, and no run's record is touched then; if no run came to its first
+            evaluation.
+        Stopped: if a signal asked for it.
+    """
+    runs = list(replicated(job, overrides))
+    if job["budget"] != "full":
+        raise UserError(f"budget={job['budget']} is a form of an experiment's sweep: add -m")
+    if job["dry_run"] or job["cluster"]["name"] != "none":
+        return run_sweep(runs)
+    first = runs[0].config
+    validity.check(first)
+    if reason := validity.reason_to_skip(first):
+        raise UserError(f"estimator={first['estimator']['name']} {reason}")
+    rehearse_all(runs[:1])
+    with interrupt.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        for pack in packs_of(runs, 1, largest_pack(job)):
+            train_runs(pack, PackLine(job["progress"]), solo=True)
+    _refuse_divergence(runs)
+
+
+def run_sweep(runs: Sequence[RunPlan]) -> None:
+    """Train what is left of a sweep and print a summary.
+
+    Raises:
+        UserError: if a run failed, with the reasons; if no run came to its first evaluation.
+        Stopped: if a signal asked for it.
+    """
+    options = runs[0].config
+    plan = make_plan(runs, take_back=not options["dry_run"])
+    print("\n".join(plan.lines()), flush=True)
+    if options["dry_run"]:
+        print("\n".join(estimate.lines(plan.packs, worker_count(options))), flush=True)
+        return
+    todo, failures = [], dict[str, str]()
+    while plan.packs or plan.later or plan.skipped.get(BUSY):
+        if plan.packs:
+            failures |= _train(plan.packs)
+            todo += [run for pack in plan.packs for run in pack]
+        left = _left_behind(plan.skipped.get(BUSY, []))
+        if left:
+            print(f"{len(left)} runs that another process has left are trained now", flush=True)
+        if not left and not plan.later:
+            break
+        plan = make_plan([*left, *plan.later])
+    if todo:
+        _summarise(todo, failures)
+    _refuse_divergence(runs)
+
+
+def _train(packs: Sequence[PackPlan]) -> dict[str, str]:
+    """Train packs where ``cluster`` says. Returns the names of the runs that failed, with the reasons."""
+    options = packs[0][0].config
+    where: contextlib.AbstractContextManager[Executor]
+    if options["cluster"]["name"] == "none":
+        where = worker_pool(options)
+    else:
+        from training.sweep import slurm  # needs submitit, which is installed for it only
+
+        packs, jobs = slurm.prepare(packs)
+        where = contextlib.nullcontext(jobs)
+    with interrupt.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2), where as executor:
+        return scheduler.run_packs(packs, executor) if packs else {}
+
+
+def _refuse_divergence(runs: Sequence[RunPlan]) -> None:
+    """Raise ``UserError`` if every run diverged before its first evaluation: the sweep has no number to show."""
+    try:
+        nothing = all(run.record.outcome() == "diverged" and not read_metrics(run.path / METRICS) for run in runs)
+    except DamagedRecord:
+        return
+    if nothing:
+        raise UserError(
+            f"{count_of(runs)} diverged before the first evaluation, and there is no other ({runs[0].record.error()}); "
+            "change what is too large or too small, mostly optimizer.lr"
+        )
+
+
+def _left_behind(busy: Sequence[RunPlan]) -> list[RunPlan]:
+    """Unfinished runs whose owner released its claim, after waiting a little while.
+
+    Of a sweep that was killed and is started again the workers may still be there: they are about to write their
+    checkpoints and end.
+    """
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while (held := {run.name for run in busy if run.record.claim.is_held()}) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return [run for run in busy if run.name not in held and not run.is_over()]
+
+
+def _summarise(todo: Sequence[RunPlan], failed: dict[str, str]) -> None:
+    """Print how the runs that were to be done ended. Raises ``UserError`` if some failed."""
+    words: Counter[str] = Counter()
+    failures: dict[str, list[str]] = {}
+    for run in todo:
+        record = run.record
+        try:
+            word = record.answer(run.target) or record.status_word()
+        except DamagedRecord as error:
+            word = f"damaged ({error})"
+        if run.name in failed and word not in ("finished", "diverged"):  # also where its record cannot be written
+            word = "failed"
+        words[word] += 1
+        if word == "failed":
+            failures.setdefault(failed.get(run.name) or record.error() or "unknown", []).append(run.name)
+        elif word == "diverged":
+            print(f"diverged: {run.name}: {record.error()}")
+    print(", ".join(f"{count} {word}" for word, count in sorted(words.items())), flush=True)
+    if failures:
+        shown = "; ".join(
+            f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {error}"
+            for error, names in list(failures.items())[:SHOWN]
+        )
+        raise UserError(
+            f"{words['failed']} of {len(todo)} runs failed ({shown}); their log.txt has the traceback, and the same "
+            "command with retry=failed tries them again"
+        )
