@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from fake_slurm import FakeSlurm
+from processes import MARK, Processes
 from test_training import config, train
 
 from analysis import records
@@ -59,10 +61,17 @@ def expected():
     return value
 
 
-@pytest.mark.parametrize("cluster", ["none", "local"])
+@pytest.mark.parametrize("cluster", ["none", "slurm"])
 def test_a_sweep_runs_the_code_that_was_started(hostile, expected, cluster, tmp_path):
     pytest.importorskip("submitit")
-    done = command("-m", *TOY, f"cluster={cluster}", f"runs_dir={tmp_path}", folder=hostile)
+    processes = Processes()
+    environment = FakeSlurm(tmp_path / "slurm").environment(os.environ["PATH"]) | {MARK: processes.mark}
+    try:
+        done = command(
+            "-m", *TOY, f"cluster={cluster}", f"runs_dir={tmp_path}", folder=hostile, environment=environment
+        )
+    finally:
+        processes.close()
     assert done.returncode == 0, done.stderr
     assert not (hostile / "executed").exists(), (hostile / "executed").read_text()
     (result,) = results(tmp_path)

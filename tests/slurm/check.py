@@ -149,7 +149,7 @@ def main(folder: Path) -> None:
     resumed = await_("time-out", lambda: next((line for line in log(there) if " goes on at " in line), None), 900)
     step = int(resumed.split(" goes on at step ")[1].split()[0])
     check(stops(there) == 1 and step > 0, f"a run longer than its time limit comes back: {resumed}")
-    last = await_("progress", lambda: numbers(there)[-1]["step"] > step + 1000 and numbers(there)[-1]["step"])
+    last = await_("progress", lambda: next((row["step"] for row in numbers(there) if row["step"] > step + 1000), None))
     output("scancel", "--name=long", "--me")
 
     here = train(folder / "here", *SWEEP)
