@@ -138,12 +138,16 @@ def test_a_sweep_that_is_stopped_or_killed_goes_on_at_once(tmp_path, undisturbed
     process = PROCESSES.start(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     runs = plans(tmp_path, *LONG, "replicas=2")
     wait_for(lambda: all((plan.path / records.CHECKPOINT).exists() for plan in runs))
+    workers = workers_of(process.pid)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     if number == signal.SIGKILL:
         process.wait()
     else:
         _, errors = process.communicate(timeout=LAST_RESORT)
         assert process.returncode == 1 and "start the same command again" in errors and "Traceback" not in errors
+        assert "died" not in errors and len(workers) == 1
+        with pytest.raises(ProcessLookupError):
+            os.kill(workers[0], 0)
         assert [plan.record.status_word() for plan in runs] == ["queued"] * 2
         assert all("by a signal" in log_of(plan) and not plan.record.claim.is_held() for plan in runs)
     run_sweep(runs)

@@ -16,8 +16,8 @@ INSTEAD = {
     "hydra.run.dir": "runs_dir=PATH sweep=NAME",
     "hydra.sweep.dir": "runs_dir=PATH sweep=NAME",
     "hydra.mode": "-m",
-    "hydra.launcher": "cluster=NAME or workers=N",
-    "hydra/launcher": "cluster=NAME or workers=N",
+    "hydra.launcher": "cluster=slurm or workers=N",
+    "hydra/launcher": "cluster=slurm or workers=N",
 }
 
 

@@ -1,1 +1,1 @@
-"""A sweep: planning, the scheduler, worker processes, SLURM, the screen."""
+"""A sweep: its plan, the scheduler, the executors (worker pool and SLURM), the screen."""
