@@ -6,9 +6,9 @@ from tasks.deep_vae import DeepVAE
 from tasks.images import ImageTask
 from tasks.semi_supervised import SemiSupervised
 from tasks.structured import StructuredPrediction
-from tasks.toy import Toy
-from tasks.toy_bernoulli3 import ToyBernoulli3
-from tasks.toy_simplex import ToySimplex
+from tasks.toys.toy import Toy
+from tasks.toys.toy_bernoulli3 import ToyBernoulli3
+from tasks.toys.toy_simplex import ToySimplex
 from tasks.vae import VAE
 
 __all__ = [

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.datasets import Dataset
-from tasks.latents import Bernoulli, Categorical
+from tasks.distributions.latents import Bernoulli, Categorical
 
 Estimator = Callable[..., Tensor]
 """``estimator(logits, loss, context=None) -> losses``, the value of ``E_q[loss(z)]`` with a gradient for ``logits``.
@@ -69,7 +69,7 @@ class Task(nn.Module, ABC):
     """False: it is trained with ``data=none``, whose images have no pixels."""
 
     latents: Bernoulli | Categorical
-    """Of one layer (:func:`tasks.latents.latents_of`): how many, of how many categories."""
+    """Of one layer (:func:`tasks.distributions.latents.latents_of`): how many, of how many categories."""
 
     def __init__(self, data: Dataset, streams: RandomStreams) -> None:
         super().__init__()

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks import enumeration
 from tasks.base import Estimator, RandomStreams
 from tasks.datasets import Dataset
+from tasks.distributions.kl import KLS, check_prior_temperature, for_log_q, kl_form
+from tasks.distributions.latents import Bernoulli, Categorical, latents_of, one_row
+from tasks.distributions.likelihoods import bernoulli_log_prob_, bernoulli_nats
+from tasks.evaluation import enumeration
 from tasks.images import ImageTask
-from tasks.kl import KLS, check_prior_temperature, for_log_q, kl_form
-from tasks.latents import Bernoulli, Categorical, latents_of, one_row
 from tasks.layers import StackedMLP
-from tasks.likelihoods import bernoulli_log_prob_, bernoulli_nats
 from tasks.options import (
     OUTPUT_BIASES,
     PRIORS,

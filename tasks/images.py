@@ -8,10 +8,10 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from tasks import bounds, enumeration
 from tasks.base import Primary, Task
-from tasks.chunks import intensities
 from tasks.datasets import Split
+from tasks.evaluation import bounds, enumeration
+from tasks.evaluation.chunks import intensities
 
 
 class ImageTask(Task):
@@ -46,7 +46,7 @@ class ImageTask(Task):
 
     @abstractmethod
     def log_weights(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """``log p(x, z) / q(z|x)`` of exact samples, and the term of the ELBO, for :func:`tasks.bounds.evaluate`.
+        """``log p(x, z) / q(z|x)`` of exact samples, and the term of the ELBO (:mod:`tasks.evaluation.bounds`).
 
         ``x`` ``[R, E, D]``, ``noise`` ``[R, E, S, words]`` -> both ``[R, E, S]``.
         """
@@ -54,13 +54,13 @@ class ImageTask(Task):
     def exact(self, x: Tensor) -> dict[str, Tensor]:
         """``exact_log_likelihood`` and ``exact_elbo`` in nats by summing over all states, or nothing.
 
-        ``x`` ``[R, E, D]`` -> ``[R, E]``, float64. Only asked for where states are few (:mod:`tasks.enumeration`).
+        ``x`` ``[R, E, D]`` -> ``[R, E]``, float64. Only for few states (:mod:`tasks.evaluation.enumeration`).
         """
         return {}
 
     @torch.no_grad()
     def evaluate(self, split: str, num_samples: int, details: bool = False) -> dict[str, Tensor]:
-        """Bounds over a split, in nats, mean over its images: ``{name: [R]}``; see :func:`tasks.bounds.evaluate`.
+        """Bounds over a split, in nats, mean over its images: ``{name: [R]}`` (:mod:`tasks.evaluation.bounds`).
 
         With m = ``num_samples`` exact samples of the latents for each image, ``elbo`` is the mean of the ELBO's term
         and ``bound`` the importance-weighted bound ``log 1/m sum_m w_m``. ``details`` adds the bounds of fewer samples,

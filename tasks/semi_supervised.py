@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from tasks.base import Estimator, RandomStreams
-from tasks.chunks import intensities
 from tasks.datasets import Dataset
+from tasks.distributions.kl import for_log_q, kl_form
+from tasks.distributions.latents import RESOLUTION, latents_of
+from tasks.distributions.likelihoods import bernoulli_nats
+from tasks.evaluation.chunks import intensities
 from tasks.images import ImageTask
-from tasks.kl import for_log_q, kl_form
-from tasks.latents import RESOLUTION, latents_of
 from tasks.layers import StackedMLP
-from tasks.likelihoods import bernoulli_nats
 from tasks.options import OUTPUT_BIASES, Categories, Count, NotNegative, Widths, check_choice, check_widths
 
 IMAGES_AT_ONCE = 1000
@@ -144,7 +144,7 @@ class SemiSupervised(ImageTask):
     def kl_for(self, estimator: Estimator) -> str:
         """``analytic``, or ``sampled``: how :meth:`loss` treats KL(q(y|x) || p(y)) with this estimator.
 
-        As ``task.kl=auto`` of the other tasks (:func:`tasks.kl.kl_form`); for a multi-sample bound (VIMCO), whose
+        As ``task.kl=auto`` of the other tasks (:mod:`tasks.distributions.kl`); for a multi-sample bound (VIMCO), whose
         loss is a log weight, the KL of z is sampled, too.
         """
         return kl_form(estimator, "auto")
@@ -221,7 +221,7 @@ class SemiSupervised(ImageTask):
         ``elbo``: -U(x), with the sum over all classes and one draw of z for each in K samples. ``bound``: the
         importance-weighted bound with ``num_samples`` draws of (y, z), y one-hot. ``accuracy``: per cent of images
         whose label is the most probable class of q(y|x); ``cross_entropy``: their ``-log q(y|x)`` in nats. ``details``
-        adds what :func:`tasks.bounds.evaluate` says, which has the loop. With grey targets no bound is one, and the
+        adds what :mod:`tasks.evaluation.bounds` says, which has the loop. With grey targets no bound is one, and the
         names of the bounds begin with ``pseudo_``.
 
         Raises:
@@ -240,7 +240,7 @@ class SemiSupervised(ImageTask):
         return found | {"accuracy": accuracy, "cross_entropy": cross_entropy}
 
     def log_weights(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """``log p(x, y, z) / q(y, z|x)`` of exact samples, and -U(x), for :func:`tasks.bounds.evaluate`."""
+        """``log p(x, y, z) / q(y, z|x)`` of exact samples, and -U(x), for :func:`tasks.evaluation.bounds.evaluate`."""
         noise = noise.movedim(2, 0)  # samples in front, as of an estimator's
         normal = torch.special.ndtri((noise[..., 1:].double() + 0.5) / RESOLUTION).to(x.dtype)
         outputs, from_x = self.classifier(x), self.style_of_x(x)

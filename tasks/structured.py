@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks import enumeration
 from tasks.base import Estimator, RandomStreams
 from tasks.datasets import Dataset
+from tasks.distributions.latents import Bernoulli, Categorical, latents_of
+from tasks.distributions.likelihoods import bernoulli_log_prob_, bernoulli_nats
+from tasks.evaluation import enumeration
 from tasks.images import ImageTask
-from tasks.latents import Bernoulli, Categorical, latents_of
 from tasks.layers import StackedMLP, Uniform
-from tasks.likelihoods import bernoulli_log_prob_, bernoulli_nats
 from tasks.options import OUTPUT_BIASES, Categories, Count, Layers, check_choice, check_layers
 
 MEAN_OF = 100

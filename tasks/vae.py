@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks import enumeration
 from tasks.base import Estimator, RandomStreams
 from tasks.datasets import Dataset
+from tasks.distributions.kl import KLS, check_prior_temperature, for_log_q, kl_form
+from tasks.distributions.latents import latents_of, one_row
+from tasks.distributions.likelihoods import likelihood_of
+from tasks.evaluation import enumeration
 from tasks.images import ImageTask
-from tasks.kl import KLS, check_prior_temperature, for_log_q, kl_form
-from tasks.latents import latents_of, one_row
 from tasks.layers import StackedMLP
-from tasks.likelihoods import likelihood_of
 from tasks.options import OUTPUT_BIASES, PRIORS, Categories, Count, Positive, Widths, check_choice, check_widths
 
 
@@ -41,7 +41,7 @@ class VAE(ImageTask):
             itself, which is noise; for soft samples it is the linear relaxation), or ``auto``: sampled for an unbiased
             estimator, which has less variance with it, and for one that rescales its gradient (NVIL's variance
             normalisation), beside which an analytic KL would weigh as many times too much as the gradient was divided
-            by, and collapse the posterior; analytic for a biased one (:func:`tasks.kl.kl_form`). ``relaxed``,
+            by, and collapse the posterior; analytic for a biased one (:mod:`tasks.distributions.kl`). ``relaxed``,
             for soft Gumbel-Softmax only: ``log q(z) - log p(z)`` of the Concrete densities at the relaxed sample, with
             which the objective bounds the model whose latents are the relaxed ones, not the one that is evaluated
             (Maddison, Mnih, Teh, arXiv 1611.00712, appendix C.2: ``relaxed``, ``sampled`` with soft samples and
@@ -53,7 +53,7 @@ class VAE(ImageTask):
             mean (of Bernoulli pixels its logit, clipped to [0.001, 0.999]).
         likelihood: ``bernoulli``, or a density of grey images (``binarization: none``): ``gaussian``, pixels scaled to
             [-1, 1], a learned variance per pixel; ``von_mises_fisher``, images scaled to unit length, a cosine loss
-            with its normaliser (:mod:`tasks.likelihoods`). The encoder sees the scaled images, too.
+            with its normaliser (:mod:`tasks.distributions.likelihoods`). The encoder sees the scaled images, too.
         concentration: > 0, of the von Mises-Fisher distribution; a tensor ``[replicas, 1, 1, 1]`` has one for each
             replica. ``None``: learned.
 

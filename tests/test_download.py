@@ -19,9 +19,8 @@ import pytest
 import requests
 import torch
 
-from tasks import datasets, download
-from tasks.datasets import DataError, Dataset, Split, load_dataset
-from tasks.download import SourceFile, fetch
+from tasks.datasets import DataError, Dataset, Split, download, load_dataset, published
+from tasks.datasets.download import SourceFile, fetch
 
 DATA_DIR = os.environ.get("DATA_DIR", "")
 needs_data = pytest.mark.skipif(not DATA_DIR, reason="DATA_DIR is not set: it names the folder of the real images")
@@ -316,7 +315,7 @@ def chardata(tmp_path: Path, monkeypatch) -> tuple[FakeMirrors, np.ndarray, np.n
     source = SourceFile(
         "omniglot/chardata.mat", f"md5:{hashlib.md5(content).hexdigest()}", ("http://made/chardata.mat",)
     )
-    monkeypatch.setattr(datasets, "CHARDATA", source)
+    monkeypatch.setattr(published, "CHARDATA", source)
     mirrors = FakeMirrors({"chardata.mat": content})
     monkeypatch.setattr("pooch.retrieve", mirrors)
     return mirrors, images, alphabets

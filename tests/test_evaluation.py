@@ -1,4 +1,4 @@
-"""The loop of all bounds (tasks/bounds.py) against enumeration in float64, and what its numbers may not depend on.
+"""The loop of all bounds (tasks.evaluation.bounds) against enumeration, and what its numbers may not depend on.
 
 Tolerances are standard errors computed from the exact spread, or from repetitions with other seeds.
 """
@@ -13,10 +13,11 @@ from test_tasks import tiny_data, tiny_vae, whole_split
 from test_training import config
 
 from estimators.memory import Allocations
-from tasks import bounds, chunks, enumeration, latents
 from tasks.datasets import DataError, load_dataset
-from tasks.latents import latents_of
-from tasks.likelihoods import bernoulli_log_prob_
+from tasks.distributions import latents
+from tasks.distributions.latents import latents_of
+from tasks.distributions.likelihoods import bernoulli_log_prob_
+from tasks.evaluation import bounds, chunks, enumeration
 from training.pack.build import build
 from training.replicas.streams import Streams
 

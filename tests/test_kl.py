@@ -15,7 +15,7 @@ from test_tasks import tiny_data
 import tasks
 from estimators import METHODS, RELAX, VIMCO, Exact, GumbelSoftmax, MuProp, StraightThrough, UnorderedSet
 from tasks import VAE, SemiSupervised
-from tasks.kl import for_log_q, kl_form
+from tasks.distributions.kl import for_log_q, kl_form
 from training.gradients.basket import Point, measure
 from training.pack.build import build
 from training.replicas.streams import Streams

@@ -15,8 +15,8 @@ from analysis.tables import summary as tables
 from estimators import Exact
 from tasks import VAE
 from tasks.datasets import Dataset, Split
-from tasks.likelihoods import VARIANCE_FLOOR, Gaussian, VonMisesFisher
-from tasks.von_mises_fisher import LogNormaliser
+from tasks.distributions.likelihoods import VARIANCE_FLOOR, Gaussian, VonMisesFisher
+from tasks.distributions.von_mises_fisher import LogNormaliser
 from training.config import schema, validity
 from training.errors import UserError
 from training.pack.build import build

@@ -8,8 +8,8 @@ from test_training import config
 import tasks.vae
 from estimators import Exact, ReinMax
 from estimators.memory import Allocations
-from tasks.latents import one_row
-from tasks.likelihoods import bernoulli_nats
+from tasks.distributions.latents import one_row
+from tasks.distributions.likelihoods import bernoulli_nats
 from training.config import validity
 from training.pack.build import build
 

@@ -10,9 +10,9 @@ from enumerated_bounds import check_bounds
 from estimators import NVIL, REINFORCE, Exact, GumbelSoftmax
 from tasks import VAE
 from tasks.datasets import Dataset, Split
-from tasks.latents import latents_of
+from tasks.distributions.latents import latents_of
+from tasks.distributions.likelihoods import bernoulli_nats
 from tasks.layers import StackedMLP, stacked_linear
-from tasks.likelihoods import bernoulli_nats
 from training.replicas.streams import Streams
 
 PIXELS = 6

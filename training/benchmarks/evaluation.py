@@ -18,7 +18,7 @@ import torch
 
 from estimators.memory import Allocations
 from tasks import VAE, StructuredPrediction
-from tasks.chunks import images_per_block, pieces, samples_per_block
+from tasks.evaluation.chunks import images_per_block, pieces, samples_per_block
 from training.benchmark import in_turns, prepare, synthetic_data
 from training.devices import pick_device
 from training.kernels import matmul

@@ -6,7 +6,7 @@ from typing import Any
 
 from analysis.papers.published import sources
 from tasks.datasets import CLASSES, DATASETS
-from tasks.likelihoods import check_likelihood
+from tasks.distributions.likelihoods import check_likelihood
 from training import loggers
 from training.config import ranges, targets
 from training.errors import UserError

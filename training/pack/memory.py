@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from estimators.memory import Allocations
-from tasks.chunks import BLOCK_SAMPLES, images_per_block
 from tasks.datasets import DataError, blank_dataset
+from tasks.evaluation.chunks import BLOCK_SAMPLES, images_per_block
 from training.config.plan import structure
 from training.errors import UserError
 from training.pack.build import build, load_once

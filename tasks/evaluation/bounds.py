@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from tasks.base import RandomStreams
-from tasks.chunks import images_per_block, intensities, pieces, samples_per_block
 from tasks.datasets import Dataset
+from tasks.evaluation.chunks import images_per_block, intensities, pieces, samples_per_block
 
 LogWeights = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """``log_weights(x, noise) -> (log w, value)``: see :func:`evaluate`."""
@@ -48,18 +48,19 @@ def evaluate(
     - ``bound_1``, ``bound_10``, ``bound_100``, ...: the bounds of the first 1, 10, 100, ... < m of the same samples;
     - ``elbo_standard_error``, ``bound_standard_error``: of the means over images, ``std / sqrt(images)``: how far they
       may be from those of all images of this kind, the samples' noise included;
-    - what ``exact`` gives, if there is one (:mod:`tasks.enumeration`).
+    - what ``exact`` gives, if there is one (:mod:`tasks.evaluation.enumeration`).
 
     Repeatable: the samples depend on each run's seed, the split, m and the kind of device. Weights are summed in
-    float64. Memory does not depend on m (:mod:`tasks.chunks`). With grey targets nothing is a bound (but of a
-    ``density``), and every name begins with ``pseudo_``; the training images of ``binarization: dynamic`` are the bits
-    that ``static`` would have.
+    float64. Memory does not depend on m (:mod:`tasks.evaluation.chunks`). With grey targets nothing is a bound (but of
+    a ``density``), and every name begins with ``pseudo_``; the training images of ``binarization: dynamic`` are the
+    bits that ``static`` would have.
 
     Args:
         data, split: ``train``, ``valid`` or ``test``; of ``train`` as many images as ``data.train_evaluated`` says.
         log_weights: a pure function of some images ``x`` ``[R, E, pixels]`` and their noise ``[R, E, S, words]`` (of
-            which :meth:`tasks.latents.Bernoulli.draw` makes exact samples): ``log w`` and the term of the ELBO, which
-            may have the KL in closed form, both ``[R, E, S]``. It gets as many rows at once as suit the device.
+            which :meth:`tasks.distributions.latents.Bernoulli.draw` makes exact samples): ``log w`` and the term of
+            the ELBO, which may have the KL in closed form, both ``[R, E, S]``. It gets as many rows at once as suit the
+            device.
         num_samples: m >= 1.
         words: noise words that one sample of all latents of one image takes.
         like: a parameter: its dtype and device are those of the images.

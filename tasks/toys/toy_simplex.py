@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from tasks.base import RandomStreams
 from tasks.datasets import Dataset
-from tasks.free_logits import FreeLogits
 from tasks.options import Categories, NotNegative
+from tasks.toys.free_logits import FreeLogits
 
 
 class ToySimplex(FreeLogits):
@@ -22,7 +22,7 @@ class ToySimplex(FreeLogits):
     ``(p - c)^T Q (p - c)``, with the optimum 0 at ``p = c``.
 
     Args:
-        data, streams, init: as in :class:`tasks.free_logits.FreeLogits`; with L = 2 ``init=0`` starts at the optimum.
+        data, streams, init: as in :mod:`tasks.toys.free_logits`; with L = 2 ``init=0`` starts at the optimum.
         latents: 1 or 2.
         categories: K >= 2.
 

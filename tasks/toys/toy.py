@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from tasks.base import RandomStreams
 from tasks.datasets import Dataset
-from tasks.free_logits import FreeLogits
 from tasks.options import Categories, Count, Finite, NotNegative
+from tasks.toys.free_logits import FreeLogits
 
 
 class Toy(FreeLogits):
@@ -25,7 +25,7 @@ class Toy(FreeLogits):
     the value itself, bit for bit, and on a CPU ten times as fast as to look for the one and read there.
 
     Args:
-        data, streams, init: as in :class:`tasks.free_logits.FreeLogits`.
+        data, streams, init: as in :class:`tasks.toys.free_logits.FreeLogits`.
         latents, categories: L >= 1 and K >= 2.
         target: t; a tensor ``[replicas, 1, 1, 1]`` has one for each replica.
         exponent: >= 1, likewise.

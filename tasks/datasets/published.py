@@ -10,15 +10,14 @@ import gzip
 import io
 import math
 import os
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
-from tasks.download import (
+from tasks.datasets.dataset import BINARIZATION_SEED, BINARIZATIONS, Dataset, Split, binarize
+from tasks.datasets.download import (
     AMAT_FILES,
     CHARDATA,
     IDX_FILES,
@@ -31,89 +30,14 @@ from tasks.download import (
     sha256,
 )
 
-__all__ = ["BINARIZATIONS", "CLASSES", "DATASETS", "DataError", "Dataset", "Split", "blank_dataset", "load_dataset"]
-
 DATASETS = ("digits", "mnist", "binarized_mnist", "fashion_mnist", "omniglot", "none")
 EMPTY = 100_000
 """Training examples of ``none``, the data of tasks that have none: images without pixels."""
-BINARIZATIONS = ("static", "dynamic", "threshold", "none")
 CLASSES = {"digits": 10, "mnist": 10, "fashion_mnist": 10, "omniglot": 50}
 """Labels of the images that have them."""
 
-BINARIZATION_SEED = 777
-"""Seed of every sampled binarization, the same in every run; 777 as in VampPrior's code (the bits are not the same)."""
-
 BINARIZED_MNIST_SHA256 = "c462f82a020638a4d5d8d44e4c83242ee0145ee1d125869d0e030c35011837e6"
 """SHA-256 of the packed rows of train, valid and test, one after the other; it covers every bit since 784 = 98 * 8."""
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Images of one split.
-
-    Args:
-        pixels: uint8 ``[images, height * width]``, row-major and upright, 0 is background.
-        levels: 1 if pixels are bits, 255 if they are grey; intensity = pixels / levels, in [0, 1].
-        labels: int64 ``[images]`` where the source has labels (Omniglot: the alphabet, 0-49), otherwise None.
-    """
-
-    pixels: torch.Tensor
-    levels: int
-    labels: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """A data set, split and binarized; see ``load_dataset``.
-
-    Args:
-        name: one of ``DATASETS``.
-        image_shape: ``(height, width)``.
-        binarization: one of ``BINARIZATIONS``.
-        source: the published file or package that the images come from. Omniglot has two that are not row-identical.
-        train_evaluated: how many of the training images, from the first, an evaluation of ``train`` takes.
-    """
-
-    name: str
-    image_shape: tuple[int, int]
-    binarization: str
-    train: Split
-    valid: Split
-    test: Split
-    source: str = ""
-    train_evaluated: int = 10_000
-
-    @cached_property
-    def mean(self) -> torch.Tensor:
-        """Mean training intensity, float32 ``[height * width]`` in [0, 1]."""
-        # NumPy's sum over bytes is exact here and 20 times as fast as torch's.
-        return torch.from_numpy(self.train.pixels.numpy().mean(0, dtype=np.float64) / self.train.levels).float()
-
-    def evaluated(self, split: str) -> Split:
-        """The images of ``train``, ``valid`` or ``test`` that an evaluation sees, in order.
-
-        Of the training images the first ``train_evaluated``; under ``dynamic`` binarization their bits are sampled
-        once, with the fixed seed, and are those of ``static``.
-        """
-        if split != "train":
-            return self.valid if split == "valid" else self.test
-        some = replace(self.train, pixels=self.train.pixels[: self.train_evaluated])
-        return _binarize(some, "static", 0) if self.binarization == "dynamic" and some.levels > 1 else some
-
-    def protocol(self) -> dict[str, Any]:
-        """What an evaluation on Bernoulli pixels of these images depends on."""
-        return {
-            "data": self.name,
-            "source": self.source,
-            "train": len(self.train),
-            "valid": len(self.valid),
-            "test": len(self.test),
-            "binarization": self.binarization,
-            "likelihood": "bernoulli" if self.test.levels == 1 else "cross-entropy of grey pixels",
-        }
 
 
 Splits: TypeAlias = tuple[Split, Split, Split]
@@ -170,7 +94,7 @@ def load_dataset(
         splits, source = _read_idx(name, root, download), "idx archives"
     if name != "binarized_mnist":
         rules = ("none", "static", "static") if binarization == "dynamic" else (binarization,) * 3
-        train, valid, test = (_binarize(split, rules[stream], stream) for stream, split in enumerate(splits))
+        train, valid, test = (binarize(split, rules[stream], stream) for stream, split in enumerate(splits))
         splits = train, valid, test
     return Dataset(name, _shape(name), binarization, *splits, source, train_evaluated)
 
@@ -214,20 +138,6 @@ def _check_options(name: str, binarization: str, train_evaluated: int) -> None:
             f"binarized_mnist is bits already, so data.binarization={binarization} cannot be applied to it: use "
             f"data.binarization=static, or data=mnist for {binarization}."
         )
-
-
-def _binarize(grey: Split, rule: str, stream: int) -> Split:
-    """``grey`` under ``static``, ``threshold`` or ``none``; ``stream`` keeps the splits' random numbers apart."""
-    if rule == "none":
-        return grey
-    if rule == "threshold":
-        bits = grey.pixels > grey.levels // 2
-    else:
-        # RandomState and not default_rng: NumPy promises that its stream never changes (NEP 19). A uniform integer in
-        # 0..254 lies below the pixel with probability exactly pixel / 255.
-        generator = np.random.RandomState([BINARIZATION_SEED, stream])
-        bits = torch.from_numpy(generator.randint(grey.levels, size=grey.pixels.shape, dtype=np.uint8)) < grey.pixels
-    return replace(grey, pixels=bits.to(torch.uint8), levels=1)
 
 
 def _split(images: np.ndarray, labels: np.ndarray | None, levels: int = 255) -> Split:

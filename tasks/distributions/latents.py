@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tasks.distributions.likelihoods import bernoulli_nats, dot, nats_from_sigmoid
 from tasks.layers import StackedMLP
-from tasks.likelihoods import bernoulli_nats, dot, nats_from_sigmoid
 
 RESOLUTION = 2.0**31
 """Noise for :meth:`Bernoulli.draw` is uniform on the integers below this."""

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from tasks.base import RandomStreams
 from tasks.datasets import Dataset
-from tasks.free_logits import FreeLogits
 from tasks.options import NotNegative
+from tasks.toys.free_logits import FreeLogits
 
 TARGETS = (0.6, 0.51, 0.48)
 
@@ -20,7 +20,7 @@ class ToyBernoulli3(FreeLogits):
     ``p = 1``, where it is 0.6705. Straight-through goes to ``p = mean_l t_l = 0.53``.
 
     Args:
-        data, streams, init: as in :class:`tasks.free_logits.FreeLogits`.
+        data, streams, init: as in :class:`tasks.toys.free_logits.FreeLogits`.
 
     Raises:
         ValueError: for images, or a negative ``init``.

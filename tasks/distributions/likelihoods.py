@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tasks.datasets import Dataset
-from tasks.von_mises_fisher import LogNormaliser
+from tasks.distributions.von_mises_fisher import LogNormaliser
 
 LIKELIHOODS = ("bernoulli", "gaussian", "von_mises_fisher")
 VARIANCE_FLOOR = 0.001

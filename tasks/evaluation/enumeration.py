@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tasks.latents import Bernoulli, Categorical
-from tasks.likelihoods import bernoulli_log_prob_of_pairs
+from tasks.distributions.latents import Bernoulli, Categorical
+from tasks.distributions.likelihoods import bernoulli_log_prob_of_pairs
 
 LogProb = Callable[[Tensor, Tensor], Tensor]
 """The decoder's outputs of some states ``[R, S, D]``, x ``[R, E, D]`` -> ``log p(x|z)`` of all pairs ``[R, E, S]``."""

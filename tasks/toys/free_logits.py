@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tasks.base import Estimator, Primary, RandomStreams, Task
 from tasks.datasets import Dataset
-from tasks.latents import latents_of
+from tasks.distributions.latents import latents_of
 
 
 class FreeLogits(Task):

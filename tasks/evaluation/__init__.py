@@ -1,0 +1,1 @@
+"""Importance-weighted bounds and exact log-likelihoods."""

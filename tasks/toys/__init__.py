@@ -1,0 +1,1 @@
+"""Problems without data, whose optimum is known."""
