@@ -2,7 +2,6 @@
 
 from tasks.base import Primary, Task
 from tasks.check import TaskError, check_task
-from tasks.deep_vae import DeepVAE
 from tasks.images import ImageTask
 from tasks.semi_supervised import SemiSupervised
 from tasks.structured import StructuredPrediction
@@ -10,6 +9,9 @@ from tasks.toys.toy import Toy
 from tasks.toys.toy_bernoulli3 import ToyBernoulli3
 from tasks.toys.toy_simplex import ToySimplex
 from tasks.vae import VAE
+
+DeepVAE = VAE
+"""The name by which runs of ``conf/task/deep_vae_*`` are recorded (their ``_target_``); the class is the same."""
 
 __all__ = [
     "VAE",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -67,6 +67,9 @@ class Task(nn.Module, ABC):
 
     needs_images: ClassVar[bool] = True
     """False: it is trained with ``data=none``, whose images have no pixels."""
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """How names of parameters and buffers began in checkpoints that older code wrote, and how they begin now."""
 
     latents: Bernoulli | Categorical
     """Of one layer (:func:`tasks.distributions.latents.latents_of`): how many, of how many categories."""

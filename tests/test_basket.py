@@ -56,9 +56,9 @@ def enumerated_reinforce(pack, x):
     """
     states = enumerate_states(3, 2, like=x)[:, None, None]
     with torch.no_grad():
-        q = pack.task.encoder(x[None]).sigmoid()
+        q = pack.task.encoders[0](x[None]).sigmoid()
         bits = states[..., 1]
-        loss = pack.task.reconstruction(bits.expand(-1, -1, len(x), -1), x[None])
+        loss = pack.task.likelihood.nats(pack.task.decoders[0](bits.expand(-1, -1, len(x), -1)), x[None])
         probability = torch.where(bits > 0, q, 1 - q).prod(-1, keepdim=True)
         signal = loss[..., None] * (bits - q)
         mean = (probability * signal).sum(0)

@@ -78,10 +78,14 @@ def test_the_reference_is_enumeration():
     here = point.Point(pack)
     kind, reference = point.reference_gradient(here, {}, draws=4, warm_up=0, max_states=64)
     x = here.batch[None]
-    outputs = pack.task.encoder(x)
+    outputs = pack.task.encoders[0](x)
     states = enumerate_states(3, 4, like=x)[:, None, None].expand(-1, 1, 30, -1, -1)
     log_q = (states * pack.task.latents.logits(outputs).log_softmax(-1)).sum((-2, -1))
-    nats = pack.task.reconstruction(pack.task.latents.features(states), x) + log_q + 3 * math.log(4)
+    nats = (
+        pack.task.likelihood.nats(pack.task.decoders[0](pack.task.latents.features(states)), x)
+        + log_q
+        + 3 * math.log(4)
+    )
     gradients = torch.autograd.grad((log_q.exp() * nats).sum(0).mean(), pack.task.encoder_parameters())
     expected = torch.cat([gradient.flatten() for gradient in gradients]).double()
     assert kind == "exact" and (reference.mean[0] - expected).norm() < 1e-5 * expected.norm()

@@ -5,19 +5,17 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from test_deep_vae import images, in_order, moved, pack, tiny
+from test_deep_vae import images, pack, tiny
 from test_relaxed_kl import replica
-from test_tasks import PIXELS, tiny_data
+from test_tasks import PIXELS
 from test_training import config
 from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
 from torch.distributions.relaxed_categorical import ExpRelaxedCategorical
 
 from estimators import GumbelSoftmax
-from tasks import VAE, DeepVAE
 from training.errors import UserError
 from training.pack.build import build
 from training.pack.evaluation import evaluate_last, summary
-from training.replicas.streams import Streams
 
 CPU = torch.device("cpu")
 DRAWS = 20_000
@@ -70,22 +68,6 @@ def test_the_weights_are_those_of_a_distribution_over_images(categories, layers)
         weights = (-task.loss(every, *[GumbelSoftmax(0.9)] * layers)).exp().view(DRAWS, -1).sum(-1)
     error = weights.std() / DRAWS**0.5
     assert error < 0.02 and (weights.mean() - 1).abs() < 6 * error, (weights.mean(), error)
-
-
-@pytest.mark.parametrize("categories", [2, 3])
-def test_one_layer_is_the_vae(categories):
-    options = {"latents": 3, "categories": categories, "prior": "learned", "kl": "relaxed", "prior_temperature": 0.5}
-    one = moved(VAE(tiny_data(), Streams([3, 7]), **options), 0.5)
-    other = DeepVAE(tiny_data(), Streams([3, 7]), layers=1, **options)
-    with torch.no_grad():
-        for ours, theirs in zip(in_order(other), in_order(one), strict=True):
-            ours.copy_(theirs)
-    results = []
-    for task in (one, other):
-        torch.manual_seed(0)
-        losses = task.loss(images(other, dtype=torch.float32), GumbelSoftmax(0.7))
-        results.append([losses, *torch.autograd.grad(losses.mean(-1).sum(), in_order(task))])
-    assert all(torch.allclose(*pair, rtol=1e-4, atol=1e-6) for pair in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("prior_temperatures", [(0.5, 0.4), (None, None)])

@@ -1,6 +1,7 @@
 """Densities against closed forms and high precision; VAEs with them against enumeration; training, alone and packed."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from fake_runs import make_config, write_run
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from test_deep_vae import enumerated as enumerated_layers
 
 from analysis.records import load
 from analysis.statistics.summary import summarise
@@ -156,7 +158,8 @@ def test_gradients(which):
 def tiny_vae(likelihood, seeds=(0, 1), **options):
     """Nine joint states, parameters away from their start."""
     pixels = torch.randint(0, 256, (40, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    vae = VAE(grey(pixels, (2, 3)), Streams(seeds), latents=2, categories=3, likelihood=likelihood, **options)
+    options = {"latents": 2, "categories": 3, **options}
+    vae = VAE(grey(pixels, (2, 3)), Streams(seeds), likelihood=likelihood, **options)
     with torch.no_grad():
         for parameter in vae.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
@@ -180,8 +183,27 @@ def enumerated(vae, images):
     codes = torch.cartesian_prod(torch.arange(3), torch.arange(3))
     features = F.one_hot(codes, 3).float().flatten(1)[:, None, None].expand(-1, *images.shape[:2], -1)
     encoder_input = 2 * images - 1 if isinstance(vae.likelihood, Gaussian) else F.normalize(images, dim=-1)
-    q = vae.encoder(encoder_input).unflatten(-1, (2, 3)).log_softmax(-1).flatten(-2)
-    return (features * q).sum(-1), log_density(vae, vae.decoder(features), images) - 2 * math.log(3)
+    q = vae.encoders[0](encoder_input).unflatten(-1, (2, 3)).log_softmax(-1).flatten(-2)
+    return (features * q).sum(-1), log_density(vae, vae.decoders[0](features), images) - 2 * math.log(3)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize(("layers", "categories"), [(1, 3), (2, 2), (2, 3), (3, 2)])
+@pytest.mark.parametrize("likelihood", DENSITIES)
+def test_a_density_under_several_layers_against_enumeration(likelihood, layers, categories, centred):
+    """The exact loss and the exact ELBO and log-likelihood of evaluation."""
+    options = {"latents": 1, "categories": categories, "prior": "learned", "centred": centred, "hidden": (4,)}
+    vae = tiny_vae(likelihood, layers=layers, **options).double()
+    images = (vae.data.test.pixels[:5] / 255).double().expand(2, -1, -1)
+    density = partial(log_density, vae)
+    scaled = (lambda x: 2 * x - 1) if likelihood == "gaussian" else partial(F.normalize, dim=-1)
+    log_q, log_joint = enumerated_layers(vae, images, density, scaled)
+    elbo, log_p = (log_q.exp() * (log_joint - log_q)).sum(0), log_joint.logsumexp(0)
+    assert torch.allclose(vae.loss(images, *[Exact()] * layers), -elbo, rtol=1e-9)
+    found = vae.exact(images)
+    assert torch.allclose(found["exact_elbo"], elbo, rtol=1e-9)
+    assert torch.allclose(found["exact_log_likelihood"], log_p, rtol=1e-9)
+    assert (elbo < log_p - 1e-4).all()
 
 
 @pytest.mark.parametrize("likelihood", DENSITIES)
@@ -236,7 +258,7 @@ def test_pictures_and_initial_bias():
                 assert images.shape == (4, 2, 3) and images.min() >= 0 and images.max() <= 1
         fresh = VAE(vae.data, Streams([0]), latents=2, likelihood=likelihood, output_bias="data_mean")
         with torch.no_grad():
-            fresh.decoder.weights[0].zero_()
+            fresh.decoders[0].weights[0].zero_()
         (pictures,) = fresh.examples(1)
         mean = vae.data.mean if likelihood == "gaussian" else vae.data.mean / vae.data.mean.max()
         assert torch.allclose(pictures["samples"].flatten(), mean, atol=1e-6)

@@ -220,10 +220,10 @@ def test_the_objective_is_the_cross_entropy_plus_the_ratio_of_torchs_densities(c
     estimator = GumbelSoftmax(own.double().reshape(2, 1, 1, 1))
     torch.manual_seed(3)
     losses = vae.loss(x, estimator)
-    logits, prior_logits = vae.latents.logits(vae.encoder(x)), vae.latents.logits(vae.prior_outputs)
+    logits, prior_logits = vae.latents.logits(vae.encoders[0](x)), vae.latents.logits(vae.prior_outputs)
     torch.manual_seed(3)
     z = estimator.sample(logits)
-    pixels = vae.decoder(vae.latents.features(z))
+    pixels = vae.decoders[0](vae.latents.features(z))
     nats = torch.nn.functional.binary_cross_entropy_with_logits(pixels, x, reduction="none").sum(-1)
     concrete = torch.distributions.RelaxedOneHotCategorical
     for r in range(2):
@@ -343,7 +343,7 @@ def test_a_divergence_with_the_relaxed_kl_is_told():
     """The estimator's sample and density are used, not its call, so nothing sees the logits."""
     ours = build([config("task.kl=relaxed", "task.latents=3")], CPU)
     with torch.no_grad():
-        ours.task.encoder.weights[0][0] = torch.inf
+        ours.task.encoders[0].weights[0][0] = torch.inf
     ours.train_step()
     ((_, details),) = ours.divergences([0], everywhere=False)
     assert "gumbel_softmax, temperature 1, logits not seen" in details["divergence"]

@@ -8,9 +8,11 @@ from test_basket_in_runs import FEW, TINY, repeatable
 from test_training import config, drop_times, rows, train
 
 from analysis import records
+from analysis.records import legacy
 from training.config import identity, schema
 from training.config.compose import runs_of_command
 from training.config.plan import RunPlan
+from training.pack.build import build
 from training.pack.pack import Pack
 from training.sweep.planning import PASSED, make_plan
 
@@ -119,6 +121,28 @@ def test_what_was_passed_is_said_and_left(tmp_path):
     assert list(plan.skipped) == [PASSED] and plan.todo == 0
     train(tmp_path, steps=20)
     assert (path / records.RESULT).read_bytes() == before
+
+
+def test_a_checkpoint_in_which_parameters_have_their_former_names(tmp_path):
+    """Of one-layer VAEs ``encoder`` and ``decoder``, before they could have several layers."""
+    (whole,), (path,) = train(tmp_path / "whole", steps=20), train(tmp_path / "on", steps=10)
+    now = state(path)
+    former = {name.replace("coders.0.", "coder."): value for name, value in now["tensors"].items()}
+    assert "task.encoder.weight0" in former and former.keys() != now["tensors"].keys()
+    torch.save({**now, "tensors": former}, path / records.CHECKPOINT)
+    assert train(tmp_path / "on", steps=20) == [path]
+    assert "goes on at step 10" in (path / records.LOG).read_text()
+    assert_same_state(state(path)["tensors"], state(whole)["tensors"])
+
+
+def test_a_deep_vae_of_one_layer_has_the_protocol_of_a_vae():
+    """Also where it was recorded in the words of several layers."""
+    (several, one, plain) = (
+        build([config(f"task={task}", f"task.layers={layers}")], torch.device("cpu")).task.protocol()
+        for task, layers in (("deep_vae_bernoulli", 2), ("deep_vae_bernoulli", 1), ("vae_bernoulli", 1))
+    )
+    assert one == plain and legacy.protocol(several) == several and legacy.protocol(one) == one
+    assert legacy.protocol({**several, "layers": 1}) == one
 
 
 # --- roles and names -------------------------------------------------------------------------------------------------

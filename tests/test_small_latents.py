@@ -36,7 +36,7 @@ def trained(*arguments):
 @pytest.mark.parametrize("size", FAMILY)
 def test_the_family_trains(size):
     pack, losses = trained(size, "estimator=reinmax", "estimator.temperature=1.3")
-    assert [weight.shape[1:] for weight in pack.task.encoder.weights][:2] == [(64, 512), (512, 256)]
+    assert [weight.shape[1:] for weight in pack.task.encoders[0].weights][:2] == [(64, 512), (512, 256)]
     assert all(30 < loss < 70 for loss in losses)  # 64 pixels at log 2 each
 
 
@@ -73,7 +73,7 @@ def test_what_is_taken_once():
     assert shapes == [z.shape]
     seen = []
     vae = tiny_vae()
-    vae.decoder.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].shape))
+    vae.decoders[0].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].shape))
     for estimator in (Exact(), ReinMax()):
         vae.loss(whole_split(vae), estimator)
     assert seen == [(8, 2, 1, 3), (2, 40, 3)]

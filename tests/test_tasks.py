@@ -39,11 +39,11 @@ def enumerated(vae, x):
     latents, categories = vae.latents.latents, vae.latents.categories
     codes = torch.cartesian_prod(*[torch.arange(categories)] * latents).reshape(-1, latents)
     z = F.one_hot(codes, categories).float()[:, None, None]
-    outputs = vae.encoder(x)
+    outputs = vae.encoders[0](x)
     log_q = (z * vae.latents.logits(outputs).log_softmax(-1)).sum((-2, -1))
     log_prior = (z * vae.latents.logits(vae.prior_outputs).log_softmax(-1)).sum((-2, -1))
     features = vae.latents.features(z).expand(-1, vae.replicas, x.shape[1], -1)
-    pixel_logits = vae.decoder(features)
+    pixel_logits = vae.decoders[0](features)
     log_p_x = torch.distributions.Bernoulli(logits=pixel_logits).log_prob(x).sum(-1)
     joint = log_prior + log_p_x
     return log_q.expand_as(joint), joint, joint.logsumexp(0)
@@ -86,10 +86,10 @@ def test_the_gradient_of_a_score_function_is_that_of_enumeration_in_the_mean():
     for kl in ("analytic", "sampled"):
         vae = tiny_vae(2, 3, seeds=(0,), spread=0.5, kl=kl)
         x = whole_split(vae)[:, :1].expand(-1, 3000, -1)
-        bias = vae.encoder.biases[-1]
+        bias = vae.encoders[0].biases[-1]
         exact = torch.autograd.grad(vae.loss(x[:, :1], Exact()).sum(), bias)[0].flatten()
-        outputs = vae.encoder(x).detach().requires_grad_()
-        vae.encoder.forward = lambda _, outputs=outputs: outputs
+        outputs = vae.encoders[0](x).detach().requires_grad_()
+        vae.encoders[0].forward = lambda _, outputs=outputs: outputs
         torch.manual_seed(0)
         draws = torch.autograd.grad(vae.loss(x, REINFORCE()).sum(), outputs)[0][0]
         assert ((draws.mean(0) - exact).abs() < 6 * draws.std(0) / 3000**0.5 + 1e-6).all()
@@ -123,13 +123,13 @@ def test_the_initial_output_bias_gives_independent_pixels():
     data = tiny_data()
     vae = VAE(data, Streams([0]), latents=2, output_bias="data_mean")
     with torch.no_grad():
-        for weight in vae.decoder.weights:
+        for weight in vae.decoders[0].weights:
             weight.zero_()
     p = data.mean.clamp(0.001, 0.999)
     x = data.test.pixels.float()
     expected = (x * p.log() + (1 - x) * (1 - p).log()).sum(-1).mean()
     assert vae.evaluate("test", 1)["elbo"].item() == pytest.approx(
-        expected.item() - vae.latents.kl(vae.encoder(x[None]), vae.prior_outputs).mean().item(), rel=1e-5
+        expected.item() - vae.latents.kl(vae.encoders[0](x[None]), vae.prior_outputs).mean().item(), rel=1e-5
     )
 
 
@@ -248,7 +248,7 @@ def test_a_linear_layer_starts_as_torchs_own():
 def test_soft_samples_reach_the_decoder_and_hard_ones_the_evaluation():
     vae = tiny_vae()
     seen = []
-    vae.decoder.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
+    vae.decoders[0].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
     vae.loss(whole_split(vae), GumbelSoftmax(1.0))
     assert ((seen[-1] > 0) & (seen[-1] < 1)).any()
     vae.evaluate("test", 3)

@@ -127,7 +127,7 @@ def test_one_pack_is_a_plain_torch_loop():
     pack, streams = build([job], CPU), Streams([job["seed"]])
     encoder, decoder = torch.nn.Linear(64, 6), torch.nn.Linear(6, 64)
     with torch.no_grad():
-        for layer, stacked in ((encoder, pack.task.encoder), (decoder, pack.task.decoder)):
+        for layer, stacked in ((encoder, pack.task.encoders[0]), (decoder, pack.task.decoders[0])):
             layer.weight.copy_(stacked.weights[0][0].T)
             layer.bias.copy_(stacked.biases[0][0, 0])
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-2)

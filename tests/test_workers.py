@@ -346,7 +346,7 @@ def test_a_gradient_that_is_not_finite_freezes_its_replica():
     """The loss is fine, the gradient is not: the parameters stay what they were, the neighbours' are bit-identical."""
     job = config("estimator=gumbel_softmax")
     packs = [build([{**job, "seed": s} for s in range(3)], torch.device("cpu")) for _ in range(2)]
-    (weight,) = [p for p in packs[0].parameters if p.shape == packs[0].task.decoder.biases[-1].shape][-1:]
+    (weight,) = [p for p in packs[0].parameters if p.shape == packs[0].task.decoders[0].biases[-1].shape][-1:]
     before = [p.detach().clone() for p in packs[0].parameters]
 
     def poison(gradient):

@@ -415,7 +415,7 @@ def read_constants(path: Path) -> tuple[dict[str, Any], dict[str, Any], int | No
     if not isinstance(result.get("protocol", {}), dict):
         raise DamagedRecord(f"{path / RESULT}: has no protocol that this module writes")
     constants["status"] = result["status"]
-    for key, value in result.get("protocol", {}).items():
+    for key, value in legacy.protocol(result.get("protocol", {})).items():
         constants[f"protocol.{key}"] = value
     for key in COSTS:
         constants[key] = result.get(key)

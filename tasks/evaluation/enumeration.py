@@ -48,40 +48,26 @@ def log_likelihoods(
 
 
 def of_auto_encoder(
-    latents: Bernoulli | Categorical,
-    outputs: Tensor,
-    prior: Tensor,
-    decoder: Callable[[Tensor], Tensor],
-    x: Tensor,
-    log_prob: LogProb = bernoulli_log_prob_of_pairs,
+    log_q: Tensor, log_up: Sequence[Tensor], log_likelihood: Tensor, log_down: Sequence[Tensor], log_prior: Tensor
 ) -> dict[str, Tensor]:
     """``exact_log_likelihood``: ``log sum_z p(z) p(x|z)``, and ``exact_elbo``: ``sum_z q(z|x) log p(x, z) / q(z|x)``.
 
-    ``outputs`` of the encoder ``[R, E, width]``, ``prior`` ``[R, 1, width]``, ``x`` ``[R, E, D]`` -> ``[R, E]`` nats;
-    ``log_prob`` is the likelihood's, Bernoulli pixels if nothing is said.
-    """
-    states = all_states(latents, outputs)
-    log_q = log_probs(latents, outputs, states)
-    joint = log_probs(latents, prior, states) + log_likelihoods(decoder, states, x, log_prob)
-    return {"exact_log_likelihood": joint.logsumexp(-1), "exact_elbo": (log_q.exp() * (joint - log_q)).sum(-1)}
-
-
-def of_deep_auto_encoder(
-    log_q: Tensor, log_up: Sequence[Tensor], log_likelihood: Tensor, log_down: Sequence[Tensor], log_prior: Tensor
-) -> dict[str, Tensor]:
-    """As :func:`of_auto_encoder`, of several layers, from their tables of S states each.
+    From tables of a layer's S states -> ``[R, E]`` nats.
 
     Args:
         log_q: ``log q(z_1|x)`` ``[R, E, S]``.
-        log_up: ``log q(z_{n+1}|z_n)`` ``[R, S, S]`` for n = 1, 2, ..., a row for each z_n.
+        log_up: ``log q(z_{n+1}|z_n)`` ``[R, S, S]`` for n = 1, 2, ..., a row for each z_n; empty for one layer.
         log_likelihood: ``log p(x|z_1)`` ``[R, E, S]``.
         log_down: ``log p(z_n|z_{n+1})`` ``[R, S, S]`` likewise, a row for each z_{n+1}.
         log_prior: of the last layer, ``[R, 1, S]``.
     """
+    p = log_q.exp()
+    if not log_up:
+        joint = log_prior + log_likelihood
+        return {"exact_log_likelihood": joint.logsumexp(-1), "exact_elbo": (p * (joint - log_q)).sum(-1)}
     log_p = log_prior
     for table in reversed(log_down):
         log_p = (log_p.mT + table).logsumexp(1, keepdim=True)
-    p = log_q.exp()
     elbo = (p * (log_likelihood - log_q)).sum(-1)
     for up, down in zip(log_up, log_down, strict=True):
         elbo = elbo + (p @ (up.exp() * (down.mT - up)).sum(-1, keepdim=True)).squeeze(-1)

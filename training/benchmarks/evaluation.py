@@ -44,7 +44,7 @@ def make_task(name: str, replicas: int, images: int, device: torch.device) -> VA
 
 def products(task: VAE | StructuredPrediction, samples: int, *, own: bool) -> Callable[[], None]:
     """The matrix products of the test images' samples, by torch's kernels or (``own``) as the task has them."""
-    weights = task.decoder.weights if isinstance(task, VAE) else [net.weights[0] for net in task.networks[1:]]
+    weights = task.decoders[0].weights if isinstance(task, VAE) else [net.weights[0] for net in task.networks[1:]]
     replicas, device, images = task.streams.replicas, weights[0].device, len(task.data.test)
     at_once = samples_per_block(samples)
     rows = []

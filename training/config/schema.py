@@ -30,7 +30,7 @@ FOR_ESTIMATORS = (*FILLED_IN, "latents", "categories")
 """And those that an estimator gets from its task."""
 TASKS = {
     "vae": tasks.VAE,
-    "deep_vae": tasks.DeepVAE,
+    "deep_vae": tasks.VAE,
     "structured": tasks.StructuredPrediction,
     "semi_supervised": tasks.SemiSupervised,
     "toy": tasks.Toy,
@@ -38,6 +38,13 @@ TASKS = {
     "toy_simplex": tasks.ToySimplex,
 }
 """By the name of their schema."""
+RECORDED_AS = {"deep_vae": "tasks.DeepVAE"}
+"""The ``_target_`` of a schema's runs where it is not the class's own name."""
+LATER: dict[str, dict[str, Any]] = {
+    "tasks.VAE": {"layers": 1, "square_hidden": 0, "centred": False},
+    "tasks.DeepVAE": {"likelihood": "bernoulli", "concentration": None},
+}
+"""By ``_target_``: the neutral values of a task's options that its first recorded runs do not have."""
 
 
 def option(default: Any, role: str, **metadata: Any) -> Any:
@@ -240,7 +247,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
 
 
 @functools.cache
-def schema_of(target: type, filled_in: tuple[str, ...] = FILLED_IN) -> type:
+def schema_of(target: type, filled_in: tuple[str, ...] = FILLED_IN, recorded_as: str | None = None) -> type:
     """A dataclass with ``name``, ``_target_`` and an option per argument of ``target``'s constructor.
 
     What an argument's annotation says besides its type, ``Annotated[float, ("range", "(0, 1]")]``, is the metadata of
@@ -251,14 +258,16 @@ def schema_of(target: type, filled_in: tuple[str, ...] = FILLED_IN) -> type:
         hints, annotated = (typing.get_type_hints(constructor, include_extras=extras) for extras in (False, True))
     except NameError:  # in a class from elsewhere: a type that is imported for type checkers only
         hints, annotated = {}, {}
+    own_name = recorded_as or f"{target.__module__.split('.')[0]}.{target.__name__}"
     fields: list[tuple[str, Any, Any]] = [
         ("name", str, field(default=MISSING)),
-        ("_target_", str, field(default=f"{target.__module__.split('.')[0]}.{target.__name__}")),
+        ("_target_", str, field(default=own_name)),
     ]
+    neutral = {name: {"neutral": value} for name, value in LATER.get(own_name, {}).items()}
     parameters = inspect.signature(constructor).parameters
     for name, parameter in parameters.items():
         if name not in filled_in and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            metadata = _metadata(annotated.get(name))
+            metadata = _metadata(annotated.get(name)) | neutral.get(name, {})
             kind, default = _option_type(hints.get(name, Any)), parameter.default
             if default is parameter.empty:
                 fields.append((name, kind, field(default=MISSING, metadata=metadata)))
@@ -311,7 +320,9 @@ def nodes_of(group: str) -> tuple[type, ...]:
     """The schemas that a group of options may have."""
     if group == "estimator":
         return tuple(schema_of(method, FOR_ESTIMATORS) for method in estimators.METHODS)
-    return tuple(map(schema_of, TASKS.values())) if group == "task" else GROUPS.get(group, ())
+    if group == "task":
+        return tuple(schema_of(task, recorded_as=RECORDED_AS.get(name)) for name, task in TASKS.items())
+    return GROUPS.get(group, ())
 
 
 def register() -> None:
@@ -320,8 +331,8 @@ def register() -> None:
     store.store(name="schema", node=Config)
     for method in estimators.METHODS:
         store.store(group="hydra/schema/estimator", name=method.__name__, node=schema_of(method, FOR_ESTIMATORS))
-    for name, task in TASKS.items():
-        store.store(group="hydra/schema/task", name=name, node=schema_of(task))
+    for name, node in zip(TASKS, nodes_of("task"), strict=True):
+        store.store(group="hydra/schema/task", name=name, node=node)
     for group, nodes in GROUPS.items():
         for node in nodes:
             where = "hydra/schema" if group == "data" else f"hydra/schema/{group}"

@@ -183,6 +183,7 @@ class Pack:
     @torch.no_grad()
     def restore(self, states: Sequence[dict[str, Any]]) -> None:
         """Go on from :meth:`state`, one per replica, all of the same step. Raises ``ValueError`` for other shapes."""
+        states = [{**state, "tensors": self._named_as_now(state["tensors"])} for state in states]
         first = states[0]
         for state in states:  # before anything is written: a wrong shape might broadcast
             for name, value in self._stacked().items():
@@ -201,6 +202,16 @@ class Pack:
             self.loss_sum[replica] = state["loss_sum"]
             self.optimizer.restore(replica, state["optimizer"])
             self.variance.restore(replica, state["variance"], self.step)
+
+    def _named_as_now(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state's tensors, which older code may have named otherwise (:attr:`tasks.Task.renamed`)."""
+        for old, new in self.task.renamed.items():
+            begins = f"task.{old}"
+            tensors = {
+                f"task.{new}{name.removeprefix(begins)}" if name.startswith(begins) else name: each
+                for name, each in tensors.items()
+            }
+        return tensors
 
 
 def _finite(value: float) -> float | str:
