@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from tasks.datasets.dataset import BINARIZATION_SEED, BINARIZATIONS, Dataset, Split, binarize
+from tasks.datasets.dataset import BINARIZATION_SEED, BINARIZATIONS, Dataset, Split
 from tasks.datasets.download import (
     AMAT_FILES,
     CHARDATA,
@@ -29,6 +29,7 @@ from tasks.datasets.download import (
     save_npz,
     sha256,
 )
+from tasks.datasets.own import make_dataset, split_of
 
 DATASETS = ("digits", "mnist", "binarized_mnist", "fashion_mnist", "omniglot", "none")
 EMPTY = 100_000
@@ -92,11 +93,9 @@ def load_dataset(
         splits, source = _read_omniglot(root, download)
     else:
         splits, source = _read_idx(name, root, download), "idx archives"
-    if name != "binarized_mnist":
-        rules = ("none", "static", "static") if binarization == "dynamic" else (binarization,) * 3
-        train, valid, test = (binarize(split, rules[stream], stream) for stream, split in enumerate(splits))
-        splits = train, valid, test
-    return Dataset(name, _shape(name), binarization, *splits, source, train_evaluated)
+    if name == "binarized_mnist":
+        return Dataset(name, _shape(name), binarization, *splits, source, train_evaluated)
+    return make_dataset(name, _shape(name), binarization, *splits, source, train_evaluated)
 
 
 def blank_dataset(name: str, binarization: str, train_evaluated: int = 1, images: int = 1000) -> Dataset:
@@ -140,33 +139,25 @@ def _check_options(name: str, binarization: str, train_evaluated: int) -> None:
         )
 
 
-def _split(images: np.ndarray, labels: np.ndarray | None, levels: int = 255) -> Split:
-    """Images ``[images, ...]`` and labels ``[images]`` as a ``Split`` that owns its memory."""
-    pixels = np.array(images.reshape(len(images), -1), np.uint8)
-    return Split(
-        torch.from_numpy(pixels), levels, None if labels is None else torch.from_numpy(labels.astype(np.int64))
-    )
-
-
 def _read_digits() -> Splits:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     order = np.random.RandomState(BINARIZATION_SEED).permutation(len(digits.target))
-    images, labels = np.rint(digits.data * 255 / 16)[order], digits.target[order]
+    images, labels = np.rint(digits.data * 255 / 16).astype(np.uint8)[order], digits.target[order]
     return (
-        _split(images[:1197], labels[:1197]),
-        _split(images[1197:1497], labels[1197:1497]),
-        _split(images[1497:], labels[1497:]),
+        split_of(images[:1197], labels[:1197]),
+        split_of(images[1197:1497], labels[1197:1497]),
+        split_of(images[1497:], labels[1497:]),
     )
 
 
 def _read_idx(name: str, root: Path, download: bool) -> Splits:
     images, labels, test_images, test_labels = (_parse_idx(fetch(file, root, download)) for file in IDX_FILES[name])
     return (
-        _split(images[:50_000], labels[:50_000]),
-        _split(images[50_000:], labels[50_000:]),
-        _split(test_images, test_labels),
+        split_of(images[:50_000], labels[:50_000]),
+        split_of(images[50_000:], labels[50_000:]),
+        split_of(test_images, test_labels),
     )
 
 
@@ -194,7 +185,7 @@ def _read_binarized_mnist(root: Path, download: bool) -> Splits:
     if not stored:
         save_npz(path, packed)
     train, valid, test = (np.unpackbits(rows.reshape(-1, 98), axis=1) for rows in packed.values())
-    return _split(train, None, levels=1), _split(valid, None, levels=1), _split(test, None, levels=1)
+    return split_of(train == 1), split_of(valid == 1), split_of(test == 1)
 
 
 def _read_omniglot(root: Path, download: bool) -> tuple[Splits, str]:
@@ -207,9 +198,9 @@ def _read_omniglot(root: Path, download: bool) -> tuple[Splits, str]:
     order = np.random.RandomState(123).permutation(24345)  # the rows of omniglot28.npz are sorted by character
     train, valid = order[:-1345], order[-1345:]
     return (
-        _split(images[train], alphabets[train]),
-        _split(images[valid], alphabets[valid]),
-        _split(test_images, test_alphabets),
+        split_of(images[train], alphabets[train]),
+        split_of(images[valid], alphabets[valid]),
+        split_of(test_images, test_alphabets),
     ), source
 
 

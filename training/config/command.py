@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
+from training.config.targets import GROUPS
 from training.errors import UserError
 
 MULTIRUN = ("-m", "--multirun")
@@ -47,10 +48,11 @@ def checked(arguments: Sequence[str]) -> list[str]:
 
 
 def _added(argument: str, keys: Sequence[str]) -> str:
-    """An option of a class that ``task._target_`` names: the schema of the task that it stands in for has it not."""
+    """An option of what ``task._target_`` names: the schema of the task that it stands in for has it not."""
     group, _, option = argument.partition("=")[0].partition(".")
-    own = group in ("estimator", "task") and f"{group}._target_" in keys and option not in ("name", "_target_")
-    return f"++{argument}" if own and option else argument
+    known = ("", "name") if group == "data" else ("", "name", "_target_")
+    own = group in GROUPS and f"{group}._target_" in keys and option not in known
+    return f"++{argument}" if own else argument
 
 
 def _check_key(key: str) -> None:

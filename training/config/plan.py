@@ -88,13 +88,14 @@ def replicated(config: Config, overrides: Sequence[str] = ()) -> Iterator[RunPla
         UserError: for what no config may be (:mod:`training.config.ranges`).
     """
     keys = {line.lstrip("+").partition("=")[0] for line in overrides}
-    for group in ("estimator", "task"):
+    for group in targets.GROUPS:
         if f"{group}._target_" in keys:
             if f"{group}.name" not in keys:
+                another = "other data" if group == "data" else f"another {group}"
                 raise UserError(
-                    f"{group}._target_ is another {group}: name it with {group}.name=NAME, or choose {group}=NAME"
+                    f"{group}._target_ is {another}: name it with {group}.name=NAME, or choose {group}=NAME"
                 )
-            config = {**config, group: _options_of_its_class(config, group, keys)}
+            config = {**config, group: _options_of_its_target(config, group, keys)}
     ranges.check(config)
     name, target = config["estimator"]["name"], targets.class_of(config["estimator"], "estimator")
     if (known := schema.estimator_named(name)) not in (None, target.__name__):
@@ -107,17 +108,16 @@ def replicated(config: Config, overrides: Sequence[str] = ()) -> Iterator[RunPla
         yield RunPlan({**config, "seed": seed, "replicas": 1}, (*own, f"seed={seed}"))
 
 
-def _options_of_its_class(config: Config, group: str, keys: set[str]) -> Config:
-    """The options of a class that an override named: where no ``task=NAME`` was chosen, its own defaults and what the
-    overrides, whose ``keys`` are given, say; otherwise those of that choice that the class has."""
+def _options_of_its_target(config: Config, group: str, keys: set[str]) -> Config:
+    """The options of a class, or a function that loads data, that an override named: where no ``task=NAME`` was chosen,
+    its own defaults and what the overrides, whose ``keys`` are given, say; otherwise those of that choice that it has.
+    """
     node = config[group]
-    made = schema.schema_of(
-        targets.class_of(node, group), schema.FOR_ESTIMATORS if group == "estimator" else schema.FILLED_IN
-    )
-    if getattr(made, "open_ended", False):
-        return dict(node)
-    fields = {field.name: field for field in dataclasses.fields(made)}
+    made = schema.schema_in(group, targets.loader_of(node) if group == "data" else targets.class_of(node, group))
     given = {key for key in node if f"{group}.{key}" in keys}
+    if getattr(made, "open_ended", False):
+        return {key: value for key, value in node.items() if key in given} if group == "data" else dict(node)
+    fields = {field.name: field for field in dataclasses.fields(made)}
     if keys & {group, "experiment"}:
         given |= node.keys() & fields.keys()
     options: Config = {

@@ -149,8 +149,9 @@ def _schema(group: str, key: str, node: Any) -> type:
     if not isinstance(name, str) or not name.strip() or name == MISSING:
         raise UserError(f"{key} is missing: choose one with {group}=NAME; python train.py --help lists the names")
     if group in ("estimator", "task"):
-        filled_in = schema.FOR_ESTIMATORS if group == "estimator" else schema.FILLED_IN
-        return schema.schema_of(targets.class_of(node, key), filled_in)
+        return schema.schema_in(group, targets.class_of(node, key))
+    if group == "data" and "_target_" in node:
+        return schema.schema_in(group, targets.loader_of(node))
     kinds = schema.GROUPS[group]
     by_name = {str(getattr(kind, "name", "")): kind for kind in kinds}
     if name not in by_name and len(kinds) > 1 and group != "basket":  # whose names are free, like those of data

@@ -7,6 +7,7 @@ the harness does not fill in itself is an option with its default.
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
 import functools
 import inspect
 import re
@@ -200,7 +201,7 @@ class Config:
 
     estimator: Any = option(MISSING, "trains")
     task: Any = option(MISSING, "trains")
-    data: Data = field(default_factory=Data, metadata={"role": "trains"})
+    data: Any = option(MISSING, "trains")
     optimizer: Any = option(MISSING, "trains")
     schedule: Any = option(MISSING, "trains")
     basket: Any = option(MISSING, "watches")
@@ -247,13 +248,13 @@ GROUPS: dict[str, tuple[type, ...]] = {
 
 
 @functools.cache
-def schema_of(target: type, filled_in: tuple[str, ...] = FILLED_IN, recorded_as: str | None = None) -> type:
-    """A dataclass with ``name``, ``_target_`` and an option per argument of ``target``'s constructor.
+def schema_of(target: Any, filled_in: tuple[str, ...] = FILLED_IN, recorded_as: str | None = None) -> type:
+    """A dataclass with ``name``, ``_target_`` and an option per argument of a class's constructor, or of a function.
 
     What an argument's annotation says besides its type, ``Annotated[float, ("range", "(0, 1]")]``, is the metadata of
     its field. ``open_ended``: whether the constructor takes any other option, too.
     """
-    constructor = inspect.getattr_static(target, "__init__")
+    constructor = inspect.getattr_static(target, "__init__") if isinstance(target, type) else target
     try:
         hints, annotated = (typing.get_type_hints(constructor, include_extras=extras) for extras in (False, True))
     except NameError:  # in a class from elsewhere: a type that is imported for type checkers only
@@ -279,6 +280,25 @@ def schema_of(target: type, filled_in: tuple[str, ...] = FILLED_IN, recorded_as:
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     open_ended = takes_any and constructor is not nn.Module.__init__  # which refuses what it gets
     return make_dataclass(target.__name__, fields, namespace={"open_ended": open_ended})
+
+
+@functools.cache
+def schema_of_data(function: Any) -> type:
+    """As :func:`schema_of`, of a function that loads a user's data, with the option of all data."""
+    of_all = [item for item in dataclasses.fields(Data) if item.name == "train_evaluated"]
+    own = schema_of(function, ("name", *(item.name for item in of_all)))
+    return make_dataclass(
+        own.__name__,
+        [(item.name, item.type, field(default=item.default, metadata=item.metadata)) for item in of_all],
+        bases=(own,),
+    )
+
+
+def schema_in(group: str, target: Any) -> type:
+    """The schema of what a config names with ``_target_`` in the group of estimators, tasks or data."""
+    if group == "data":
+        return schema_of_data(target)
+    return schema_of(target, FILLED_IN if group == "task" else FOR_ESTIMATORS)
 
 
 def _metadata(hint: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The classes that configs name with ``_target_``: found, checked, and built with plain options."""
+"""What configs name with ``_target_``, classes and loaders of data: found, checked, and called with plain options."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from estimators import Estimator
 from tasks.base import Task
+from tasks.datasets import DATASETS, DataError, Dataset, check_dataset, load_dataset
+from tasks.datasets.own import digest
 from training.errors import UserError
 
 OURS = ("estimators", "tasks")
 KINDS: dict[str, type] = {"estimator": Estimator, "task": Task}
+GROUPS = (*KINDS, "data")
+"""Groups of options that may have a ``_target_``; estimators and tasks have one always."""
 
 
 def class_of(node: Mapping[str, Any], key: str) -> type:
@@ -25,15 +30,8 @@ def class_of(node: Mapping[str, Any], key: str) -> type:
     Raises:
         UserError: if there is none, or if it is no estimator or no task.
     """
-    target = node.get("_target_")
-    module, _, name = str(target).rpartition(".")
-    where = f"{key}._target_={target}"
-    if not all(word.isidentifier() for word in (*module.split("."), name)):
-        raise UserError(f"{where}: name a class as MODULE.CLASS, such as {OURS[key == 'task']}.NAME")
-    try:
-        found = getattr(_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{where} cannot be found ({error}); see PYTHONPATH") from None
+    where = f"{key}._target_={node.get('_target_')}"
+    found = _found(node, where, f"a class as MODULE.CLASS, such as {OURS[key == 'task']}.NAME")
     kind = KINDS.get(key, Estimator)
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise UserError(
@@ -45,9 +43,61 @@ def class_of(node: Mapping[str, Any], key: str) -> type:
     return found
 
 
+def loader_of(node: Mapping[str, Any]) -> Any:
+    """As :func:`class_of`, the function that loads a user's data."""
+    where = f"data._target_={node.get('_target_')}"
+    if node.get("name") in DATASETS:
+        raise UserError(f"data.name={node['name']} is the name of published data, and {where} is not: use another name")
+    found = _found(node, where, "a function as MODULE.FUNCTION")
+    if isinstance(found, type) or not callable(found):
+        raise UserError(f"{where} is no function: it must be one that returns a tasks.datasets.Dataset")
+    return found
+
+
+def load(node: Mapping[str, Any]) -> Dataset:
+    """The data of a config: published ones, or what the function that it names returns, checked.
+
+    A user's data have the name of the config, and their source is the function's unless they say another, with a digest
+    of the images: records of other images differ in their protocol.
+
+    Raises:
+        UserError: if they are not there, not as they must be, or for options that there are not.
+    """
+    if "_target_" not in node:
+        try:
+            return load_dataset(**node)
+        except DataError as error:
+            raise UserError(str(error)) from None
+    function, name = loader_of(node), node["name"]
+    where = f"data={name} ({node['_target_']})"
+    parameters = inspect.signature(function).parameters
+    options = {key: value for key, value in node.items() if key not in ("name", "_target_", "train_evaluated")}
+    options |= {"name": name} if "name" in parameters else {}
+    try:
+        inspect.signature(function).bind(**options)
+    except TypeError as error:
+        raise UserError(f"{where}: {error}") from None
+    try:
+        data = check_dataset(function(**options))
+    except (DataError, ValueError, OSError) as error:
+        raise UserError(f"{where}: {error}") from None
+    source = f"{data.source or node['_target_']}, sha256 {digest(data)}"
+    return replace(data, name=name, source=source, train_evaluated=node.get("train_evaluated", data.train_evaluated))
+
+
 def method_of(node: Mapping[str, Any], key: str = "estimator") -> type[Estimator]:
     """As :func:`class_of`, of an estimator's node."""
     return class_of(node, key)
+
+
+def _found(node: Mapping[str, Any], where: str, what: str) -> Any:
+    module, _, name = str(node.get("_target_")).rpartition(".")
+    if not all(word.isidentifier() for word in (*module.split("."), name)):
+        raise UserError(f"{where}: name {what}")
+    try:
+        return getattr(_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{where} cannot be found ({error}); see PYTHONPATH") from None
 
 
 def _module(name: str) -> Any:
@@ -90,32 +140,32 @@ def build(config: Mapping[str, Any], group: str, offered: Mapping[str, Any] | No
 def check_record(config: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:
     """Refuse to open a config, read from the record ``where``, that names code which nobody here asked for.
 
-    Its ``estimator`` and ``task`` are classes of :mod:`estimators` and :mod:`tasks`, or of a module in ``allowed``; all
-    other options are plain values. Nothing is imported before its module is known to be allowed.
+    Its ``estimator`` and ``task`` are classes of :mod:`estimators` and :mod:`tasks`, or of a module in ``allowed``, and
+    a function that loads data is of a module in ``allowed``; all other options are plain values. Nothing is imported
+    before its module is known to be allowed.
 
     Raises:
         UserError: if that does not hold.
     """
-
-    def within(module: str) -> bool:
-        return any(module == name or module.startswith(f"{name}.") for name in (*OURS, *allowed))
-
-    for group in KINDS:
+    for group in GROUPS:
         node = config.get(group)
         if not isinstance(node, Mapping):
             raise UserError(f"{where}: not a run's config (it has no {group})")
-        module = str(node.get("_target_")).rpartition(".")[0]
-        if not within(module):
-            raise UserError(
-                f"{where}: {group}._target_={node.get('_target_')} is not of this library and is not imported; "
-                f"if you trust it, say --allow {module or 'MODULE'}"
-            )
         for key, value in node.items():
             if isinstance(value, Mapping):
                 raise UserError(f"{where}: {group}.{key} is a mapping, and no option of a run is one")
-        origin = class_of(node, group).__module__
-        if not within(origin):
-            raise UserError(
-                f"{where}: {group}._target_={node['_target_']} comes from {origin}; "
-                f"if you trust it, say --allow {origin}"
-            )
+        if group == "data" and "_target_" not in node:
+            continue
+        trusted = allowed if group == "data" else (*OURS, *allowed)
+        target = f"{where}: {group}._target_={node.get('_target_')}"
+        module = str(node.get("_target_")).rpartition(".")[0]
+        if not _within(module, trusted):
+            trust = f"if you trust it, say --allow {module or 'MODULE'}"
+            raise UserError(f"{target} is not of this library and is not imported; {trust}")
+        origin = (loader_of(node) if group == "data" else class_of(node, group)).__module__
+        if not _within(origin, trusted):
+            raise UserError(f"{target} comes from {origin}; if you trust it, say --allow {origin}")
+
+
+def _within(module: str, trusted: Sequence[str]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in trusted)

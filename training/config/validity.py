@@ -26,7 +26,7 @@ def check(config: dict[str, Any]) -> None:
     if "likelihood" in config["task"]:
         try:
             task = config["task"]
-            check_likelihood(task["likelihood"], config["data"]["binarization"], task.get("concentration"))
+            check_likelihood(task["likelihood"], _binarization(config["data"]), task.get("concentration"))
         except ValueError as error:
             raise UserError(str(error)) from None
     loggers.check(config["logger"])
@@ -61,6 +61,11 @@ def caution(config: dict[str, Any]) -> str | None:
     return None
 
 
+def _binarization(data: dict[str, Any]) -> str:
+    """Of a user's data, whose function may have no such option, the task asks the images themselves."""
+    return str(data.get("binarization", "none"))
+
+
 def _of_data(config: dict[str, Any]) -> str | None:
     """Read after the estimator's name, too."""
     task, data = config["task"], config["data"]
@@ -72,10 +77,10 @@ def _of_data(config: dict[str, Any]) -> str | None:
             else "needs images: use data=digits or data=mnist"
         )
         return f"cannot train task={task['name']} on data={data['name']}: the task {wants}"
-    if task.get("likelihood", "bernoulli") != "bernoulli" and data["binarization"] != "none":
+    if task.get("likelihood", "bernoulli") != "bernoulli" and _binarization(data) != "none":
         return (
             f"cannot train task={task['name']} on data={data['name']}: task.likelihood={task['likelihood']} is a "
-            f"density of grey images, and data.binarization={data['binarization']} makes bits of them; use data=mnist "
+            f"density of grey images, and data.binarization={_binarization(data)} makes bits of them; use data=mnist "
             "data.binarization=none, or task.likelihood=bernoulli"
         )
     # Data under a name of their own (a benchmark's) are looked at by the task.

@@ -132,7 +132,8 @@ def load_run(path: Path, device: torch.device, allowed: Sequence[str] = ()) -> P
         raise UserError(trouble or f"{path}: there is no checkpoint ({CHECKPOINT})")
     config = complete(config)
     try:
-        if not Path(config["data"]["root"]).expanduser().is_dir():  # of another machine; a download would make it
+        root = config["data"].get("root")  # of a user's data there may be none
+        if root and not Path(root).expanduser().is_dir():  # of another machine; a download would make it
             config["data"]["root"] = os.environ.get("DATA_DIR", "data")
         pack = build([{**config, "basket": {"name": "none"}}], device)  # what was measured along it is not asked for
         pack.restore([state])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from estimators import noise_source
-from tasks.datasets import DataError, Dataset, load_dataset
+from tasks.datasets import Dataset
 from training.config import targets, validity
 from training.errors import UserError
 from training.pack.pack import Config, Pack
@@ -20,13 +21,14 @@ from training.replicas.optimisers import ReplicaOptimizer
 from training.replicas.streams import Streams
 
 
-@lru_cache(maxsize=2)
 def load_once(**options: Any) -> Dataset:
-    """The data of a config: a sweep's jobs run in one process and share them. ``UserError`` if they are not there."""
-    try:
-        return load_dataset(**options)
-    except DataError as error:
-        raise UserError(str(error)) from None
+    """The data of a config (:func:`training.config.targets.load`): a sweep's jobs run in one process and share them."""
+    return _load(json.dumps(options, sort_keys=True))
+
+
+@lru_cache(maxsize=2)
+def _load(options: str) -> Dataset:
+    return targets.load(json.loads(options))
 
 
 def build(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from estimators.memory import Allocations
-from tasks.datasets import DataError, blank_dataset
+from tasks.datasets import DataError, Dataset, blank_dataset
 from tasks.evaluation.chunks import BLOCK_SAMPLES, images_per_block
 from training.config.plan import structure
 from training.errors import UserError
@@ -56,15 +56,13 @@ def trial_pack(config: dict[str, Any], replicas: int, device: torch.device) -> P
 def rehearse(config: dict[str, Any]) -> None:
     """Build a run's pack with blank data and forget it: a millisecond or ten that find what no run can have.
 
+    A user's own data, whose form only they tell, are loaded.
+
     Raises:
         UserError: for a value that the task, the estimator or the optimiser does not accept, and for a run that cannot
             fit into the memory of this machine, before that is asked for it.
     """
-    name, binarization, train_evaluated = (config["data"][key] for key in ("name", "binarization", "train_evaluated"))
-    try:
-        data = blank_dataset(name, binarization, train_evaluated, images=max(1000, config["batch_size"]))
-    except DataError as error:
-        raise UserError(str(error)) from None
+    data = load_once(**config["data"]) if "_target_" in config["data"] else _blank(config)
     copies, free = 4 if config["optimizer"]["name"] == "adam" else 3, free_bytes(CPU)
     _check_samples(config, free)
     try:
@@ -76,6 +74,14 @@ def rehearse(config: dict[str, Any]) -> None:
             f"one run takes at least {_gib(copies * error.bytes)} for parameters, gradients and moments, of which the "
             f"largest has shape {error.shape}, and {_gib(free)} of memory are free; use smaller task.* and estimator.*"
         ) from None
+
+
+def _blank(config: dict[str, Any]) -> Dataset:
+    name, binarization, train_evaluated = (config["data"][key] for key in ("name", "binarization", "train_evaluated"))
+    try:
+        return blank_dataset(name, binarization, train_evaluated, images=max(1000, config["batch_size"]))
+    except DataError as error:
+        raise UserError(str(error)) from None
 
 
 def _check_samples(config: dict[str, Any], free: float) -> None:
