@@ -2,6 +2,7 @@
 
 from tasks.base import Primary, Task
 from tasks.check import TaskError, check_task
+from tasks.datasets import Dataset, Split, check_dataset, make_dataset, split_of
 from tasks.images import ImageTask
 from tasks.semi_supervised import SemiSupervised
 from tasks.structured import StructuredPrediction
@@ -15,15 +16,20 @@ DeepVAE = VAE
 
 __all__ = [
     "VAE",
+    "Dataset",
     "DeepVAE",
     "ImageTask",
     "Primary",
     "SemiSupervised",
+    "Split",
     "StructuredPrediction",
     "Task",
     "TaskError",
     "Toy",
     "ToyBernoulli3",
     "ToySimplex",
+    "check_dataset",
     "check_task",
+    "make_dataset",
+    "split_of",
 ]

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_module
 from training.config import schema
 
 ROOT = Path(__file__).parents[1]
-FOLLOWED = [ROOT / "docs" / name for name in ("tutorial.md", "tutorial_task.md")]  # by tests/test_tutorial*.py
+FOLLOWED = [ROOT / "docs" / name for name in ("tutorial.md", "tutorial_task.md", "tutorial_data.md")]  # by tests
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GIVEN = {
     "logits": torch.zeros(4, 3, 2, requires_grad=True),

@@ -112,7 +112,7 @@ def test_an_option_of_the_function_is_added_and_a_foreign_one_refused(folder):
         (f"{LINE} data.name=mnist", "data.name=mnist is the name of published data"),
         (f"{LINE} ++data._target_=stripes.nothing", "data._target_=stripes.nothing cannot be found"),
         (f"{LINE} ++data._target_=nowhere.load", "cannot be found"),
-        (f"{LINE} ++data._target_=stripes.np", "is no function: it must be one that returns a tasks.datasets.Dataset"),
+        (f"{LINE} ++data._target_=stripes.np", "is no function: it must be one that returns a tasks.Dataset"),
         (f"{LINE} ++data._target_=tasks.datasets.Dataset", "is no function"),
         (f"{LINE} ++data._target_=load", "name a function as MODULE.FUNCTION"),
     ):
@@ -240,7 +240,7 @@ def test_each_mistake_of_a_data_set_is_one_sentence(changes, words):
 
 
 def test_what_is_no_data_set():
-    with pytest.raises(DataError, match=r"must be a tasks.datasets.Dataset, not a tuple"):
+    with pytest.raises(DataError, match=r"must be a tasks.Dataset, not a tuple"):
         check_dataset((1, 2))
 
 
@@ -291,7 +291,7 @@ def test_a_function_that_returns_something_else_or_raises(monkeypatch):
         raise FileNotFoundError(f"{folder}: no such file")
 
     for function, words in (
-        (lambda: None, r"data=mine \(own_wrong.load\): must be a tasks.datasets.Dataset, not a NoneType"),
+        (lambda: None, r"data=mine \(own_wrong.load\): must be a tasks.Dataset, not a NoneType"),
         (lambda needed: None, r"data=mine \(own_wrong.load\): missing a required argument: 'needed'"),
         (missing, r"data=mine \(own_wrong.load\): here: no such file"),
         (lambda: dataset(image_shape=(1, 1)), "with image_shape"),

@@ -84,7 +84,7 @@ def check_dataset(data: Any) -> Dataset:
         DataError: one sentence for the first thing that is wrong.
     """
     if not isinstance(data, Dataset):
-        raise DataError(f"must be a tasks.datasets.Dataset, not a {type(data).__name__}")
+        raise DataError(f"must be a tasks.Dataset, not a {type(data).__name__}")
     shape = data.image_shape
     if len(shape) != 2 or not all(isinstance(side, int) and side > 0 for side in shape):
         raise DataError(f"has image_shape {shape!r}: it must be (height, width), both at least 1")
@@ -104,12 +104,12 @@ def _are_bits(binarization: str, name: str) -> bool:
 
 def _check_split(name: str, split: Any, shape: tuple[int, int], bits: bool) -> None:
     if not isinstance(split, Split):
-        raise DataError(f"has a {name} that is a {type(split).__name__}: make it with tasks.datasets.split_of(images)")
+        raise DataError(f"has a {name} that is a {type(split).__name__}: make it with tasks.split_of(images)")
     pixels, levels, labels = split.pixels, split.levels, split.labels
     if not isinstance(pixels, torch.Tensor) or pixels.dtype != torch.uint8 or pixels.device.type != "cpu":
         raise DataError(
             f"has {name} pixels of {getattr(pixels, 'dtype', type(pixels).__name__)}: they must be torch.uint8 on the "
-            "CPU; tasks.datasets.split_of(images) makes them of intensities in [0, 1]"
+            "CPU; tasks.split_of(images) makes them of intensities in [0, 1]"
         )
     if pixels.dim() != 2 or pixels.shape[1] != shape[0] * shape[1]:
         raise DataError(
@@ -126,7 +126,7 @@ def _check_split(name: str, split: Any, shape: tuple[int, int], bits: bool) -> N
     if bits != (levels == 1):
         raise DataError(
             f"has {name} images of {levels} level{'s' * (levels > 1)}, which does not go with its binarization: "
-            "tasks.datasets.make_dataset binarizes grey images; bits are binarization='static' from the start"
+            "tasks.make_dataset binarizes grey images; bits are binarization='static' from the start"
         )
     if labels is not None and (
         not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64 or labels.shape != pixels.shape[:1]

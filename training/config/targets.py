@@ -50,7 +50,7 @@ def loader_of(node: Mapping[str, Any]) -> Any:
         raise UserError(f"data.name={node['name']} is the name of published data, and {where} is not: use another name")
     found = _found(node, where, "a function as MODULE.FUNCTION")
     if isinstance(found, type) or not callable(found):
-        raise UserError(f"{where} is no function: it must be one that returns a tasks.datasets.Dataset")
+        raise UserError(f"{where} is no function: it must be one that returns a tasks.Dataset")
     return found
 
 
