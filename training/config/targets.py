@@ -151,20 +151,20 @@ def check_record(config: Mapping[str, Any], allowed: Sequence[str], where: str) 
         node = config.get(group)
         if not isinstance(node, Mapping):
             raise UserError(f"{where}: not a run's config (it has no {group})")
+        trusted = allowed if group == "data" else (*OURS, *allowed)
+        named = group != "data" or "_target_" in node
+        target = f"{where}: {group}._target_={node.get('_target_')}"
+        module = str(node.get("_target_")).rpartition(".")[0]
+        if named and not _within(module, trusted):
+            trust = f"if you trust it, say --allow {module or 'MODULE'}"
+            raise UserError(f"{target} is not of this library and is not imported; {trust}")
         for key, value in node.items():
             if isinstance(value, Mapping):
                 raise UserError(f"{where}: {group}.{key} is a mapping, and no option of a run is one")
-        if group == "data" and "_target_" not in node:
-            continue
-        trusted = allowed if group == "data" else (*OURS, *allowed)
-        target = f"{where}: {group}._target_={node.get('_target_')}"
-        module = str(node.get("_target_")).rpartition(".")[0]
-        if not _within(module, trusted):
-            trust = f"if you trust it, say --allow {module or 'MODULE'}"
-            raise UserError(f"{target} is not of this library and is not imported; {trust}")
-        origin = (loader_of(node) if group == "data" else class_of(node, group)).__module__
-        if not _within(origin, trusted):
-            raise UserError(f"{target} comes from {origin}; if you trust it, say --allow {origin}")
+        if named:
+            origin = (loader_of(node) if group == "data" else class_of(node, group)).__module__
+            if not _within(origin, trusted):
+                raise UserError(f"{target} comes from {origin}; if you trust it, say --allow {origin}")
 
 
 def _within(module: str, trusted: Sequence[str]) -> bool:
