@@ -13,6 +13,7 @@ import torch
 import yaml
 from hydra.errors import HydraException
 from test_training import config, drop_times, rows, train
+from tutorials import Tutorial
 
 from analysis import records
 from tasks.datasets import DataError, Dataset, Split, check_dataset, load_dataset, make_dataset, split_of
@@ -27,21 +28,16 @@ from training.pack.memory import rehearse
 from training.sweep import estimate
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "tutorial_data.md").read_text()
+PAGE = Tutorial("tutorial_data.md")
 CPU = torch.device("cpu")
 LINE = "python train.py -m ++data._target_=stripes.load data.name=stripes estimator=rloo task.latents=3"
 OWN = ["++data._target_=stripes.load", "data.name=stripes", "estimator=rloo", "task.latents=3", "batch_size=50"]
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.M | re.S)
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tutorial_data")
-    (name,), (source,) = re.findall(r"^Put this into `(.*?)`:$", TEXT, re.M), blocks("python")
-    (folder / name).write_text(source)
+    PAGE.write_files(folder, "python")
     return folder
 
 
@@ -61,13 +57,8 @@ def folder(written, monkeypatch):
 def test_every_command_of_the_tutorial_does_what_it_says(written):
     own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment = own | {"REPO": str(ROOT), "OMP_NUM_THREADS": "1"}
-    said = []
-    for line in "".join(blocks("sh")).splitlines():
-        command = line.replace("python ", f'"{sys.executable}" ', 1)
-        done = subprocess.run(command, shell=True, cwd=written, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-        said.append(done.stdout)
-    assert "4 runs: 4 finished" in said[1] and "vae_bernoulli on stripes" in said[1]
+    _, table = PAGE.run(written, environment)
+    assert "4 runs: 4 finished" in table and "vae_bernoulli on stripes" in table
     frame = records.load(written / "runs" / "stripes")
     assert set(frame["data"]) == {"stripes"} and set(frame["data.noise"]) == {0.2}
     assert frame.attrs["roles"]["data.noise"] == "trains"
@@ -77,7 +68,7 @@ def test_every_command_of_the_tutorial_does_what_it_says(written):
 
 
 def test_the_sentence_of_the_tutorial(folder):
-    (sentence,) = (block.strip() for block in blocks("text") if block.startswith("data="))
+    (sentence,) = (block.strip() for block in PAGE.blocks("text") if block.startswith("data="))
     (run,) = runs_of_command(f"{LINE} ++data.noise=-1")
     with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
         rehearse(run.config)

@@ -18,10 +18,10 @@ class Tutorial:
         return re.findall(rf"^```{language}\n(.*?)^```", self.text, re.M | re.S)
 
     def write_files(self, folder, *languages):
-        """The two files that the page says to put somewhere, with its blocks of ``languages``."""
+        """The files that the page says to put somewhere, with its blocks of ``languages``."""
         names = re.findall(r"^Put this into `(.*?)`:$", self.text, re.M)
         contents = [block for language in languages for block in self.blocks(language)]
-        assert len(names) == len(contents) == 2
+        assert len(names) == len(contents) > 0
         for name, content in zip(names, contents, strict=True):
             (folder / name).write_text(content)
 
