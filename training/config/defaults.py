@@ -34,7 +34,6 @@ def defaults() -> dict[str, Any]:
     chosen = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))["defaults"]
     names = {key: name for choice in chosen if isinstance(choice, dict) for key, name in choice.items()}
     config = _plain(ConfigStore.instance().repo["schema.yaml"].node)
-    del config["data"]
     config |= {group: {"name": names[group]} for group in groups if group not in (*BY_CLASS, "optimizer")}
     found: dict[str, Any] = {"config": config, "classes": {}, "names": {"data": {"*": _plain(nodes["data.yaml"].node)}}}
     for group, own in groups.items():
