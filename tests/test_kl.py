@@ -141,7 +141,7 @@ def test_auto_has_less_variance_at_a_trained_point():
     found = {}
     for kl in ("analytic", "auto"):
         for result in measure(Point(pack, kl=kl), nodes("disarm", "rloo"), draws=60, warm_up=0):
-            found[result.measured, kl] = result
+            found[result.measured, kl] = result.figures
     for name in ("disarm", "rloo"):
         analytic, auto = found[name, "analytic"], found[name, "auto"]
         assert auto.variance + 6 * auto.variance_error < 0.5 * analytic.variance - 3 * analytic.variance_error, name
@@ -157,7 +157,7 @@ def test_a_sampled_kl_adds_no_variance_to_straight_through():
         for result in measure(
             Point(pack, kl=kl), nodes("straight_through", "reinmax", "st_gumbel_softmax"), draws=60, warm_up=0
         ):
-            variance[result.measured, kl] = result.variance
+            variance[result.measured, kl] = result.figures.variance
     for name in ("straight_through", "reinmax", "st_gumbel_softmax"):
         assert variance[name, "sampled"] < 1.5 * variance[name, "analytic"], name
     assert variance["straight_through", "sampled"] == pytest.approx(variance["straight_through", "analytic"], rel=1e-4)
