@@ -15,8 +15,9 @@ from estimators.categorical import log_probabilities, one_hot
 
 def enumerate_states(latents: int, categories: int, like: Tensor) -> Tensor:
     """All joint one-hot states, ``[categories**latents, latents, categories]``, in the dtype and device of ``like``."""
-    digits = torch.cartesian_prod(*[torch.arange(categories, device=like.device)] * latents)
-    return torch.nn.functional.one_hot(digits.reshape(-1, latents), categories).to(like.dtype)
+    values = torch.arange(categories, device=like.device)
+    digits = torch.cartesian_prod(*[values] * latents).reshape(-1, latents, 1)
+    return (digits == values).to(like.dtype)  # one_hot would look at the numbers
 
 
 def expectation(logits: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:

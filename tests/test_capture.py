@@ -33,10 +33,10 @@ def pack(*overrides, seeds=(0, 1), device=CPU):
 def in_blocks(monkeypatch):
     """On a CPU too, noise for several steps at once."""
 
-    def source(self, purpose, device=CPU):
-        return self._sources.setdefault(purpose, BlockSource(self.seeds, purpose, self.step))
+    def new(self, purpose, device):
+        return BlockSource(self.seeds, purpose, self.step)
 
-    monkeypatch.setattr(Streams, "source", source)
+    monkeypatch.setattr(Streams, "_new", new)
 
 
 def test_noise_in_blocks_depends_on_seed_and_step_alone():
@@ -121,19 +121,18 @@ def test_a_step_can_be_captured(in_blocks, monkeypatch, name, task):
         ours = pack(*overrides)
     except UserError:
         pytest.skip("not for this task")
-    if name == "exact":  # on a CPU it and one_hot look at numbers; on a GPU they do not
+    if name == "exact":  # on a CPU it looks at numbers; on a GPU it does not
         monkeypatch.setattr("estimators._enumeration.may_look", lambda x: False)
-        monkeypatch.setattr(torch.nn.functional, "one_hot", lambda i, k: (i.unsqueeze(-1) == torch.arange(k)).long())
-    ours.health.waits = False  # as on a GPU
+    ours.program.looks = False  # as on a GPU
     for _ in range(2):
         ours.train_step()
     state = [ours.state(replica) for replica in range(ours.replicas)]
-    written = [(tensor, tensor.detach().clone()) for tensor in ours._written()]
+    written = [(tensor, tensor.detach().clone()) for tensor in ours.tensors.tensors()]
     ours.streams.fill(ours.step)
     with Watch() as watch:
-        first = ours.update(ours.batches.rows(ours.step))
+        first = ours.program.update(ours.tensors, ours.batches.rows(ours.step))
     assert not watch.found or name in WAITING
-    ours.update(ours.batches.rows(ours.step))
+    ours.program.update(ours.tensors, ours.batches.rows(ours.step))
     with torch.no_grad():
         for tensor, before in written:
             tensor.copy_(before)
@@ -185,13 +184,12 @@ def test_captured_is_eager(name):
     """
     device = torch.device("cuda")
     captured, eager = pack(f"estimator={name}", device=device), pack(f"estimator={name}", device=device)
-    eager.not_captured = "for comparison"
+    eager.runner.not_captured = "for comparison"
     for _ in range(2 * STEPS_PER_BLOCK):
         assert torch.allclose(captured.train_step(), eager.train_step(), rtol=1e-4)
-    assert bool(captured.not_captured) == (captured._captured is None)
-    assert not captured.not_captured or name in WAITING, captured.not_captured
-    assert torch.allclose(captured.variance.value(), eager.variance.value(), rtol=1e-3)
-    assert torch.allclose(captured.loss_sum, eager.loss_sum, rtol=1e-4)
+    assert not captured.runner.not_captured or name in WAITING, captured.runner.not_captured
+    assert torch.allclose(captured.tensors.variance.value(), eager.tensors.variance.value(), rtol=1e-3)
+    assert torch.allclose(captured.tensors.loss_sum, eager.tensors.loss_sum, rtol=1e-4)
 
 
 @on_gpu
@@ -206,7 +204,7 @@ def test_captured_alone_resumed_and_in_a_pack(estimator):
     resumed.restore([alone.state(0)])
     for _ in range(STEPS_PER_BLOCK):
         assert torch.equal(resumed.train_step(), alone.train_step())
-    assert not resumed.not_captured
+    assert not resumed.runner.not_captured
 
 
 @on_gpu
@@ -220,4 +218,4 @@ def test_learning_rates_of_many_replicas_on_a_gpu():
     together, alone = build(configs, device), build(configs[9:10], device)
     for _ in range(10):
         assert torch.allclose(together.train_step()[9], alone.train_step()[0], rtol=1e-4)
-    assert together.optimizer._numbers and not alone.optimizer._numbers
+    assert together.optimizer.as_one_expression and not alone.optimizer.as_one_expression

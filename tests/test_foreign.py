@@ -57,7 +57,7 @@ def expected():
     pack = build([config(*TOY)], CPU)
     for _ in range(200):
         pack.train_step()
-    (value,) = pack.variance.value().tolist()
+    (value,) = pack.tensors.variance.value().tolist()
     return value
 
 

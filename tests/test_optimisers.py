@@ -17,7 +17,8 @@ def test_the_optimiser_is_torchs_per_replica(name):
     parameters = [torch.nn.Parameter(torch.randn(3, 4, 2)), torch.nn.Parameter(torch.randn(3, 1, 2))]
     unused = torch.nn.Parameter(torch.ones(3, 2))
     own = [[torch.nn.Parameter(p.detach()[r].clone()) for p in parameters] for r in range(3)]
-    ours = optimisers.ReplicaOptimizer([*parameters, unused], settings)
+    ours = optimisers.ReplicaOptimizer(settings, torch.device("cpu"))
+    kept = ours.start([*parameters, unused])
     theirs = []
     for r, setting in enumerate(settings):
         if name == "adam":
@@ -27,7 +28,7 @@ def test_the_optimiser_is_torchs_per_replica(name):
     for _ in range(5):
         # As autograd hands them out: with strides of their own.
         gradients = [torch.randn(3, 2, 4).mT, torch.randn(3, 1, 2, 2)[..., 1]]
-        ours.step([*gradients, None])
+        ours.update([*parameters, unused], [*gradients, None], kept)
         for r in range(3):
             for p, gradient in zip(own[r], gradients, strict=True):
                 p.grad = gradient[r].clone()
@@ -41,7 +42,7 @@ def test_the_optimiser_is_torchs_per_replica(name):
 def test_gradient_variance_is_the_bias_corrected_variance():
     """Against the definition written out in float64, and against the true variance of stationary gradients."""
     torch.manual_seed(0)
-    tracker = GradientVariance([torch.zeros(2, 3, 4), torch.zeros(2, 1, 4)])
+    tracker = GradientVariance.start([torch.zeros(2, 3, 4), torch.zeros(2, 1, 4)])
     first = [torch.zeros(2, 3, 4).double(), torch.zeros(2, 1, 4).double()]
     second = [m.clone() for m in first]
     scale = torch.tensor([1.0, 3.0]).reshape(2, 1, 1)

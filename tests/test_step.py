@@ -29,7 +29,8 @@ def test_settings_in_any_order_and_as_one_expression(name, as_one_expression):
     stacked = torch.nn.Parameter(torch.randn(5, 4, 2, dtype=torch.float64))
     own = [torch.nn.Parameter(stacked.detach()[r].clone()) for r in range(5)]
     theirs = [by_torch(name, setting, parameter) for setting, parameter in zip(settings, own, strict=True)]
-    ours = optimisers.ReplicaOptimizer([stacked], settings)
+    ours = optimisers.ReplicaOptimizer(settings, CPU)
+    kept = ours.start([stacked])
     numbers = {key: torch.tensor([own[key] for own in settings]).double() for key in settings[0] if key != "name"}
     moments, count = [torch.zeros_like(stacked) for _ in range(2 if name == "adam" else 1)], torch.zeros(())
     for _ in range(5):
@@ -39,7 +40,7 @@ def test_settings_in_any_order_and_as_one_expression(name, as_one_expression):
             with torch.no_grad():
                 optimisers.update_each(numbers, stacked, gradient, moments, count)
         else:
-            ours.step([gradient])
+            ours.update([stacked], [gradient], kept)
         for parameter, optimizer, single in zip(own, theirs, gradient, strict=True):
             parameter.grad = single.clone()
             optimizer.step()
@@ -51,15 +52,16 @@ def test_adams_second_moment_serves_the_gradient_variance():
     torch.manual_seed(0)
     adam = {"name": "adam", "lr": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
     parameters = [torch.nn.Parameter(torch.randn(2, 4, 3)), torch.nn.Parameter(torch.randn(2, 1, 3))]
-    optimizer = optimisers.ReplicaOptimizer(parameters, [adam, adam | {"lr": 0.1}])
-    shared = GradientVariance(parameters[:1], optimizer.mean_squares(GradientVariance.decay, [0]))
-    alone = GradientVariance(parameters[:1])
+    optimizer = optimisers.ReplicaOptimizer([adam, adam | {"lr": 0.1}], CPU)
+    kept = optimizer.start(parameters)
+    shared = GradientVariance.start(parameters[:1], optimizer.mean_squares(kept, GradientVariance.decay, [0]))
+    alone = GradientVariance.start(parameters[:1])
     assert shared.kept_elsewhere
     for _ in range(20):
         gradients = [torch.randn_like(parameter) + 1 for parameter in parameters]
-        optimizer.step(gradients)
+        optimizer.update(parameters, gradients, kept)
         for variance in (shared, alone):
             variance.update(gradients[:1])
     assert torch.allclose(shared.value(), alone.value(), rtol=1e-5)
     for other in ({"beta2": 0.99}, {"weight_decay": 0.1}):
-        assert optimisers.ReplicaOptimizer(parameters, [adam, adam | other]).mean_squares(0.999, [0]) is None
+        assert optimisers.ReplicaOptimizer([adam, adam | other], CPU).mean_squares(kept, 0.999, [0]) is None

@@ -368,7 +368,7 @@ def test_a_gradient_that_is_not_finite_freezes_its_replica():
         torch.autograd.grad = grad
         handle.remove()
     losses.append(packs[1].train_step())
-    assert torch.equal(*losses) and packs[0].health.first_bad.tolist() == [-1, 1, -1]
+    assert torch.equal(*losses) and packs[0].tensors.health.first_bad.tolist() == [-1, 1, -1]
     for old, ours, theirs in zip(before, packs[0].parameters, packs[1].parameters, strict=True):
         assert torch.equal(old[1], ours[1]) and torch.equal(ours[[0, 2]], theirs[[0, 2]])
     for _ in range(3):

@@ -187,7 +187,7 @@ def on_gpu(device: torch.device, seconds: float) -> None:
             pack.train_step()
             duration = in_turns({"step": pack.train_step}, seconds)["step"]
             floor = copied_bytes(replicas, estimator) / bandwidth
-            path = f"eager: {pack.not_captured}" if pack.not_captured else "CUDA graph"
+            path = f"eager: {pack.runner.not_captured}" if pack.runner.not_captured else "CUDA graph"
             print(
                 f"{estimator:<20}{replicas:>9}{replicas / duration:>17.0f}{floor / duration:>12.2f}  {path}", flush=True
             )

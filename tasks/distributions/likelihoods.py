@@ -32,7 +32,8 @@ def nats_from_sigmoid(logits: Tensor, p: Tensor, x: Tensor) -> Tensor:
     once as that of their product. This is the largest elementwise cost of a step and of an evaluation on a CPU.
     """
     factors = 1 - p
-    torch.maximum(factors, p, out=factors)
+    in_place = None if torch.compiler.is_compiling() else factors  # a compiler has no tensor to write into
+    factors = torch.maximum(factors, p, out=in_place)
     linear = logits.relu().addcmul_(logits, x, value=-1).sum(-1)
     return linear.sub_(factors.unflatten(-1, (-1, _group(logits.shape[-1]))).prod(-1).log_().sum(-1))
 

@@ -146,7 +146,8 @@ def warmed_up(point: Point, config: Config, purpose: str, steps: int) -> Pack:
     solo = build([config], point.device)
     _spread(point.model, solo.task)
     parameters = list(solo.estimators.parameters())
-    optimizer = optimisers.ReplicaOptimizer(parameters, [asdict(schema.Adam(lr=0.01))])
+    optimizer = optimisers.ReplicaOptimizer([asdict(schema.Adam(lr=0.01))], point.device)
+    moments = optimizer.start(parameters)
     cotangent = torch.full((1, config["batch_size"]), 1 / config["batch_size"], device=point.device)
     noise = point.noise(f"{purpose}/warm-up", 1)
     state = solo.estimators.state_dict(keep_vars=True)
@@ -155,7 +156,8 @@ def warmed_up(point: Point, config: Config, purpose: str, steps: int) -> Pack:
         with noise_source(noise):
             losses = solo.task.loss(solo.batches(step), *solo.estimators)
         if parameters:
-            optimizer.step(torch.autograd.grad(losses, parameters, cotangent, allow_unused=True))
+            gradients = torch.autograd.grad(losses, parameters, cotangent, allow_unused=True)
+            optimizer.update(parameters, gradients, moments)
         elif all(torch.equal(start[name], value) for name, value in state.items()):
             break  # it neither learns nor keeps anything
     return solo
@@ -176,7 +178,7 @@ def seconds(point: Point, estimators: Mapping[str, Config], rounds: int) -> dict
             if turn == 0:
                 _spread(point.model, pack.task)
             start = clock()
-            with noise_source(pack.noise):
+            with noise_source(pack.streams.source("estimator", point.device)):
                 losses = pack.task.loss(point.batch[None], *pack.estimators)
             torch.autograd.grad(losses.mean(), pack.parameters, allow_unused=True)
             if on_gpu:

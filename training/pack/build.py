@@ -69,7 +69,7 @@ def build(
         streams=streams,
         batches=Batches(data, first["batch_size"], streams, device),
         parameters=parameters,
-        optimizer=ReplicaOptimizer(parameters, [config["optimizer"] for config in configs]),
+        optimizer=ReplicaOptimizer([config["optimizer"] for config in configs], device),
     )
 
 

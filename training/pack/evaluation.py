@@ -29,7 +29,7 @@ Row = dict[str, Any]
 def evaluate(pack: Pack) -> list[Row]:
     """A metrics row per replica: averages of training since the last row, and bounds on the validation images."""
     columns = _of_training(pack)
-    pack.loss_sum.zero_()
+    pack.tensors.loss_sum.zero_()
     pack.loss_steps = 0
     found = pack.task.evaluate("valid", pack.configs[0]["evaluate_samples"])
     return _rows(pack, columns | {f"valid_{name}": value for name, value in found.items()})
@@ -46,11 +46,14 @@ def evaluate_last(pack: Pack) -> list[Row]:
         if split not in skipped:
             found = pack.task.evaluate(split, config[f"{split}_samples"], details=True)
             columns |= {f"{split}_{name}": value for name, value in found.items()}
-    return [{**(along or {}), **row} for along, row in zip(pack.along, _rows(pack, columns), strict=True)]
+    return [{**(carried or {}), **row} for carried, row in zip(pack.carried_row, _rows(pack, columns), strict=True)]
 
 
 def _of_training(pack: Pack) -> dict[str, Tensor]:
-    columns = {"train_loss": pack.loss_sum / max(pack.loss_steps, 1), "gradient_variance": pack.variance.value()}
+    columns = {
+        "train_loss": pack.tensors.loss_sum / max(pack.loss_steps, 1),
+        "gradient_variance": pack.tensors.variance.value(),
+    }
     for layer, temperature in enumerate(pack.temperatures(), start=1):
         columns["temperature" if layer == 1 else f"temperature_{layer}"] = temperature
     return columns
@@ -97,7 +100,11 @@ def summary(pack: Pack, replica: int, status: str, row: Row) -> dict[str, Any]:
         "peak_memory_bytes": _peak_memory(pack.device),
         "device": device_name(pack.device),
         "threads": torch.get_num_threads(),
-        "kernels": {"onednn": matmul.is_on(), "not_a_cuda_graph": pack.not_captured},
+        "kernels": {
+            "onednn": matmul.is_on(),
+            "not_a_cuda_graph": pack.runner.not_captured,
+            "not_compiled": pack.runner.not_compiled,
+        },
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "commit": commit(),
         "ended": time.time(),

@@ -31,7 +31,7 @@ def bytes_of(config: dict[str, Any], device: torch.device) -> tuple[float, float
         for replicas in (1, 2):
             with Allocations() as memory:
                 pack = trial_pack(config, replicas, device)
-                pack.not_captured = "its memory is measured"  # operator by operator
+                pack.runner.not_captured = pack.runner.not_compiled = "its memory is measured"
                 for _ in range(2):  # the second finds moments and running averages in place
                     pack.train_step()
                 pack.task.evaluate("valid", TRIAL_SAMPLES)

@@ -1,24 +1,22 @@
-"""A pack: runs that are trained together as replicas, their state, and the step that takes it on."""
+"""A pack: runs that are trained together as replicas, where they are, and what is kept of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from estimators import noise_source
 from tasks.datasets import Dataset
-from training.kernels.capture import capture
+from training.pack.runner import Runner
+from training.pack.step import State, Step
 from training.replicas import schedules
 from training.replicas.batches import Batches
-from training.replicas.divergence import Health
 from training.replicas.optimisers import ReplicaOptimizer
-from training.replicas.streams import BlockSource, ReplicaSource, Streams
-from training.replicas.variance import GradientVariance
+from training.replicas.streams import Streams
 
 Config = dict[str, Any]
 
@@ -28,9 +26,8 @@ class Pack:
     """Runs in training, one replica each; made by :func:`training.pack.build.build`.
 
     ``estimators``: a ``ModuleList``, alike, one for each layer of latents. ``evaluations``: of the loss, per gradient
-    and example. ``along``: for each replica the row of an evaluation at this very step, which a longer run goes on
-    from. ``not_captured``: why the step is not a CUDA graph, on a GPU; set before the first step, it keeps it from
-    being one.
+    and example. ``tensors``: the state that the ``program``, the step, takes on, as the ``runner`` runs it.
+    ``carried_row``: for each replica the row of an evaluation at this very step, which a longer run goes on from.
     """
 
     configs: list[Config]
@@ -48,26 +45,17 @@ class Pack:
     seconds: float = 0.0
     evaluation_seconds: float = 0.0
     loss_steps: int = 0
-    not_captured: str = ""
-    noise: ReplicaSource | BlockSource = field(init=False)
-    health: Health = field(init=False)
-    variance: GradientVariance = field(init=False)
-    loss_sum: Tensor = field(init=False)
-    along: list[dict[str, Any] | None] = field(init=False)
+    program: Step = field(init=False)
+    runner: Runner = field(init=False)
+    tensors: State = field(init=False)
+    carried_row: list[dict[str, Any] | None] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.noise = self.streams.source("estimator", self.device)
-        encoder = {id(parameter) for parameter in self.task.encoder_parameters()}
-        self._encoder = [index for index, parameter in enumerate(self.parameters) if id(parameter) in encoder]
-        squares = self.optimizer.mean_squares(GradientVariance.decay, self._encoder)
-        self.variance = GradientVariance([self.parameters[index] for index in self._encoder], squares)
-        batch_size = self.configs[0]["batch_size"]
-        self._cotangent = torch.full((self.replicas, batch_size), 1 / batch_size, device=self.device)
-        self.loss_sum = torch.zeros(self.replicas, device=self.device)
-        self.health = Health(self.replicas, self.device, self.estimators)
-        self.along = [None] * self.replicas
+        self.program = Step(self.task, self.estimators, self.batches, self.streams, self.optimizer)
+        self.tensors = self.program.own
+        self.carried_row = [None] * self.replicas
         self._temperatures: list[float] = []
-        self._captured: Callable[[Tensor], Tensor] | None = None
+        self.runner = Runner(self.program, self.tensors, self.configs[0].get("compile", "false"))
 
     @property
     def replicas(self) -> int:
@@ -95,33 +83,10 @@ class Pack:
         self.anneal()
         self.streams.fill(self.step)
         rows = self.batches.rows(self.step)
-        if self.device.type == "cuda" and self._captured is None and not self.not_captured:
-            self._captured, self.not_captured = capture(self.update, rows, self._written())
-            self.streams.fill(self.step)  # an estimator may have worked in the buffers
-        losses = self.update(rows) if self._captured is None else self._captured(rows)
+        losses = self.runner(rows, ahead=self.configs[0]["steps"] - self.step)
         self.step += 1
         self.loss_steps += 1
-        self.along = [None] * self.replicas
-        return losses
-
-    def update(self, rows: Tensor) -> Tensor:
-        """The work of a step on the device, for the images ``rows`` ``[replicas, batch_size]``; returns the losses.
-
-        A function of ``rows``, of the noise in the streams and of the tensors that :meth:`_written` lists, which it
-        updates in place. It neither waits for the device nor looks at a number, so it can be a CUDA graph.
-        """
-        self.streams.rewind()
-        batch = self.batches.gather(rows)
-        with noise_source(self.noise):
-            losses = self.task.loss(batch, *self.estimators)
-        # The gradient of losses.mean(-1).sum(): a replica's is that of its own mean loss.
-        gradients: Sequence[Tensor | None]
-        gradients = torch.autograd.grad(losses, self.parameters, self._cotangent, allow_unused=True)
-        gradients = self.health.check(losses.detach(), gradients, self.optimizer.freeze)
-        self.optimizer.step(gradients)
-        self.variance.update([gradients[index] for index in self._encoder])  # type: ignore[misc]
-        losses = losses.detach().mean(-1)
-        self.loss_sum += losses
+        self.carried_row = [None] * self.replicas
         return losses
 
     def divergences(self, replicas: Sequence[int], everywhere: bool) -> list[tuple[int, dict[str, Any]]]:
@@ -130,11 +95,11 @@ class Pack:
         ``everywhere``: look at all parameters, too.
         """
         if everywhere:
-            self.health.look_everywhere(self.parameters)
-        found, first_bad = [], self.health.first_bad.tolist()
+            self.tensors.health.look_everywhere(self.parameters)
+        found, first_bad = [], self.tensors.health.first_bad.tolist()
         for r in [r for r in replicas if first_bad[r] >= 0]:
             name, step = self.configs[r]["estimator"]["name"], first_bad[r]
-            low, high = self.health.logits_range[:, r].tolist()
+            low, high = self.tensors.health.logits_range[:, r].tolist()
             temperatures = [float(values[r]) for values in self.temperatures()]
             at = f", temperature {' and '.join(f'{value:.4g}' for value in temperatures)}" if temperatures else ""
             logits = f"logits from {low:.4g} to {high:.4g}" if low <= high else "logits not finite"
@@ -150,11 +115,6 @@ class Pack:
         flat = [torch.as_tensor(temperature).detach().flatten() for temperature in own if temperature is not None]
         return [values if len(values) == self.replicas else values[:1].expand(self.replicas) for values in flat]
 
-    def _written(self) -> list[Tensor]:
-        """Every tensor that :meth:`update` writes."""
-        state = [*self.optimizer.tensors(), *self.variance.tensors(), *self.health.tensors()]
-        return [*self._stacked().values(), *state, self.loss_sum]
-
     def _stacked(self) -> dict[str, Tensor]:
         """Every parameter and buffer with a leading replica dimension, by name."""
         tensors = {f"task.{name}": value for name, value in self.task.state_dict(keep_vars=True).items()}
@@ -165,18 +125,22 @@ class Pack:
 
     def state(self, replica: int) -> dict[str, Any]:
         """Everything that one replica's training depends on, independent of the pack it is in."""
+        tensors = self.tensors
         return _cloned(
             {
                 "step": self.step,
                 "seconds": self.seconds,
                 "evaluation_seconds": self.evaluation_seconds,
-                "loss_sum": self.loss_sum[replica],
+                "loss_sum": tensors.loss_sum[replica],
                 "loss_steps": self.loss_steps,
                 "tensors": {name: value.detach()[replica] for name, value in self._stacked().items()},
-                "optimizer": self.optimizer.state(replica),
+                "optimizer": {
+                    name: own if name == "steps" else [moment[replica] for moment in own]
+                    for name, own in tensors.moments.items()
+                },
                 "streams": self.streams.state(replica),
-                "variance": self.variance.state(replica),
-                "along": self.along[replica],
+                "variance": tensors.variance.state(replica),
+                "along": self.carried_row[replica],
             }
         )
 
@@ -184,24 +148,26 @@ class Pack:
     def restore(self, states: Sequence[dict[str, Any]]) -> None:
         """Go on from :meth:`state`, one per replica, all of the same step. Raises ``ValueError`` for other shapes."""
         states = [{**state, "tensors": self._named_as_now(state["tensors"])} for state in states]
-        first = states[0]
+        first, tensors = states[0], self.tensors
         for state in states:  # before anything is written: a wrong shape might broadcast
             for name, value in self._stacked().items():
                 if state["tensors"][name].shape != value.shape[1:]:
                     raise ValueError(f"{name} has shape {list(state['tensors'][name].shape)}")
         self._temperatures = []
         self.step, self.loss_steps = first["step"], first["loss_steps"]
-        self.along = [state["along"] for state in states]
+        self.carried_row = [state["along"] for state in states]
         self.seconds = max(state["seconds"] for state in states)
         self.evaluation_seconds = max(state["evaluation_seconds"] for state in states)
-        self.health.step.fill_(self.step)
+        self.tensors.health.step.fill_(self.step)
         self.streams.restore([state["streams"] for state in states], self.device)
         for replica, state in enumerate(states):
             for name, value in self._stacked().items():
                 value[replica] = state["tensors"][name]
-            self.loss_sum[replica] = state["loss_sum"]
-            self.optimizer.restore(replica, state["optimizer"])
-            self.variance.restore(replica, state["variance"], self.step)
+            tensors.loss_sum[replica] = state["loss_sum"]
+            for name, own in tensors.moments.items():
+                for tensor, saved in zip(own, state["optimizer"][name], strict=True):
+                    (tensor if name == "steps" else tensor[replica]).copy_(saved)
+            tensors.variance.restore(replica, state["variance"], self.step)
 
     def _named_as_now(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state's tensors, which older code may have named otherwise (:attr:`tasks.Task.renamed`)."""

@@ -126,7 +126,7 @@ class Evaluation:
         with training.watch.doing("evaluation"):
             training.keep_time()
             rows = evaluate(pack)
-        pack.along = [rows[r] if r in training.alive else None for r in range(pack.replicas)]
+        pack.carried_row = [rows[r] if r in training.alive else None for r in range(pack.replicas)]
         for r in training.alive:
             training.records[r].append(rows[r])
             if pack.step < training.steps:  # the last row is logged as a whole

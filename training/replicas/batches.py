@@ -24,7 +24,6 @@ class Batches:
         self.dynamic = data.binarization == "dynamic"
         self.batch_size, self.streams, self.device = batch_size, streams, device
         self.per_epoch = len(data.train) // batch_size
-        self._noise = streams.source("binarization", device)
         self._epoch, self._order = -1, torch.empty(0)
         # Permutations are drawn on the CPU: beside a GPU the next epoch's are drawn while it works.
         self._ahead = ThreadPoolExecutor(1) if device.type != "cpu" else None
@@ -45,7 +44,8 @@ class Batches:
         """The images of ``rows``, as bits if they are to be: a function of ``rows`` and noise, on the device."""
         x = self.pixels.index_select(0, rows.flatten()).reshape(*rows.shape, -1).float()
         if self.dynamic:
-            return (self._noise(x.shape, x.dtype, x.device, 1) * self.levels < x).float()
+            uniform = self.streams.source("binarization", self.device)
+            return (uniform(x.shape, x.dtype, x.device, 1) * self.levels < x).float()
         return x if self.levels == 1 else x / self.levels
 
     def _order_of(self, epoch: int) -> Tensor:

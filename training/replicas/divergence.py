@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +14,10 @@ SMALL = 4096
 """Gradients with at most this many elements per replica are checked in every step."""
 
 
-class Health:
-    """Watches the steps of a pack.
+class SeenLogits:
+    """The logits that estimators were called with, since they were last asked for."""
 
-    ``first_bad`` ``[replicas]``: the first step (from 1) whose loss or gradient was not finite, else -1.
-    ``logits_range`` ``[2, replicas]``: least and largest logit that the estimators of all layers saw at that step
-    (but for calls within a ``torch.func`` transform, whose tensors are of no use outside of it).
-    """
-
-    def __init__(self, replicas: int, device: torch.device, estimators: Iterable[nn.Module]) -> None:
-        self.waits = device.type == "cpu"
-        self.first_bad = torch.full((replicas,), -1, device=device)
-        self.logits_range = torch.zeros(2, replicas, device=device)
-        self.step = torch.zeros((), dtype=torch.int64, device=device)
+    def __init__(self, estimators: Iterable[nn.Module]) -> None:
         self._seen: list[Tensor] = []
         for estimator in estimators:
             estimator.register_forward_pre_hook(lambda _, arguments: self._look_at(arguments[0]))
@@ -34,41 +26,64 @@ class Health:
         if not in_functorch():
             self._seen.append(logits.detach())
 
-    def tensors(self) -> list[Tensor]:
-        """What :meth:`check` writes."""
-        return [self.first_bad, self.logits_range, self.step]
+    def take(self) -> list[Tensor]:
+        """Each ``[..., replicas, examples, latents, categories]``; none afterwards."""
+        seen, self._seen = self._seen, []
+        return seen
+
+
+@dataclass
+class Health:
+    """Which replicas of a pack are well, as tensors.
+
+    ``first_bad`` ``[replicas]``: the first step (from 1) whose loss or gradient was not finite, else -1.
+    ``logits_range`` ``[2, replicas]``: least and largest logit that the estimators of all layers saw at that step
+    (but for calls within a ``torch.func`` transform, whose tensors are of no use outside of it). ``step``: a number.
+    """
+
+    first_bad: Tensor
+    logits_range: Tensor
+    step: Tensor
+
+    @classmethod
+    def start(cls, replicas: int, device: torch.device) -> Health:
+        """All are well, before the first step."""
+        first_bad = torch.full((replicas,), -1, device=device)
+        step = torch.zeros((), dtype=torch.int64, device=device)
+        return cls(first_bad, torch.zeros(2, replicas, device=device), step)
 
     @torch.no_grad()
     def check(
-        self, losses: Tensor, gradients: Sequence[Tensor | None], freeze: Callable[[list[int]], None]
-    ) -> Sequence[Tensor | None]:
-        """Look at a step's ``losses`` ``[replicas, examples]`` and stacked gradients; returns the gradients to use.
+        self, losses: Tensor, gradients: Sequence[Tensor | None], seen: Sequence[Tensor], looks: bool
+    ) -> tuple[Sequence[Tensor | None], list[int]]:
+        """Look at a step's ``losses`` ``[replicas, examples]``, stacked gradients and ``seen`` logits; returns the
+        gradients to use, and which replicas rest.
 
         Of the gradients only small ones, the biases', are looked at: what is not finite at an output is not finite
         there either, and weights would cost another pass over memory (:meth:`look_everywhere` does it now and then).
-        On a CPU a replica that diverges is handed to ``freeze`` and gets zero gradients from then on. A GPU is not
-        waited for: the replica's parameters go on being worthless, and what is recorded is where that began.
+        ``looks``: whether the host may look at a number, as on a CPU. Then a replica that diverges rests: it gets zero
+        gradients from then on. A GPU is not waited for, and a compiled step has no branches: the replica's parameters
+        go on being worthless, and what is recorded is where that began.
         """
         self.step += 1
-        seen, self._seen = self._seen, []
         finite = losses.isfinite().all(-1)
         for gradient in gradients:
             if gradient is not None and gradient[0].numel() <= SMALL:
                 finite &= gradient.flatten(1).sum(1).isfinite()
         healthy = self.first_bad < 0
         bad = healthy & ~finite
-        if not self.waits:
+        if not looks:
             self.logits_range.copy_(torch.where(healthy, self._range(seen), self.logits_range))
             self.first_bad.copy_(torch.where(bad, self.step, self.first_bad))
-            return gradients
+            return gradients, []
         if bad.any():
             self.logits_range[:, bad] = self._range(seen)[:, bad]
             self.first_bad[bad] = self.step
-            freeze(bad.nonzero().flatten().tolist())
         elif healthy.all():
-            return gradients
+            return gradients, []
         resting = self.first_bad >= 0
-        return [g if g is None else g.masked_fill(resting.reshape(-1, *(1,) * (g.dim() - 1)), 0.0) for g in gradients]
+        masked = [g if g is None else g.masked_fill(resting.reshape(-1, *(1,) * (g.dim() - 1)), 0.0) for g in gradients]
+        return masked, resting.nonzero().flatten().tolist()
 
     @torch.no_grad()
     def look_everywhere(self, parameters: Sequence[Tensor]) -> None:

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.sgd import sgd
 
 MOST_CALLS = 8
 """Different settings in a pack up to which a GPU makes a fused call for each."""
+
+
+Moments = dict[str, list[Tensor]]
+"""Of each parameter: ``exp_avg`` and ``exp_avg_sq`` (Adam) or ``momentum_buffer`` (SGD), ``[replicas, ...]``, and
+``steps``, the number of its updates, as a tensor, which fused Adam wants."""
 
 
 class ReplicaOptimizer:
@@ -19,57 +24,64 @@ class ReplicaOptimizer:
 
     The arithmetic is torch's (its fused kernels). Replicas with equal settings are updated in one call, so a pack makes
     as many calls as it has different settings; on a GPU, where each is a kernel, more than ``MOST_CALLS`` become one
-    expression over all replicas.
+    expression over all replicas, and so does everything in a compiled step. What it keeps of the past is an argument.
 
     Args:
-        parameters: leaves with a leading replica dimension.
         settings: per replica, the ``optimizer`` node of its config as a dict.
+        device: of the parameters.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], settings: Sequence[dict[str, Any]]) -> None:
-        self._parameters = [parameter.detach() for parameter in parameters]
-        moments = ("exp_avg", "exp_avg_sq") if settings[0]["name"] == "adam" else ("momentum_buffer",)
-        self._moments = {name: [torch.zeros_like(p) for p in self._parameters] for name in moments}
-        # Fused Adam wants its step count as a tensor per parameter.
-        self._steps = [torch.zeros((), device=p.device) for p in self._parameters]
+    def __init__(self, settings: Sequence[dict[str, Any]], device: torch.device) -> None:
         self._settings = list(settings)
-        self._frozen: dict[int, list[Tensor]] = {}
+        self._numbers = {
+            name: torch.tensor([own[name] for own in settings], device=device) for name in settings[0] if name != "name"
+        }
         self._used: list[int] = []
+        self._grouped: Moments = {}
         self._groups: list[_Group] = []
-        self._numbers: dict[str, Tensor] = {}
+        different = {tuple(own.items()) for own in self._settings}
+        self.as_one_expression = device.type != "cpu" and len(different) > MOST_CALLS
+
+    def start(self, parameters: Sequence[Tensor]) -> Moments:
+        """What there is to keep before the first step."""
+        names = ("exp_avg", "exp_avg_sq") if self._settings[0]["name"] == "adam" else ("momentum_buffer",)
+        kept = {name: [torch.zeros_like(p) for p in parameters] for name in names}
+        return kept | {"steps": [torch.zeros((), device=p.device) for p in parameters]}
 
     @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """One update from stacked gradients, aligned with ``parameters`` (``None``: nothing to update)."""
+    def update(
+        self,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        kept: Moments,
+        resting: Sequence[int] = (),
+    ) -> None:
+        """One update, in place, from stacked gradients, aligned with ``parameters`` (``None``: nothing to update).
+
+        The parameters of ``resting`` replicas stay as they are. They are put back: leaving them out of the update would
+        divide the others differently into fused calls, which round differently at their ends, and the neighbours of a
+        run that diverges must not notice.
+        """
         used = [index for index, gradient in enumerate(gradients) if gradient is not None]
-        if used != self._used:
-            self._prepare(used)
         # The fused updates read memory, not strides: a gradient that is a view of something wider would be garbled.
         present = [gradient.contiguous() for gradient in gradients if gradient is not None]
-        torch._foreach_add_([self._steps[index] for index in used], 1)
-        if self._numbers:
+        before = [(parameter, r, parameter[r].clone()) for r in resting for parameter in parameters]
+        torch._foreach_add_([kept["steps"][index] for index in used], 1)
+        if self.as_one_expression or torch.compiler.is_compiling():
             for index, gradient in zip(used, present, strict=True):
-                moments = [tensors[index] for tensors in self._moments.values()]
-                update_each(self._numbers, self._parameters[index], gradient, moments, self._steps[index])
-            return
-        for group in self._groups:
-            group.update([gradient[span] for gradient in present for span in group.spans])
-        for replica, frozen in self._frozen.items():
-            for parameter, value in zip(self._parameters, frozen, strict=True):
-                parameter[replica] = value
+                moments = [tensors[index] for name, tensors in kept.items() if name != "steps"]
+                update_each(self._numbers, parameters[index], gradient, moments, kept["steps"][index])
+        else:
+            if used != self._used or kept is not self._grouped:
+                self._group(parameters, used, kept)
+            for group in self._groups:
+                group.update([gradient[span] for gradient in present for span in group.spans])
+        for parameter, r, value in before:
+            parameter[r] = value
 
-    def freeze(self, replicas: Sequence[int]) -> None:
-        """Leave these replicas' parameters as they are from now on.
-
-        They are put back after each update: leaving them out of it would divide the others differently into fused
-        calls, which round differently at their ends, and the neighbours of a run that diverges must not notice.
-        """
-        for replica in replicas:
-            self._frozen[replica] = [parameter[replica].clone() for parameter in self._parameters]
-
-    def _prepare(self, used: list[int]) -> None:
+    def _group(self, parameters: Sequence[Tensor], used: list[int], kept: Moments) -> None:
         """Slice what does not change from step to step."""
-        self._used = used
+        self._used, self._grouped = used, kept
         by_setting: dict[tuple[Any, ...], list[slice]] = {}
         starts = [r for r, own in enumerate(self._settings) if r == 0 or own != self._settings[r - 1]]
         for start, end in zip(starts, [*starts[1:], len(self._settings)], strict=True):
@@ -78,41 +90,21 @@ class ReplicaOptimizer:
             _Group(
                 dict(setting),
                 spans,
-                [self._parameters[index][span] for index in used for span in spans],
-                {name: [own[index][span] for index in used for span in spans] for name, own in self._moments.items()},
-                [self._steps[index] for index in used for _ in spans],
+                [parameters[index][span] for index in used for span in spans],
+                {
+                    name: [own[index][span] for index in used for span in spans]
+                    for name, own in kept.items()
+                    if name != "steps"
+                },
+                [kept["steps"][index] for index in used for _ in spans],
             )
             for setting, spans in by_setting.items()
         ]
-        device = self._parameters[0].device
-        many = device.type != "cpu" and len(self._groups) > MOST_CALLS
-        names = [name for name in self._settings[0] if name != "name"] if many else []
-        self._numbers = {name: torch.tensor([own[name] for own in self._settings], device=device) for name in names}
 
-    def mean_squares(self, decay: float, indices: Sequence[int]) -> list[Tensor] | None:
+    def mean_squares(self, kept: Moments, decay: float, indices: Sequence[int]) -> list[Tensor] | None:
         """Adam's moving means of the squared gradients of these parameters, if every replica's has this decay."""
         same = all(own.get("beta2") == decay and own["weight_decay"] == 0 for own in self._settings)
-        return [self._moments["exp_avg_sq"][index] for index in indices] if same else None
-
-    def tensors(self) -> list[Tensor]:
-        """All state that a step writes."""
-        return [*self._steps, *(tensor for tensors in self._moments.values() for tensor in tensors)]
-
-    def state(self, replica: int) -> dict[str, list[Tensor]]:
-        """The optimiser's state of one replica (a part of a checkpoint)."""
-        return {
-            **{name: [t[replica] for t in tensors] for name, tensors in self._moments.items()},
-            "steps": self._steps,
-        }
-
-    @torch.no_grad()
-    def restore(self, replica: int, state: dict[str, list[Tensor]]) -> None:
-        """Go on from :meth:`state`."""
-        for name, tensors in self._moments.items():
-            for tensor, saved in zip(tensors, state[name], strict=True):
-                tensor[replica] = saved
-        for count, saved in zip(self._steps, state["steps"], strict=True):
-            count.copy_(saved)
+        return [kept["exp_avg_sq"][index] for index in indices] if same else None
 
 
 @dataclass

@@ -5,9 +5,10 @@ So a run's numbers do not depend on its place in a pack or on which runs are tra
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,14 @@ from estimators.noise import open_uniform
 CPU = torch.device("cpu")
 STEPS_PER_BLOCK = 8
 """A constant, since it orders the noise: numbers must not depend on a pack's memory."""
+
+
+Shape = tuple[tuple[int, ...], torch.dtype, torch.device, int]
+"""What a source is asked for: shape, dtype, device, event dimensions."""
+Draws = dict[str, list[Shape]]
+"""What a step draws, by purpose, in its order."""
+Noise = dict[str, list[Tensor]]
+"""The same, drawn."""
 
 
 def derive_seed(seed: int, purpose: str) -> int:
@@ -169,22 +178,92 @@ def _replica_dimension(shape: Sequence[int], event_dims: int, replicas: int) -> 
     return dim
 
 
+class _Given:
+    """Noise of one purpose that is there already, draw by draw."""
+
+    def __init__(self, purpose: str, noise: Sequence[Tensor]) -> None:
+        self.purpose, self._noise = purpose, iter(noise)
+
+    def __call__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, event_dims: int = 2) -> Tensor:
+        drawn = next(self._noise, None)
+        if drawn is None or drawn.shape != tuple(shape):
+            there = "none" if drawn is None else list(drawn.shape)
+            raise RuntimeError(
+                f"a step draws {list(shape)} for {self.purpose}, and the noise that it is given is {there}"
+            )
+        return drawn
+
+
+class _Noted:
+    """A source that writes down what it is asked for."""
+
+    def __init__(self, source: ReplicaSource | BlockSource, draws: list[Shape]) -> None:
+        self._source, self._draws = source, draws
+
+    def __call__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, event_dims: int = 2) -> Tensor:
+        self._draws.append((tuple(shape), dtype, device, event_dims))
+        return self._source(shape, dtype, device, event_dims)
+
+
+Source = ReplicaSource | BlockSource | _Given | _Noted
+
+
 class Streams:
     """The random streams of a pack, one per run and purpose."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.seeds = list(seeds)
         self._sources: dict[str, ReplicaSource | BlockSource] = {}
+        self._given: Mapping[str, Sequence[Tensor]] | None = None
+        self._noted: Draws | None = None
+        self._in_step: dict[str, Source] = {}
         self.step = 0
 
     @property
     def replicas(self) -> int:
         return len(self.seeds)
 
-    def source(self, purpose: str, device: torch.device = CPU) -> ReplicaSource | BlockSource:
-        """The stream of ``purpose`` for training steps: goes on from call to call, and is part of a checkpoint."""
-        new = self.fresh(purpose) if device.type == "cpu" else BlockSource(self.seeds, purpose, self.step)
-        return self._sources.setdefault(purpose, new)
+    def source(self, purpose: str, device: torch.device = CPU) -> Source:
+        """The stream of ``purpose`` for training steps: goes on from call to call, and is part of a checkpoint.
+
+        It belongs to one step: what it gives within :meth:`given` is given.
+        """
+        if self._given is not None:
+            return self._in_step.setdefault(purpose, _Given(purpose, self._given.get(purpose, ())))
+        own = self._stream(purpose, device)
+        return own if self._noted is None else _Noted(own, self._noted.setdefault(purpose, []))
+
+    def _stream(self, purpose: str, device: torch.device) -> ReplicaSource | BlockSource:
+        if purpose not in self._sources:
+            self._sources[purpose] = self._new(purpose, device)
+        return self._sources[purpose]
+
+    def _new(self, purpose: str, device: torch.device) -> ReplicaSource | BlockSource:
+        return self.fresh(purpose) if device.type == "cpu" else BlockSource(self.seeds, purpose, self.step)
+
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator[Draws]:
+        """Within the block what is drawn for a training step is written down, into what this yields, and no stream goes
+        on."""
+        before, self._sources, self._noted = self._sources, {}, {}
+        try:
+            yield self._noted
+        finally:
+            self._sources, self._noted = before, None
+
+    @contextlib.contextmanager
+    def given(self, noise: Mapping[str, Sequence[Tensor]]) -> Iterator[None]:
+        """Within the block, which is one step, ``noise`` is what training steps draw, and no stream goes on."""
+        self._given, self._in_step = noise, {}
+        try:
+            yield
+        finally:
+            self._given, self._in_step = None, {}
+
+    def draw(self, draws: Draws) -> Noise:
+        """The noise of a step, ahead of it; the numbers are those that it would draw itself."""
+        self.rewind()
+        return {purpose: [self._stream(purpose, d[2])(*d) for d in own] for purpose, own in draws.items()}
 
     @property
     def _blocks(self) -> list[BlockSource]:
@@ -226,7 +305,7 @@ class Streams:
     def restore(self, states: Sequence[dict[str, Tensor]], device: torch.device) -> None:
         """Go on from the states of :meth:`state`, one per replica."""
         for purpose in {purpose for state in states for purpose in state}:
-            self.source(purpose).restore([state.get(purpose) for state in states], device)
+            self._stream(purpose, device).restore([state.get(purpose) for state in states], device)
 
 
 class TooLarge(Exception):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 
+@dataclass
 class GradientVariance:
     r"""Per-parameter variance of the gradient from moving moments, averaged over parameters.
 
@@ -18,17 +21,26 @@ class GradientVariance:
     Reference: the protocol of REBAR (arXiv 1703.07370) and DisARM (arXiv 2006.10680).
 
     Args:
-        parameters: stacked, ``[replicas, ...]``.
-        second: m2 if something else keeps it (Adam with beta2 = 0.999 and no weight decay does); then it is only read.
+        first, second: m1 and m2, for each parameter as it is stacked, ``[replicas, ...]``.
+        steps: t, a number.
+        kept_elsewhere: m2 is the optimiser's (Adam with beta2 = 0.999 and no weight decay keeps it); it is only read.
     """
 
-    decay = 0.999
+    first: list[Tensor]
+    second: list[Tensor]
+    steps: Tensor
+    kept_elsewhere: bool
+    decay: ClassVar[float] = 0.999
 
-    def __init__(self, parameters: Sequence[Tensor], second: Sequence[Tensor] | None = None) -> None:
-        self.first = [torch.zeros_like(parameter) for parameter in parameters]
-        self.kept_elsewhere = second is not None
-        self.second = [torch.zeros_like(parameter) for parameter in parameters] if second is None else list(second)
-        self.steps = torch.zeros((), device=self.first[0].device)
+    @classmethod
+    def start(cls, parameters: Sequence[Tensor], second: Sequence[Tensor] | None = None) -> GradientVariance:
+        """Of stacked parameters, before the first step; ``second``: m2 if something else keeps it."""
+
+        def zeros() -> list[Tensor]:
+            return [torch.zeros_like(parameter) for parameter in parameters]
+
+        steps = torch.zeros((), device=parameters[0].device)
+        return cls(zeros(), zeros() if second is None else list(second), steps, second is not None)
 
     @torch.no_grad()
     def update(self, gradients: Sequence[Tensor]) -> None:
@@ -48,10 +60,6 @@ class GradientVariance:
         for first, second in zip(self.first, self.second, strict=True):
             total += (second / weight - (first / weight) ** 2).flatten(1).sum(1)
         return total / sum(first[0].numel() for first in self.first)
-
-    def tensors(self) -> list[Tensor]:
-        """All state that an update writes."""
-        return [self.steps, *self.first, *([] if self.kept_elsewhere else self.second)]
 
     def state(self, replica: int) -> dict[str, object]:
         """One replica's moments (a part of a checkpoint)."""

@@ -1,0 +1,76 @@
+"""Work on tensors as one compiled program, shared by all that do the same work on tensors of the same shapes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+Work = Callable[[Sequence[Tensor]], Tensor]
+"""Of a list of tensors, some of which it writes in place; branches on no number."""
+
+
+def compiled(work: Work, examples: Sequence[Tensor], backend: str = "inductor") -> Work:
+    """``work`` as one program for tensors of the shapes and strides of ``examples``, which are overwritten.
+
+    It is traced operator by operator, with its derivatives, and the graph goes through ``torch.compile``. Tensors that
+    it closes over, and does not write, become inputs. So what a program is says its graph, and work with the same graph
+    shares compiled code, whoever's tensors it is for. It has run once when this returns.
+
+    Raises:
+        Exception: of many kinds, from torch, for what cannot be traced or compiled.
+    """
+    graph, constants = traced(work, examples)
+    inputs = [*examples, *constants]
+    key = (backend, graph.code, tuple((t.shape, t.stride(), t.dtype, t.device) for t in inputs))
+    if key not in _programs:
+        _programs[key] = torch.compile(graph, backend=backend, fullgraph=True, dynamic=False)
+    program = _programs[key]
+    with torch.no_grad():
+        program(*inputs)
+
+    def run(tensors: Sequence[Tensor]) -> Tensor:
+        with torch.no_grad():
+            result: Tensor = program(*tensors, *constants)
+            return result
+
+    return run
+
+
+_programs: dict[object, Callable[..., Tensor]] = {}
+
+
+def traced(work: Work, examples: Sequence[Tensor]) -> tuple[GraphModule, list[Tensor]]:
+    """The graph of ``work``, a function of as many tensors as ``examples`` and of the constants beside it."""
+    with _tracing():
+        graph = make_fx(lambda *tensors: work(tensors))(*examples)
+    constants: dict[str, Tensor] = {}
+    inputs: dict[str, Node] = {}
+    first = next(node for node in graph.graph.nodes if node.op != "placeholder")
+    for node in [node for node in graph.graph.nodes if node.op == "get_attr"]:
+        name = str(node.target)
+        if name not in inputs:
+            constants[name] = getattr(graph, name)
+            with graph.graph.inserting_before(first):
+                inputs[name] = graph.graph.placeholder(f"constant_{len(inputs)}")
+        node.replace_all_uses_with(inputs[name])
+        graph.graph.erase_node(node)
+    for name in constants:
+        delattr(graph, name)
+    graph.recompile()
+    return graph, list(constants.values())
+
+
+@contextlib.contextmanager
+def _tracing() -> Iterator[None]:
+    """Within the block code sees that it is being compiled: it looks at no number, and has forms for a compiler."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
