@@ -1,0 +1,188 @@
+"""The step as a function of state, rows and noise: pure, traced as one graph, compiled; the numbers are the same."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from training.config import schema
+from training.errors import UserError
+from training.kernels import compiled
+from training.pack import runner
+from training.pack.build import build
+from training.pack.step import flat
+
+CPU = torch.device("cpu")
+FULL = bool(os.environ.get("FULL"))
+NAMES = sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "estimator").glob("*.yaml"))
+TASKS = {
+    "vae_bernoulli": ["task.latents=5", "data.binarization=dynamic"],
+    "vae_categorical": ["task.latents=3", "task.categories=3"],
+    "toy": ["data=none"],
+    "semi_supervised": ["task.hidden=[8]", "task.style=3"],
+    "deep_vae_bernoulli": ["task.latents=4"],
+    "sbn_bernoulli": ["task.latents=4"],
+}
+FEW = ("gumbel_softmax", "nvil", "rebar", "rloo", "exact")
+"""A hook on logits, averages that are written, derivatives within the step, samples in front, states in a grid."""
+ON_TASKS = [(name, task) for task in TASKS for name in NAMES if FULL or task == "vae_bernoulli" or name in FEW]
+needs_a_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, runner.COMPILERS)), reason="Inductor compiles by a C++ compiler, which is not here"
+)
+
+
+def configs(*overrides, seeds=(0, 1)):
+    schema.register()
+    with initialize_config_module("conf", version_base="1.3"):
+        small = ["batch_size=12", "optimizer.lr=1e-3", *overrides]
+        config = OmegaConf.to_container(compose("config", overrides=small), resolve=True)
+    return [{**config, "seed": seed} for seed in seeds]
+
+
+def pack(name, task, *overrides, seeds=(0, 1)):
+    try:
+        return build(configs(f"estimator={name}", f"task={task}", *TASKS[task], *overrides, seeds=seeds), CPU)
+    except UserError:
+        pytest.skip("not for this task")
+
+
+def arguments(ours):
+    """State, rows and noise of the next step, in memory of their own."""
+    ours.train_step()
+    rows = ours.batches.rows(ours.step).contiguous()
+    return ours.tensors.copied(), rows, ours.streams.draw(ours.program.draws(rows))
+
+
+def equal(a, b):
+    return len(a) == len(b) and all(map(torch.equal, a, b))
+
+
+@pytest.mark.parametrize(("name", "task"), [(name, task) for name, task in ON_TASKS if name != "arsm" or FULL])
+def test_a_step_is_a_function_of_its_arguments(name, task):
+    """Twice the same, with nothing changed, be it the arguments or the pack; and what training does in place."""
+    ours = pack(name, task)
+    state, rows, noise = arguments(ours)
+    given = [*state.tensors(), rows, *flat(noise)]
+    before, own = [tensor.clone() for tensor in given], [tensor.clone() for tensor in ours.tensors.tensors()]
+    (first, losses), (second, again) = ours.program(state, rows, noise), ours.program(state, rows, noise)
+    assert torch.equal(losses, again) and equal(first.tensors(), second.tensors())
+    assert equal(given, before) and equal(ours.tensors.tensors(), own)
+    assert not equal(first.tensors(), before[: len(own)])
+    with ours.streams.given(noise):
+        assert torch.equal(ours.program.update(ours.tensors, rows), losses)
+    assert equal(ours.tensors.tensors(), first.tensors())
+
+
+@pytest.mark.parametrize("name", ["gumbel_softmax", "relax", "nvil"])
+def test_noise_ahead_of_a_step_is_what_it_draws_itself(name):
+    ahead, itself = pack(name, "vae_bernoulli"), pack(name, "vae_bernoulli")
+    state, rows, noise = arguments(ahead)
+    itself.train_step()
+    assert torch.equal(ahead.program(state, rows, noise)[1], itself.train_step())
+    with pytest.raises(RuntimeError, match="noise that it is given is none"), ahead.streams.given({}):
+        ahead.program.update(ahead.tensors, rows)
+
+
+def in_one_graph(ours, backend):
+    """The losses and the state of a step by a compiled program, and by the operators one after the other."""
+    state, rows, noise = arguments(ours)
+    work = compiled.compiled(ours.program.in_place(ours.program.draws(rows)), example(state, rows, noise), backend)
+    mine = example(state, rows, noise)
+    losses = work(mine)
+    ours.program.looks = False  # as a program, which notes the range of logits in every step
+    ours.optimizer.as_one_expression = True
+    new, expected = ours.program(state, rows, noise)
+    return [losses, *mine[: len(new.tensors())]], [expected, *new.tensors()]
+
+
+def example(state, rows, noise):
+    return [*state.copied().tensors(), rows, *flat(noise)]
+
+
+@pytest.mark.parametrize(("name", "task"), ON_TASKS)
+def test_a_step_is_one_graph(name, task):
+    """Traced through torch.compile; by torch's own kernels the numbers are the same bit for bit."""
+    torch._dynamo.reset()
+    ours, expected = in_one_graph(pack(name, task), "eager")
+    assert torch.equal(ours[0], expected[0])
+    for mine, theirs in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["gumbel_softmax", *(NAMES if FULL else ["nvil"])])
+def test_a_step_without_writing_in_place(name):
+    """As a compiler for CUDA gets it: functional, with what is written as results."""
+    torch._dynamo.reset()
+    for mine, theirs in zip(*in_one_graph(pack(name, "vae_bernoulli"), "aot_eager"), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
+@needs_a_compiler
+@pytest.mark.parametrize(
+    ("name", "task"), ON_TASKS if FULL else [("gumbel_softmax", "vae_bernoulli"), ("nvil", "toy"), ("rloo", "toy")]
+)
+def test_compiled_training_is_training_to_rounding(name, task):
+    """And it goes on from a checkpoint bit for bit; packs of one structure share the code, whatever their numbers."""
+    torch._dynamo.reset()
+    fast, plain = (pack(name, task, f"compile={value}") for value in ("true", "false"))
+    for _ in range(6):
+        torch.testing.assert_close(fast.train_step(), plain.train_step(), rtol=1e-4, atol=1e-5)
+    assert fast.runner.not_compiled == "" and plain.runner.not_compiled == "compile=false"
+    there = len(compiled._programs)
+    resumed = pack(name, task, "compile=true")
+    resumed.restore([fast.state(replica) for replica in range(2)])
+    assert torch.equal(resumed.train_step(), fast.train_step())
+    assert equal(resumed.tensors.tensors(), fast.tensors.tensors())
+    other, alike = (pack(name, task, f"compile={value}", "optimizer.lr=0.01", seeds=(5, 6)) for value in (True, False))
+    for _ in range(3):
+        torch.testing.assert_close(other.train_step(), alike.train_step(), rtol=1e-4, atol=1e-5)
+    assert len(compiled._programs) == there
+
+
+def test_what_cannot_be_compiled_trains_as_it_is(monkeypatch):
+    """An estimator that looks at a number: the reason is kept, and the numbers are those without compilation."""
+    ours, plain = pack("gumbel_softmax", "toy", "compile=true"), pack("gumbel_softmax", "toy")
+    sample = type(ours.estimator).sample
+    monkeypatch.setattr(type(ours.estimator), "sample", lambda self, x: sample(self, x * float(x.isfinite().all())))
+    for _ in range(3):
+        assert torch.equal(ours.train_step(), plain.train_step())
+    assert "RuntimeError" in ours.runner.not_compiled
+    monkeypatch.setattr(runner.shutil, "which", lambda name: None)
+    ours = pack("gumbel_softmax", "toy", "compile=true")
+    ours.train_step()
+    assert "no C++ compiler" in ours.runner.not_compiled
+
+
+def test_a_diverged_replica_in_a_program(monkeypatch):
+    """It is told with its step and logits, and its neighbour does not notice."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(runner, "compiled", lambda work, examples: compiled.compiled(work, examples, "eager"))
+    ours, well = (pack("gumbel_softmax", "vae_bernoulli", "compile=true") for _ in range(2))
+    for step in range(4):
+        if step == 2:
+            with torch.no_grad():
+                ours.parameters[0][1].fill_(float("nan"))
+        assert torch.equal(ours.train_step()[0], well.train_step()[0])
+    ((replica, details),) = ours.divergences([0, 1], everywhere=False)
+    assert replica == 1 and details["diverged_at"] == 3 and ours.runner.not_compiled == ""
+    assert equal([p[0] for p in ours.parameters], [p[0] for p in well.parameters])
+
+
+@pytest.mark.parametrize(("each", "compiles"), [(0.001, False), (0.01, True)])
+def test_auto_compiles_where_the_steps_ahead_are_worth_it(monkeypatch, each, compiles):
+    """10,000 steps of 1 ms: a third is less than the 20 s that it takes; of 10 ms it is more."""
+    ours = pack("gumbel_softmax", "toy", "compile=auto", "steps=10000")
+    assert ours.runner.not_compiled == "compile=auto on a CPU"
+    watched, asked = ours.runner, []
+    watched.not_compiled, watched.not_captured, watched.on_gpu = "", "there is no GPU", True
+    monkeypatch.setattr(runner, "_last_compilation", 20.0)
+    monkeypatch.setattr(watched, "_now", lambda: each * ours.step)
+    monkeypatch.setattr(watched, "_compiled", lambda rows: asked.append(ours.step) or (lambda rows: rows.sum(1)))
+    for _ in range(runner.WATCHED + 3):
+        ours.train_step()
+    assert asked == ([runner.WATCHED] if compiles else [])
+    assert ("too few" in watched.not_compiled) == (not compiles)
