@@ -44,9 +44,9 @@ def synthetic_data() -> Dataset:
     return Dataset("synthetic", (28, 28), "static", split, split, split)
 
 
-def make_pack(estimator: str, replicas: int, device: torch.device) -> Pack:
+def make_pack(estimator: str, replicas: int, device: torch.device, compiles: bool = False) -> Pack:
     """784-200-784 with Bernoulli latents, batch 100, Adam."""
-    config = composed(f"estimator={estimator}")
+    config = composed(f"estimator={estimator}", f"compile={compiles}")
     configs = [{**config, "seed": seed} for seed in range(replicas)]
     return build(configs, device, synthetic_data())
 
@@ -109,14 +109,14 @@ def in_turns(functions: Mapping[str, Callable[[], object]], seconds: float, call
     return {name: statistics.quantiles(own, n=4)[0] for name, own in times.items()}
 
 
-def steps_and_floors(device: torch.device, seconds: float) -> None:
+def steps_and_floors(device: torch.device, seconds: float, compiles: bool) -> None:
     """The table of steps beside their matrix products (CPU)."""
     faster = matmul.is_on()
     print("ms per replica-step; floor: its matrix products by torch; own: the same by oneDNN, which the step uses\n")
     print(f"{'estimator':<20}{'replicas':>9}{'step':>9}{'floor':>9}{'floor/step':>12}{'own':>9}{'own/step':>10}")
     for estimator in ON_CPU:
         for replicas in (1, 8):
-            functions = {"step": make_pack(estimator, replicas, device).train_step}
+            functions = {"step": make_pack(estimator, replicas, device, compiles).train_step}
             functions["floor"] = matrix_products(estimator, replicas, device, own=False)  # type: ignore[assignment]
             functions["own"] = matrix_products(estimator, replicas, device, own=faster)  # type: ignore[assignment]
             t = {name: 1e3 * value / replicas for name, value in in_turns(functions, seconds).items()}
@@ -174,7 +174,7 @@ def processes_together(count: int, seconds: float, rounds: int = 3) -> None:
     print(f"\n{count} processes: {together:.0f} replica-steps/s, one: {one:.0f}, ratio {together / one:.2f}")
 
 
-def on_gpu(device: torch.device, seconds: float) -> None:
+def on_gpu(device: torch.device, seconds: float, compiles: bool) -> None:
     """Replica-steps per second of packs of growing size, beside the time to move their bytes."""
     source = torch.empty(2**28, device=device)
     target = torch.empty_like(source)
@@ -183,11 +183,12 @@ def on_gpu(device: torch.device, seconds: float) -> None:
     print(f"{'estimator':<20}{'replicas':>9}{'replica-steps/s':>17}{'bytes/step':>12}  path")
     for estimator in ON_GPU:
         for replicas in (1, 8, 64, 256):
-            pack = make_pack(estimator, replicas, device)
+            pack = make_pack(estimator, replicas, device, compiles)
             pack.train_step()
             duration = in_turns({"step": pack.train_step}, seconds)["step"]
             floor = copied_bytes(replicas, estimator) / bandwidth
             path = f"eager: {pack.runner.not_captured}" if pack.runner.not_captured else "CUDA graph"
+            path += ", not compiled: " + pack.runner.not_compiled if pack.runner.not_compiled else ", compiled"
             print(
                 f"{estimator:<20}{replicas:>9}{replicas / duration:>17.0f}{floor / duration:>12.2f}  {path}", flush=True
             )
@@ -206,14 +207,15 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--seconds", type=float, default=6.0, help="per line")
     parser.add_argument("--processes", type=int, default=0, help="also: so many packs at once against one (CPU)")
+    parser.add_argument("--compile", action="store_true", help="the steps by torch.compile, as with compile=true")
     arguments = parser.parse_args()
     prepare()
     device = pick_device(arguments.device)
     print(f"784-200-784, batch {BATCH}, Adam, float32, {device_name(device)}, torch {torch.__version__}, 1 thread")
     if device.type == "cuda":
-        on_gpu(device, arguments.seconds)
+        on_gpu(device, arguments.seconds, arguments.compile)
     else:
-        steps_and_floors(device, arguments.seconds)
+        steps_and_floors(device, arguments.seconds, arguments.compile)
     compare_with_peers(device, 5 * arguments.seconds)
     if arguments.processes > 1 and device.type == "cpu":
         processes_together(arguments.processes, arguments.seconds)
