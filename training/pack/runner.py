@@ -51,18 +51,19 @@ class Runner:
         """The losses ``[replicas]`` of a step for the images ``rows``, of ``ahead`` steps that are to be made."""
         if self._run is None:
             self._run = self._prepared(rows, compiles=self.compile == "true" and not self.not_compiled)
-        elif self._decides() and self._steps == WATCHED:
-            if self._pays(ahead):
-                self._run = self._prepared(rows, compiles=True)
-            else:
-                self.not_compiled = "compile=auto: the steps ahead are too few"
-        if self._decides() and self._steps in (0, 1):  # the first one warms up
-            self._began = self._now()
-        self._steps += 1
+        if self._steps <= WATCHED and self.compile == "auto" and not self.not_compiled:
+            self._watch(rows, ahead)
         return self._run(rows)
 
-    def _decides(self) -> bool:
-        return self.compile == "auto" and not self.not_compiled and self._steps <= WATCHED
+    def _watch(self, rows: Tensor, ahead: int) -> None:
+        """Time the first steps, and then decide."""
+        if self._steps == 1:  # the first one warms up
+            self._began = self._now()
+        elif self._steps == WATCHED and self._pays(ahead):
+            self._run = self._prepared(rows, compiles=True)
+        elif self._steps == WATCHED:
+            self.not_compiled = "compile=auto: the steps ahead are too few"
+        self._steps += 1
 
     def _pays(self, ahead: int) -> bool:
         """Whether compilation saves more time than the last one took."""

@@ -95,7 +95,7 @@ class Step:
         self._encoder = [index for index, own in enumerate(parameters.values()) if id(own) in encoder]
         self._seen = SeenLogits(estimators)
         self._cotangent = torch.full((streams.replicas, batches.batch_size), 1 / batches.batch_size, device=self.device)
-        self.own = self._start(parameters)
+        self.own, self._own_parameters = self._start(parameters), list(parameters.values())
 
     def _start(self, parameters: dict[str, nn.Parameter]) -> State:
         moments = self.optimizer.start(list(parameters.values()))
@@ -144,13 +144,15 @@ class Step:
         """
         self.streams.rewind()
         self._seen.take()
-        model = state.model
-        if state is not self.own:
-            model = {name: _leaf(value) if name in self._learned else value for name, value in model.items()}
-        parameters = [model[name] for name in self._parameters]
+        parameters: Sequence[Tensor] = self._own_parameters
         batch = self.batches.gather(rows)
         with noise_source(self.streams.source("estimator", self.device)):
-            losses = self.losses(batch) if state is self.own else functional_call(self.losses, model, (batch,))
+            if state is self.own:
+                losses = self.losses.forward(batch)
+            else:
+                model = {name: _leaf(value) if name in self._learned else value for name, value in state.model.items()}
+                parameters = [model[name] for name in self._parameters]
+                losses = functional_call(self.losses, model, (batch,))
         # The gradient of losses.mean(-1).sum(): a replica's is that of its own mean loss.
         gradients: Sequence[Tensor | None]
         gradients = torch.autograd.grad(losses, parameters, self._cotangent, allow_unused=True)
