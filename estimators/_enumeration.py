@@ -53,8 +53,8 @@ def _states(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def _replaces(impossible: Tensor) -> bool:
     """Whether impossible states are to be replaced: not if there are none, as states that are one tensor for all
-    examples save memory and time. A harness on a GPU or a compiled one, which does not wait for the answer, has no logits
-    of -inf.
+    examples save memory and time. A harness on a GPU, or with a compiled step, does not wait for the answer, and has no
+    logits of -inf.
     """
     if may_look(impossible):
         return bool(impossible.any())
