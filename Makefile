@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: classes demo test setup lint bench certificates noise paper clean
+.PHONY: gpu classes demo test setup lint bench certificates noise paper clean
 
 demo: setup ## train 24 runs on 8x8 digits, then print the table, figures and an interactive page into runs/demo/report
 	$(BIN)/python train.py -m +experiment=demo
@@ -29,6 +29,9 @@ bench: setup ## what a gradient of every estimator costs; the training step besi
 	$(BIN)/python -m training.benchmarks.estimators
 	$(BIN)/python -m training.benchmark
 	$(BIN)/python -m training.benchmarks.evaluation
+
+gpu: ## on a machine with a GPU: speeds, profile, tests on CUDA, kill and resume, in 8 minutes; no set-up, no network
+	$(PYTHON) -m training.benchmarks.gpu
 
 CERTIFICATES = docs/results/certificates
 

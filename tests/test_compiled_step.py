@@ -157,6 +157,21 @@ def test_what_cannot_be_compiled_trains_as_it_is(monkeypatch):
     assert "no C++ compiler" in ours.runner.not_compiled
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["gumbel_softmax", "nvil", "reinmax", "rloo"])
+@pytest.mark.parametrize("task", ["vae_bernoulli", "vae_categorical"])
+def test_compiled_is_eager_on_cuda(name, task):
+    """The same losses and weights, to rounding, from compiled code in a CUDA graph."""
+    ours, plain = (
+        build(configs(f"estimator={name}", f"task={task}", *TASKS[task], f"compile={value}"), torch.device("cuda"))
+        for value in (True, False)
+    )
+    for _ in range(20):
+        torch.testing.assert_close(ours.train_step(), plain.train_step(), rtol=1e-3, atol=1e-3)
+    assert ours.runner.not_compiled == "" and ours.runner.not_captured == ""
+    torch.testing.assert_close(ours.parameters, plain.parameters, rtol=1e-2, atol=1e-3)
+
+
 def test_a_diverged_replica_in_a_program(monkeypatch):
     """It is told with its step and logits, and its neighbour does not notice."""
     torch._dynamo.reset()

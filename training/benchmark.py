@@ -44,9 +44,9 @@ def synthetic_data() -> Dataset:
     return Dataset("synthetic", (28, 28), "static", split, split, split)
 
 
-def make_pack(estimator: str, replicas: int, device: torch.device, compiles: bool = False) -> Pack:
-    """784-200-784 with Bernoulli latents, batch 100, Adam."""
-    config = composed(f"estimator={estimator}", f"compile={compiles}")
+def make_pack(estimator: str, replicas: int, device: torch.device, *overrides: str) -> Pack:
+    """784-200-784 with Bernoulli latents, batch 100, Adam, not compiled, or what ``overrides`` make of it."""
+    config = composed(f"estimator={estimator}", "compile=false", *overrides)
     configs = [{**config, "seed": seed} for seed in range(replicas)]
     return build(configs, device, synthetic_data())
 
@@ -116,7 +116,7 @@ def steps_and_floors(device: torch.device, seconds: float, compiles: bool) -> No
     print(f"{'estimator':<20}{'replicas':>9}{'step':>9}{'floor':>9}{'floor/step':>12}{'own':>9}{'own/step':>10}")
     for estimator in ON_CPU:
         for replicas in (1, 8):
-            functions = {"step": make_pack(estimator, replicas, device, compiles).train_step}
+            functions = {"step": make_pack(estimator, replicas, device, f"compile={compiles}").train_step}
             functions["floor"] = matrix_products(estimator, replicas, device, own=False)  # type: ignore[assignment]
             functions["own"] = matrix_products(estimator, replicas, device, own=faster)  # type: ignore[assignment]
             t = {name: 1e3 * value / replicas for name, value in in_turns(functions, seconds).items()}
@@ -183,7 +183,7 @@ def on_gpu(device: torch.device, seconds: float, compiles: bool) -> None:
     print(f"{'estimator':<20}{'replicas':>9}{'replica-steps/s':>17}{'bytes/step':>12}  path")
     for estimator in ON_GPU:
         for replicas in (1, 8, 64, 256):
-            pack = make_pack(estimator, replicas, device, compiles)
+            pack = make_pack(estimator, replicas, device, f"compile={compiles}")
             pack.train_step()
             duration = in_turns({"step": pack.train_step}, seconds)["step"]
             floor = copied_bytes(replicas, estimator) / bandwidth

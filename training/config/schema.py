@@ -226,7 +226,7 @@ class Config:
     device: str = option("auto", "places")
     threads: int = number(1, "[1, 4096]", "places")
     allow_tf32: bool = option(False, "trains")
-    compile: str = option("auto", "places")
+    compile: str = option("false", "places")
     progress: bool = option(True, "places")
     cluster: Any = option(MISSING, "places")
     workers: int = number(0, "[0, 4096]", "places")

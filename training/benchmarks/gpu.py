@@ -1,0 +1,335 @@
+"""``make gpu``: all that is measured and tested on a GPU, in at most eight minutes, as one JSON and one Markdown file.
+
+It needs no network, and no package besides those that train (the tests need pytest). Each part has a share of the time,
+most useful first, and is written when it is done: what is stopped half-way has given what it got until then. What did
+not fit or failed is named in both files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.benchmark import copied_bytes, in_turns, make_pack, prepare
+from training.benchmarks.evaluation import MODELS, make_task, products
+from training.devices import pick_device
+from training.kernels.matmul import use_tf32
+from training.pack.evaluation import commit, device_name
+from training.processes import ROOT
+
+ESTIMATORS = ("gumbel_softmax", "st_gumbel_softmax", "reinmax", "nvil", "rloo", "disarm")
+REPLICAS = (256, 64, 1, 1024, 8)
+TOGETHER, STEPS = (1, 8, 64), 40
+"""Packs that are compared, and for how long."""
+TASKS = ("vae_categorical", "sbn_bernoulli", "sbn_categorical")
+ON_TASKS = ("gumbel_softmax", "reinmax", "nvil", "rloo")
+TESTS = {
+    "tests/test_capture.py": "captured or gpu",
+    "tests/test_compiled_step.py": "cuda",
+    "tests/test_precision.py": "cuda",
+    "tests/test_every_combination.py": "",
+}
+"""The files, and which of their tests."""
+SECONDS = 0.4
+"""For one line of the table of speeds."""
+Row = dict[str, Any]
+Part = Callable[["Deadline"], Iterator[Row]]
+
+
+def cases() -> list[tuple[str, str, int, bool, bool]]:
+    """``(task, estimator, replicas, tf32, compile)``, the most telling first: compilation takes seconds for each."""
+    bits, first = "vae_bernoulli", ESTIMATORS[0]
+    found = [(bits, first, replicas, tf32, True) for tf32 in (False, True) for replicas in (256, 64, 1)]
+    found += [(bits, first, replicas, False, False) for replicas in (256, 64, 1)]
+    found += [(bits, estimator, 256, False, True) for estimator in ESTIMATORS]
+    found += [(task, first, 256, False, True) for task in TASKS]
+    found += [(bits, estimator, 64, False, True) for estimator in ESTIMATORS]
+    found += [(task, estimator, 64, False, False) for task in TASKS for estimator in ON_TASKS]
+    everything = product((bits,), ESTIMATORS, REPLICAS, (False, True), (True, False))
+    return list(dict.fromkeys([*found, *everything]))
+
+
+class Deadline:
+    """A part's time: ``left`` seconds of it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        return max(self.end - time.monotonic(), 0.0)
+
+
+def rates(device: torch.device) -> Part:
+    """Bytes and products per second, on which the floors are built."""
+
+    def part(deadline: Deadline) -> Iterator[Row]:
+        n = 2**28 if device.type == "cuda" else 2**22
+        source = torch.empty(n, device=device)
+        target = torch.empty_like(source)
+        copied = in_turns({"copy": lambda: target.copy_(source)}, 0.5)["copy"]
+        yield {"what": "copy, read and written", "unit": "GB/s", "rate": 8 * n / copied / 1e9}
+        side = 8192 if device.type == "cuda" else 512
+        a, b = (torch.rand(side, side, device=device) for _ in range(2))
+        for tf32 in (False, True):
+            use_tf32(tf32)
+            seconds = in_turns({"product": lambda: a @ b}, 0.5, calls=3)["product"]
+            name = f"product of {side}^3, {'TF32' if tf32 else 'float32'}"
+            yield {"what": name, "unit": "TFLOP/s", "rate": 2 * side**3 / seconds / 1e12}
+
+    return part
+
+
+def speeds(device: torch.device, bandwidth: Callable[[], float]) -> Part:
+    """Replica-steps per second of 784-200-784 by estimator, pack and precision; then of other tasks."""
+
+    def part(deadline: Deadline) -> Iterator[Row]:
+        for case in cases():
+            if deadline.left < 5:
+                return
+            yield _speed(device, *case, bandwidth())
+
+    return part
+
+
+def _speed(
+    device: torch.device, task: str, estimator: str, replicas: int, tf32: bool, compile: bool, bandwidth: float
+) -> Row:
+    use_tf32(tf32)
+    began = time.perf_counter()
+    pack = make_pack(estimator, replicas, device, f"task={task}", f"compile={compile}")
+    pack.train_step()
+    _wait(device)
+    prepared = time.perf_counter() - began
+    duration = in_turns({"step": pack.train_step}, SECONDS)["step"]
+    began = time.perf_counter()
+    for _ in range(20):
+        pack.train_step()
+    host = (time.perf_counter() - began) / 20
+    _wait(device)
+    row: Row = {"task": task, "estimator": estimator, "replicas": replicas, "tf32": tf32, "compile": compile}
+    row |= {"replica_steps_per_second": replicas / duration, "step_ms": 1e3 * duration, "host_ms": 1e3 * host}
+    runner = pack.runner
+    row |= {"prepared_s": prepared, "not_compiled": runner.not_compiled, "not_captured": runner.not_captured}
+    if task == "vae_bernoulli":
+        row["share_of_bytes"] = copied_bytes(replicas, estimator) / bandwidth / duration
+    return row
+
+
+def kernels(device: torch.device) -> Part:
+    """Where the time of one step of 256 replicas goes, by kernel, without a graph around them."""
+
+    def part(deadline: Deadline) -> Iterator[Row]:
+        from torch.profiler import ProfilerActivity, profile
+
+        use_tf32(False)
+        pack = make_pack("gumbel_softmax", 256 if device.type == "cuda" else 8, device)
+        for _ in range(3):
+            pack.train_step()
+        _wait(device)
+        steps = 16
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+        with profile(activities=activities) as profiler:
+            for _ in range(steps):
+                pack.train_step()
+            _wait(device)
+        for event in profiler.key_averages():
+            own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+            if own > 0:
+                yield {"kernel": event.key[:120], "us_per_step": own / steps, "calls_per_step": event.count / steps}
+
+    return part
+
+
+def together(device: torch.device) -> Part:
+    """The largest relative difference of a run's losses alone and in packs, over the first steps."""
+
+    def part(deadline: Deadline) -> Iterator[Row]:
+        use_tf32(False)
+        for estimator in ESTIMATORS:
+            if deadline.left < 5:
+                return
+            packs = [make_pack(estimator, replicas, device) for replicas in TOGETHER]
+            losses = [torch.stack([pack.train_step()[0].clone() for _ in range(STEPS)]) for pack in packs]
+            worst = max(float(((other - losses[0]) / losses[0]).abs().max()) for other in losses[1:])
+            yield {"estimator": estimator, "largest_difference": worst}
+
+    return part
+
+
+def bounds(device: torch.device) -> Part:
+    """The evaluation of bounds beside the products that it needs."""
+
+    def part(deadline: Deadline) -> Iterator[Row]:
+        use_tf32(False)
+        replicas, images, samples = (16, 100, 1000) if device.type == "cuda" else (1, 2, 100)
+        for model in MODELS:
+            if deadline.left < 5:
+                return
+            task = make_task(model, replicas, images, device)
+            functions: dict[str, Callable[[], object]] = {
+                "bound": lambda task=task: task.evaluate("test", samples),  # type: ignore[misc]
+                "products": products(task, samples, own=True),
+            }
+            times = in_turns(functions, 2.0, calls=1)
+            each = {f"{name}_us": 1e6 * times[name] / (images * samples * replicas) for name in functions}
+            yield {"model": model, **each, "share": times["products"] / times["bound"]}
+
+    return part
+
+
+def killed(device: torch.device) -> Part:
+    """Runs that are killed again and again, beside undisturbed ones."""
+
+    def part(deadline: Deadline) -> Iterator[Row]:
+        command = [sys.executable, "tests/faults/kill_at_random.py", "--kills", "3", "--steps", "400"]
+        command += ["--device", str(device)]
+        yield _called(command, deadline)
+
+    return part
+
+
+def tests(device: torch.device) -> Part:
+    """The tests that do something else on a GPU than on a CPU, a file each."""
+
+    def part(deadline: Deadline) -> Iterator[Row]:
+        for file, chosen in TESTS.items():
+            if deadline.left < 5:
+                return
+            yield _called(
+                [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", chosen], deadline
+            )
+
+    return part
+
+
+def a_sweep(device: torch.device) -> Part:
+    """``+experiment=jang_table1`` at 3,000 steps: 28 packs of 30 runs, where the images are there."""
+
+    def part(deadline: Deadline) -> Iterator[Row]:
+        options = ["steps=3000", "evaluate_every=1000", "train_samples=0", "valid_samples=10", "test_samples=10"]
+        options += ["compile=auto", "progress=false"]
+        sweep = [f"runs_dir={Path(os.environ.get('TMPDIR', '/tmp')) / f'gpu-{os.getpid()}'}", f"device={device}"]
+        yield _called([sys.executable, "train.py", "+experiment=jang_table1", *options, *sweep], deadline)
+
+    return part
+
+
+def _called(command: list[str], deadline: Deadline) -> Row:
+    """The last lines of a command, its exit code and seconds."""
+    began = time.monotonic()
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(deadline.left, 1))
+        code, output = str(done.returncode), done.stdout + done.stderr
+    except subprocess.TimeoutExpired as error:
+        code, output = "out of time", (error.stdout or b"").decode(errors="replace")
+    shown = " ".join(word for word in command[1:] if not word.startswith("runs_dir="))
+    lines = [line for line in output.strip().splitlines() if line.strip()][-12:]
+    return {"command": shown, "exit_code": code, "seconds": time.monotonic() - began, "output": "\n".join(lines)}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def markdown(report: Row) -> str:
+    """The report as a page: a table for each part."""
+    lines = [f"# {report['device']}, torch {report['torch']}, commit {report['commit']}", ""]
+    for name, part in report["parts"].items():
+        lines += [f"## {name}", "", f"{part['about']} ({part['seconds']:.0f} s)", ""]
+        if part["error"]:
+            lines += [f"**failed**: {part['error']}", ""]
+        rows = part["rows"]
+        if name == "kernels":
+            rows = sorted(rows, key=lambda row: -row["us_per_step"])[:25]
+        if rows:
+            header = list(dict.fromkeys(key for row in rows for key in row))
+            lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+            lines += ["| " + " | ".join(_text(row.get(key, "")) for key in header) + " |" for row in rows]
+            lines.append("")
+    lines += [
+        f"Not reached: {', '.join(report['not_reached'])}." if report["not_reached"] else "All parts were reached."
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _text(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", "<br>")
+
+
+def measure(device: torch.device, seconds: float, output: Path, names: list[str]) -> Row:
+    """Do the parts ``names``, and write ``gpu.json`` and ``gpu.md`` into ``output`` after each."""
+    report: Row = {"device": device_name(device), "torch": torch.__version__, "commit": commit(), "parts": {}}
+
+    def bandwidth() -> float:
+        rows = report["parts"].get("rates", {}).get("rows", [])
+        return float(rows[0]["rate"]) * 1e9 if rows else float("nan")
+
+    parts: dict[str, tuple[Part, float]] = {
+        "rates": (rates(device), 0.03),
+        "speeds": (speeds(device, bandwidth), 0.36),
+        "together": (together(device), 0.06),
+        "kernels": (kernels(device), 0.04),
+        "bounds": (bounds(device), 0.06),
+        "killed": (killed(device), 0.12),
+        "tests": (tests(device), 0.33),
+        "a_sweep": (a_sweep(device), 0.3),
+    }
+    whole = Deadline(seconds)
+    output.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        part, share = parts[name]
+        began, rows, error = time.monotonic(), list[Row](), ""
+        print(f"{name}: at most {min(share * seconds, whole.left):.0f} s", flush=True)
+        if whole.left > 5:
+            try:
+                for row in part(Deadline(min(share * seconds, whole.left))):
+                    rows.append(row)
+                    if name != "kernels":  # hundreds; the page has the largest
+                        print("   " + ", ".join(f"{key}={_text(value)}" for key, value in row.items()), flush=True)
+            except Exception as trouble:  # one part's trouble costs no other part
+                error = f"{type(trouble).__name__}: {trouble}"
+                print(f"   {error}", flush=True)
+        about = " ".join((globals()[name].__doc__ or "").split())
+        report["parts"][name] = {"about": about, "rows": rows, "error": error, "seconds": time.monotonic() - began}
+        report["not_reached"] = [each for each in parts if not report["parts"].get(each, {}).get("rows")]
+        (output / "gpu.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        (output / "gpu.md").write_text(markdown(report), encoding="utf-8")
+    return report
+
+
+PARTS = ("rates", "speeds", "together", "kernels", "bounds", "killed", "tests", "a_sweep")
+
+
+def main() -> None:
+    """Measure, and say where it is written; exit code 1 if something failed."""
+    parser = argparse.ArgumentParser(prog="python -m training.benchmarks.gpu", description="all that is for a GPU")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--seconds", type=float, default=460.0, help="for all parts together")
+    parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="folder of gpu.json and gpu.md")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    arguments = parser.parse_args()
+    prepare()
+    report = measure(pick_device(arguments.device), arguments.seconds, arguments.output, arguments.parts)
+    print(f"wrote {arguments.output}/gpu.json and {arguments.output}/gpu.md")
+    failed = [name for name, part in report["parts"].items() if part["error"]]
+    called = [row for part in report["parts"].values() for row in part["rows"] if "exit_code" in row]
+    failed += [row["command"] for row in called if row["exit_code"] != "0"]
+    if failed:
+        sys.exit(f"failed: {'; '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
