@@ -125,7 +125,7 @@ def _lives(file: Path) -> bool:
     """Whether the process whose claim this is lives; a file that cannot be read is as alive as its heartbeat."""
     try:
         text, beaten = _read(file)
-    except FileNotFoundError:
+    except OSError:  # there is none, or no folder for one
         return False
     owner = text.split()
     if len(owner) == 3 and owner[0] == _machine():
@@ -142,7 +142,7 @@ def _create(file: Path, text: str) -> None:
 
 
 def _read(file: Path) -> tuple[str, float]:
-    """The text of a claim and when it was last touched. Raises ``FileNotFoundError``; no text if it is unreadable."""
+    """The text of a claim and when it was last touched. Raises ``OSError`` if it is not there; no text if it is unreadable."""
     found = os.stat(file, follow_symlinks=False)
     if not stat.S_ISREG(found.st_mode):
         return "", found.st_mtime
