@@ -7,9 +7,11 @@ import pytest
 import torch
 import yaml
 from hydra import initialize_config_module
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from test_cli import call
@@ -57,6 +59,8 @@ SWEEPS = [
     ["estimator=nvil", "++estimator.variance_normalisation=true,false"],
     ["task.prior_temperature=null,0.5", "task.kl=relaxed"],
     ["steps=${batch_size}", "batch_size=3,4"],
+    ["estimator=nvil,rloo,reinmax", "task=vae_bernoulli,sbn_categorical", "optimizer=sgd,adam", "seed=1,2"],
+    ["~basket.estimators.arm", "basket=default", "task.hidden=[8],[]", "data=digits,mnist", "task=vae_cosine"],
 ]
 
 
@@ -81,6 +85,43 @@ def test_runs_have_the_configs_that_hydra_composes(composer, arguments):
     for config in expected:
         run = by_key[RunPlan(config | {"replicas": 1}).key]
         assert run.config == config | {"replicas": 1}
+
+
+def test_options_of_different_groups_are_composed_together(composer, monkeypatch):
+    """One config for each option, not for each combination of them or for each value."""
+    composed = []
+    load = ConfigLoaderImpl.load_sweep_config
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", lambda *own: composed.append(own) or load(*own))
+    grid = [
+        "estimator=nvil,rloo,reinmax,darn",
+        "task=vae_bernoulli,sbn_bernoulli,vae_categorical",
+        "optimizer=sgd,adam",
+    ]
+    assert len(composer[0](*grid, "optimizer.lr=0.1,0.2")) == 48 and len(composed) == 7
+
+
+def test_an_option_that_changes_another_group_is_left_to_hydra(composer, monkeypatch):
+    """As a user's own file may, in the package of the whole config: here the second of three tasks."""
+    load = ConfigLoaderImpl.load_sweep_config
+
+    def loaded(self, master, overrides):
+        config = load(self, master, overrides)
+        if "task=vae_categorical" in overrides:
+            config.optimizer.lr = 0.5
+        return config
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", loaded)
+    runs = composer[0]("task=vae_bernoulli,vae_categorical,sbn_bernoulli", "estimator=nvil,rloo", "batch_size=3,4")
+    rates = [(run.config["task"]["name"], run.config["optimizer"]["lr"] == 0.5) for run in runs]
+    assert rates == [(name, name == "vae_categorical") for name, _ in rates] and len(runs) == 12
+    assert [run.config["batch_size"] for run in runs] == [3, 4] * 6
+
+
+def test_an_unknown_option_is_refused_however_much_is_composed_already(composer):
+    runs, _ = composer
+    for wrong in ("stepz=[1]", "stepz=1", "task.wrong=[1]", "task.wrong=1", "estimator=wrong", "optimizer.lr=[1]"):
+        with pytest.raises(HydraException):
+            runs("estimator=nvil,rloo", wrong)
 
 
 def test_replicas_are_seeds_and_a_run_stands_once(composer):
