@@ -3,13 +3,11 @@
 import math
 from itertools import pairwise
 
+import configs
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
 from estimators.exact import enumerate_states
-from training.config import schema
 from training.config.plan import replicated
 from training.errors import UserError
 from training.gradients import basket
@@ -22,10 +20,7 @@ CPU = torch.device("cpu")
 
 
 def config(*overrides):
-    schema.register()
-    with initialize_config_module("conf", version_base="1.3"):
-        composed = compose("config", overrides=["optimizer.lr=1e-3", "progress=false", *overrides])
-    return OmegaConf.to_container(composed, resolve=True)
+    return configs.config("optimizer.lr=1e-3", "progress=false", *overrides)
 
 
 def nodes(*names):

@@ -5,14 +5,12 @@ import math
 import subprocess
 import sys
 
+import configs
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
 from analysis import records
-from training.config import schema
 from training.config.identity import run_name
 from training.config.plan import RunPlan, replicated
 from training.errors import UserError
@@ -29,10 +27,7 @@ FAST = ["steps=40", "evaluate_every=20", "test_samples=3", "valid_samples=2", "p
 
 def config(*overrides, **settings):
     """A composed config as the loop sees it."""
-    schema.register()
-    with initialize_config_module("conf", version_base="1.3"):
-        composed = compose("config", overrides=[*FAST, *overrides])
-    return OmegaConf.to_container(composed, resolve=True) | settings
+    return configs.config(*FAST, *overrides) | settings
 
 
 def rows(path):
