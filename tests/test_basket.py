@@ -160,7 +160,7 @@ def test_order_of_the_literature(trainer, orders):
     known["uncentred"] = {**known["muprop"], "centring": False}
     for kl, its_orders in {"analytic": orders, "sampled": ["uncentred nvil rebar", "uncentred muprop rebar"]}.items():
         point = Point(pack, kl=kl)
-        found = {result.measured: result.figures for result in basket.measure(point, known, draws=1000)}
+        found = {result.measured: result.figures for result in basket.measure(point, known, draws=400)}
         for larger, smaller in (pair for order in its_orders for pair in pairwise(order.split())):
             error = math.hypot(found[larger].log_variance_error, found[smaller].log_variance_error)
             step = found[larger].log_variance - found[smaller].log_variance

@@ -58,17 +58,18 @@ ESTIMATORS = ["gumbel_softmax", "st_gumbel_softmax", "straight_through", "nvil",
 @pytest.mark.parametrize("task", ["vae_bernoulli", "vae_categorical"])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_run_alone_and_in_a_pack_of_eight(estimator, task):
-    """Losses of 200 steps agree to 1e-4 relative, whatever is trained beside the run."""
+    """Losses of 50 steps, two epochs, agree to 1e-4 relative, whatever is trained beside the run."""
     job = config(f"estimator={estimator}", f"task={task}", "task.latents=20", "batch_size=50")
     together = build([{**job, "seed": seed} for seed in range(8)], CPU)
     alone = build([{**job, "seed": 5}], CPU)
-    for _ in range(200):
+    for _ in range(50):
         ours, all_losses = alone.train_step(), together.train_step()
         assert torch.allclose(ours[0], all_losses[5], rtol=1e-4)
     assert torch.allclose(alone.variance.value()[0], together.variance.value()[5], rtol=1e-3)
     for split in ("valid", "test"):
+        expected = together.task.evaluate(split, 3)
         for name, value in alone.task.evaluate(split, 3).items():
-            assert torch.allclose(value[0], together.task.evaluate(split, 3)[name][5], rtol=1e-4)
+            assert torch.allclose(value[0], expected[name][5], rtol=1e-4)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
