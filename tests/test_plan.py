@@ -19,7 +19,7 @@ from test_cli import call
 
 from analysis import records
 from training.config import identity, schema
-from training.config.compose import runs_of
+from training.config.compose import _Composer, runs_of
 from training.config.plan import RunPlan, packs_of, structure
 from training.errors import UserError
 from training.pack.build import build
@@ -29,16 +29,18 @@ CPU = torch.device("cpu")
 SMALL = ["task.latents=4", "steps=4", "evaluate_every=4", "valid_samples=1", "test_samples=1", "progress=false"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def composer():
-    """``composer(*arguments)`` -> the runs of a multirun, and Hydra's own configs of its jobs."""
+    """``runs(*arguments)`` of a multirun, where what was composed is kept, and Hydra's own config of a job."""
     schema.register()
     with initialize_config_module("conf", version_base="1.3"):
         hydra: Hydra = GlobalHydra.instance().hydra
         master = hydra.compose_config("config", [], run_mode=RunMode.MULTIRUN)
 
-        def runs(*arguments):
-            return runs_of([*SMALL, *arguments], master, hydra.config_loader)
+        kept = _Composer(master, hydra.config_loader)
+
+        def runs(*arguments, compose=kept):
+            return runs_of([*SMALL, *arguments], master, hydra.config_loader, compose)
 
         def composed(*overrides):
             config = hydra.config_loader.load_sweep_config(master, [*SMALL, *overrides])
@@ -98,7 +100,7 @@ def test_options_of_different_groups_are_composed_together(composer, monkeypatch
         "task=vae_bernoulli,sbn_bernoulli,vae_categorical",
         "optimizer=sgd,adam",
     ]
-    assert len(composer[0](*grid, "optimizer.lr=0.1,0.2")) == 48 and len(composed) == 7
+    assert len(composer[0](*grid, "optimizer.lr=0.1,0.2", compose=None)) == 48 and len(composed) == 7
 
 
 def test_an_option_that_changes_another_group_is_left_to_hydra(composer, monkeypatch):
@@ -112,7 +114,8 @@ def test_an_option_that_changes_another_group_is_left_to_hydra(composer, monkeyp
         return config
 
     monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", loaded)
-    runs = composer[0]("task=vae_bernoulli,vae_categorical,sbn_bernoulli", "estimator=nvil,rloo", "batch_size=3,4")
+    grid = ["task=vae_bernoulli,vae_categorical,sbn_bernoulli", "estimator=nvil,rloo", "batch_size=3,4"]
+    runs = composer[0](*grid, compose=None)
     rates = [(run.config["task"]["name"], run.config["optimizer"]["lr"] == 0.5) for run in runs]
     assert rates == [(name, name == "vae_categorical") for name, _ in rates] and len(runs) == 12
     assert [run.config["batch_size"] for run in runs] == [3, 4] * 6
