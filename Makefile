@@ -11,7 +11,7 @@ demo: setup ## train 24 runs on 8x8 digits, then print the table, figures and an
 	$(BIN)/python -m analysis.report runs/demo
 
 test: setup ## run all tests (those on real images when DATA_DIR is set)
-	$(BIN)/python -m pytest -n 2 -q --durations=10
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q -rs --durations=10
 
 setup: $(VENV)/.ready
 

@@ -17,30 +17,33 @@ LAST_RESORT = 1800.0
 class Processes:
     """Starts processes with a mark in their environment, which their own processes inherit."""
 
-    def __init__(self) -> None:
-        self.mark = uuid.uuid4().hex
+    def __init__(self, variable: str = MARK) -> None:
+        self.variable, self.mark = variable, uuid.uuid4().hex
 
     def start(self, command: list[str], **options: Any) -> subprocess.Popen[Any]:
         """As ``subprocess.Popen``."""
-        environment = {**(options.pop("env", None) or os.environ), MARK: self.mark}
+        environment = {**(options.pop("env", None) or os.environ), self.variable: self.mark}
         return subprocess.Popen(command, env=environment, **options)
 
     def close(self) -> None:
         """Kill all that is left, until nothing is."""
-        while left := self._left():
+        while left := self.left():
             for number in left:
                 try:
                     os.kill(number, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
 
-    def _left(self) -> list[int]:
-        found = []
+    def left(self) -> dict[int, str]:
+        """The command lines of those that run, also where the process that started them has ended."""
+        found = {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                marked = f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes().split(b"\0")
+                marked = f"{self.variable}={self.mark}".encode() in (entry / "environ").read_bytes().split(b"\0")
                 if marked and "State:\tZ" not in (entry / "status").read_text():
-                    found.append(int(entry.name))
+                    found[int(entry.name)] = (
+                        (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    )
             except OSError:  # it has ended, or is somebody else's
                 continue
         return found

@@ -3,13 +3,11 @@
 import math
 from itertools import pairwise
 
+import configs
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
 from estimators.exact import enumerate_states
-from training.config import schema
 from training.config.plan import replicated
 from training.errors import UserError
 from training.gradients import basket
@@ -22,10 +20,7 @@ CPU = torch.device("cpu")
 
 
 def config(*overrides):
-    schema.register()
-    with initialize_config_module("conf", version_base="1.3"):
-        composed = compose("config", overrides=["optimizer.lr=1e-3", "progress=false", *overrides])
-    return OmegaConf.to_container(composed, resolve=True)
+    return configs.config("optimizer.lr=1e-3", "progress=false", *overrides)
 
 
 def nodes(*names):
@@ -165,7 +160,7 @@ def test_order_of_the_literature(trainer, orders):
     known["uncentred"] = {**known["muprop"], "centring": False}
     for kl, its_orders in {"analytic": orders, "sampled": ["uncentred nvil rebar", "uncentred muprop rebar"]}.items():
         point = Point(pack, kl=kl)
-        found = {result.measured: result.figures for result in basket.measure(point, known, draws=1000)}
+        found = {result.measured: result.figures for result in basket.measure(point, known, draws=400)}
         for larger, smaller in (pair for order in its_orders for pair in pairwise(order.split())):
             error = math.hypot(found[larger].log_variance_error, found[smaller].log_variance_error)
             step = found[larger].log_variance - found[smaller].log_variance

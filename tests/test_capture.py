@@ -3,13 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import configs
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from training.config import schema
 from training.errors import UserError
 from training.pack.build import build
 from training.replicas.streams import STEPS_PER_BLOCK, BlockSource, Streams
@@ -22,10 +20,7 @@ EVENTFUL = ["data.binarization=dynamic", "schedule=exponential", "schedule.every
 
 
 def pack(*overrides, seeds=(0, 1), device=CPU):
-    schema.register()
-    with initialize_config_module("conf", version_base="1.3"):
-        small = ["task.latents=5", "batch_size=20", "optimizer.lr=1e-3", *overrides]
-        config = OmegaConf.to_container(compose("config", overrides=small), resolve=True)
+    config = configs.config("task.latents=5", "batch_size=20", "optimizer.lr=1e-3", *overrides)
     return build([{**config, "seed": seed} for seed in seeds], device)
 
 

@@ -5,13 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
+from configs import config
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 
 from analysis import records
-from training.config import schema
-from training.config.plan import replicated
 from training.devices import pick_device
 from training.errors import explained
 from training.pack.build import build
@@ -97,11 +94,8 @@ def options(group):
 
 @pytest.mark.parametrize("group", ["estimator", "task", "data", "optimizer", "schedule", "basket", "logger", "cluster"])
 def test_every_option_composes_under_its_own_name(group):
-    schema.register()
-    with initialize_config_module("conf", version_base="1.3"):
-        for name in options(group):
-            composed = compose("config", overrides=[f"{group}={name}"])
-            assert OmegaConf.select(composed, f"{group}.name") == name
+    for name in options(group):
+        assert config(f"{group}={name}")[group]["name"] == name
 
 
 def test_a_budget_comes_between_the_experiment_and_the_command_line(monkeypatch, capsys, tmp_path):
@@ -122,9 +116,5 @@ def test_a_budget_comes_between_the_experiment_and_the_command_line(monkeypatch,
 
 
 def test_exact_trains_where_it_can_enumerate():
-    schema.register()
-    with initialize_config_module("conf", version_base="1.3"):
-        composed = compose("config", overrides=["estimator=exact", "task.latents=4", "steps=1"])
-    (run,) = replicated(OmegaConf.to_container(composed, resolve=True))
-    pack = build([run.config], pick_device("cpu"))
+    pack = build([config("estimator=exact", "task.latents=4", "steps=1")], pick_device("cpu"))
     assert pack.train_step().isfinite().all()

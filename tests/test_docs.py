@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-
-from training.config import schema
+from configs import config
 
 ROOT = Path(__file__).parents[1]
 FOLLOWED = [ROOT / "docs" / name for name in ("tutorial.md", "tutorial_task.md", "tutorial_data.md")]  # by tests
@@ -37,7 +35,6 @@ def test_python_snippets_run(code):
 @pytest.mark.parametrize("code", blocks("sh"))
 def test_training_commands_compose(code):
     """Every ``python train.py`` line composes (each choice of a list on its own), and every ``make`` target exists."""
-    schema.register()
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
     for line in code.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
@@ -48,9 +45,8 @@ def test_training_commands_compose(code):
         if words[:2] == ["python", "train.py"]:
             overrides = [word for word in words[2:] if not word.startswith("-")]
             choices = [re.sub(r"=range\((\d+).*\)$", r"=\1", word) for word in overrides]
-            with initialize_config_module("conf", version_base="1.3"):
-                for position in range(3):
-                    compose("config", overrides=[_choice(word, position) for word in choices])
+            for position in range(3):
+                config(*(_choice(word, position) for word in choices))
 
 
 def _choice(override, position):

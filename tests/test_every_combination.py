@@ -1,15 +1,13 @@
 """Every task with every estimator: trained, recorded, resumed from a checkpoint, read; or skipped with a reason."""
 
-from functools import cache
 from pathlib import Path
 
+import configs
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
 from analysis import records
-from training.config import schema, validity
+from training.config import validity
 from training.config.plan import RunPlan
 from training.errors import UserError
 from training.pack import checkpoints
@@ -29,16 +27,13 @@ REASONS = (
 )
 
 
-@cache
 def composed(*overrides):
-    schema.register()
-    with initialize_config_module("conf", version_base="1.3"):
-        return OmegaConf.to_container(compose("config", overrides=[*FEW, *overrides]), resolve=True)
+    return configs.config(*FEW, *overrides)
 
 
 def config_of(task, estimator):
     """With few latents and narrow nets, on the digits, or on no data for a toy."""
-    config = {**composed(), "task": dict(composed(f"task={task}")["task"])}
+    config = {**composed(), "task": composed(f"task={task}")["task"]}
     config["estimator"] = composed(f"estimator={estimator}")["estimator"]
     toy = task.startswith("toy")
     grey = config["task"].get("likelihood", "bernoulli") != "bernoulli"

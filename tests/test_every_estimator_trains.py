@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
+import configs
 import pytest
 import torch
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 import estimators
 from training.config import schema
@@ -33,13 +33,11 @@ STEPS = {"vae": 12, "deep": 3, "sbn": 3, "semi": 3}
 
 def built(name, task, *seeds):
     """A pack for each of ``seeds``, which are lists."""
-    schema.register()
-    with initialize_config_module("conf", version_base="1.3"):
-        overrides = [f"estimator={name}", f"task={task}", *TASKS[task], "batch_size=10"]
-        # Adam would make whole steps of the rounding in a gradient of 0, which differs in a pack.
-        overrides += ["optimizer=sgd", "optimizer.lr=1e-3"]
-        overrides += ["test_samples=2", "valid_samples=2", "train_samples=2", "data.train_evaluated=100"]
-        config = OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
+    overrides = [f"estimator={name}", f"task={task}", *TASKS[task], "batch_size=10"]
+    # Adam would make whole steps of the rounding in a gradient of 0, which differs in a pack.
+    overrides += ["optimizer=sgd", "optimizer.lr=1e-3"]
+    overrides += ["test_samples=2", "valid_samples=2", "train_samples=2", "data.train_evaluated=100"]
+    config = configs.config(*overrides)
     return [build([{**config, "seed": seed} for seed in own], torch.device("cpu")) for own in seeds]
 
 
@@ -100,9 +98,7 @@ class ConstantBaseline(estimators.ScoreFunction):
 
 def test_an_estimator_of_ones_own_without_a_schema():
     """A config with ``name``, ``_target_`` and options is all that it takes; its numbers come per replica."""
-    schema.register()
-    with initialize_config_module("conf", version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", overrides=["task.latents=4"]), resolve=True)
+    config = configs.config("task.latents=4")
     own = {"name": "constant_baseline", "_target_": f"{__name__}.ConstantBaseline", "constant": 30.0}
     packs = [
         build([{**config, "estimator": own, "seed": s} for s in seeds], torch.device("cpu")) for seeds in ([1, 2], [2])

@@ -6,9 +6,8 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from configs import config
 from fake_runs import make_config, write_run
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 from test_deep_vae import enumerated as enumerated_layers
 
 from analysis.records import load
@@ -19,7 +18,7 @@ from tasks import VAE
 from tasks.datasets import Dataset, Split
 from tasks.distributions.likelihoods import VARIANCE_FLOOR, Gaussian, VonMisesFisher
 from tasks.distributions.von_mises_fisher import LogNormaliser
-from training.config import schema, validity
+from training.config import validity
 from training.errors import UserError
 from training.pack.build import build
 from training.pack.evaluation import evaluate_last, summary
@@ -297,12 +296,6 @@ def test_zeros_and_single_pixels_have_no_direction():
         VAE(grey(pixels, (2, 3)), Streams([0]), likelihood="von_mises_fisher")
     with pytest.raises(ValueError, match="at least 2 pixels"):
         VAE(grey(pixels[:1, :1], (1, 1)), Streams([0]), likelihood="von_mises_fisher")
-
-
-def config(*overrides):
-    schema.register()
-    with initialize_config_module("conf", version_base="1.3"):
-        return OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
 
 
 ON_DIGITS = ("data.binarization=none", "task.latents=8", "task.categories=2", "batch_size=20", "test_samples=2")

@@ -1,11 +1,13 @@
 """``make paper``: folders whose runs are there are drawn anew, the others are left and say what is missing."""
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from test_cli import call
+from test_experiments import BUDGETS
 
 from training import paper
 from training.config.compose import runs_of_command
@@ -19,11 +21,17 @@ TRAIN += " evaluate_every=3 valid_samples=1 test_samples=1"
 
 @pytest.mark.parametrize("name", CONTENT)
 def test_every_committed_folder_can_be_made(name):
-    """The training command plans runs, and what is kept is what the folder holds and its page shows."""
+    """The training command plans runs, and what is kept is what the folder holds and its page shows.
+
+    An experiment as it stands is planned by ``tests/test_experiments.py``.
+    """
     entry = CONTENT[name]
     commands = entry.get("train", [])
     for command in [commands] if isinstance(commands, str) else commands:
-        assert runs_of_command(command)
+        if whole := re.fullmatch(r"python train\.py (?:-m )?\+experiment=(\w+)(?: budget=(\w+))?", command):
+            assert (whole[2] or "full") in BUDGETS[whole[1]]
+        else:
+            assert runs_of_command(command)
     for file in paper.files(entry).values():
         assert (paper.RESULTS / entry.get("folder", name) / file).exists(), file
 
@@ -60,7 +68,7 @@ def test_what_is_missing_is_said_and_what_is_there_is_drawn(monkeypatch, tmp_pat
     assert {file.name: file.read_bytes() for file in (tmp_path / "results/tiny").iterdir()} == drawn
 
     with pytest.raises(UserError, match="has not written no_such.png"):
-        paper.regenerate("tiny", {**entry, "keep": ["no_such.png"]})
+        paper.regenerate("tiny", {**entry, "draw": ["python -m training.status {runs}"], "keep": ["no_such.png"]})
     shutil.rmtree(next((tmp_path / "runs" / "tiny").glob("nvil-*")))
     assert paper.regenerate("tiny", entry).startswith("left as it is: 1 of 2 runs are missing (nvil-")
 

@@ -6,17 +6,20 @@ import random
 import pytest
 import torch
 import yaml
+from configs import config
 from hydra import initialize_config_module
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from test_cli import call
 
 from analysis import records
 from training.config import identity, schema
-from training.config.compose import runs_of
+from training.config.compose import _Composer, runs_of
 from training.config.plan import RunPlan, packs_of, structure
 from training.errors import UserError
 from training.pack.build import build
@@ -26,16 +29,18 @@ CPU = torch.device("cpu")
 SMALL = ["task.latents=4", "steps=4", "evaluate_every=4", "valid_samples=1", "test_samples=1", "progress=false"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def composer():
-    """``composer(*arguments)`` -> the runs of a multirun, and Hydra's own configs of its jobs."""
+    """``runs(*arguments)`` of a multirun, where what was composed is kept, and Hydra's own config of a job."""
     schema.register()
     with initialize_config_module("conf", version_base="1.3"):
         hydra: Hydra = GlobalHydra.instance().hydra
         master = hydra.compose_config("config", [], run_mode=RunMode.MULTIRUN)
 
-        def runs(*arguments):
-            return runs_of([*SMALL, *arguments], master, hydra.config_loader)
+        kept = _Composer(master, hydra.config_loader)
+
+        def runs(*arguments, compose=kept):
+            return runs_of([*SMALL, *arguments], master, hydra.config_loader, compose)
 
         def composed(*overrides):
             config = hydra.config_loader.load_sweep_config(master, [*SMALL, *overrides])
@@ -57,6 +62,8 @@ SWEEPS = [
     ["estimator=nvil", "++estimator.variance_normalisation=true,false"],
     ["task.prior_temperature=null,0.5", "task.kl=relaxed"],
     ["steps=${batch_size}", "batch_size=3,4"],
+    ["estimator=nvil,rloo,reinmax", "task=vae_bernoulli,sbn_categorical", "optimizer=sgd,adam", "seed=1,2"],
+    ["~basket.estimators.arm", "basket=default", "task.hidden=[8],[]", "data=digits,mnist", "task=vae_cosine"],
 ]
 
 
@@ -78,9 +85,47 @@ def test_runs_have_the_configs_that_hydra_composes(composer, arguments):
     seeds = [config["seed"] + r for config in expected for r in range(config["replicas"])]
     assert [run.config["seed"] for run in got] == seeds
     by_key = {run.key: run for run in got}
-    for config in expected:
-        run = by_key[RunPlan(config | {"replicas": 1}).key]
-        assert run.config == config | {"replicas": 1}
+    for each in expected:
+        run = by_key[RunPlan(each | {"replicas": 1}).key]
+        assert run.config == each | {"replicas": 1}
+
+
+def test_options_of_different_groups_are_composed_together(composer, monkeypatch):
+    """One config for each option, not for each combination of them or for each value."""
+    composed = []
+    load = ConfigLoaderImpl.load_sweep_config
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", lambda *own: composed.append(own) or load(*own))
+    grid = [
+        "estimator=nvil,rloo,reinmax,darn",
+        "task=vae_bernoulli,sbn_bernoulli,vae_categorical",
+        "optimizer=sgd,adam",
+    ]
+    assert len(composer[0](*grid, "optimizer.lr=0.1,0.2", compose=None)) == 48 and len(composed) == 7
+
+
+def test_an_option_that_changes_another_group_is_left_to_hydra(composer, monkeypatch):
+    """As a user's own file may, in the package of the whole config: here the second of three tasks."""
+    load = ConfigLoaderImpl.load_sweep_config
+
+    def loaded(self, master, overrides):
+        config = load(self, master, overrides)
+        if "task=vae_categorical" in overrides:
+            config.optimizer.lr = 0.5
+        return config
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", loaded)
+    grid = ["task=vae_bernoulli,vae_categorical,sbn_bernoulli", "estimator=nvil,rloo", "batch_size=3,4"]
+    runs = composer[0](*grid, compose=None)
+    rates = [(run.config["task"]["name"], run.config["optimizer"]["lr"] == 0.5) for run in runs]
+    assert rates == [(name, name == "vae_categorical") for name, _ in rates] and len(runs) == 12
+    assert [run.config["batch_size"] for run in runs] == [3, 4] * 6
+
+
+@pytest.mark.parametrize("wrong", ["stepz=[1]", "stepz=1", "task.wrong=[1]", "task.wrong=1", "estimator=wrong"])
+def test_an_unknown_option_is_refused_however_much_is_composed_already(wrong):
+    config("estimator=nvil")
+    with pytest.raises(HydraException):
+        config("estimator=nvil", wrong)
 
 
 def test_replicas_are_seeds_and_a_run_stands_once(composer):

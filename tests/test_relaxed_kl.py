@@ -3,19 +3,17 @@
 import json
 import math
 
+import configs
 import mpmath
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
 import estimators
 from analysis import records
 from estimators import GumbelSoftmax, noise_source, relaxed_log_prob, relaxed_log_sample
 from tasks import VAE
 from tasks.datasets import Dataset, Split
-from training.config import schema
 from training.config.plan import replicated
 from training.errors import UserError
 from training.pack.build import build
@@ -281,10 +279,7 @@ FAST = ["steps=40", "evaluate_every=20", "test_samples=3", "valid_samples=2", "p
 
 
 def config(*overrides, **settings):
-    schema.register()
-    with initialize_config_module("conf", version_base="1.3"):
-        composed = compose("config", overrides=[*FAST, *overrides])
-    return OmegaConf.to_container(composed, resolve=True) | settings
+    return configs.config(*FAST, *overrides) | settings
 
 
 def replica(job, seed, temperature, prior_temperature):

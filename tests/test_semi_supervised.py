@@ -3,17 +3,16 @@
 import math
 from dataclasses import replace
 
+import configs
 import pytest
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from estimators import NVIL, REBAR, REINFORCE, RLOO, VIMCO, Exact, GumbelSoftmax, MuProp
 from tasks import SemiSupervised
 from tasks.datasets import Dataset, Split
-from training.config import schema, validity
+from training.config import validity
 from training.pack.build import build
 from training.replicas.streams import Streams
 
@@ -76,12 +75,9 @@ def classes(task, x):
 
 
 def digits(*overrides, **settings):
-    schema.register()
     small = ["task=semi_supervised", "task.labelled=20", "task.style=3", "task.hidden=[8]", "batch_size=8"]
     small += ["steps=40", "evaluate_every=20", "test_samples=3", "valid_samples=2", "optimizer.lr=1e-3"]
-    with initialize_config_module("conf", version_base="1.3"):
-        composed = compose("config", overrides=[*small, *overrides])
-    return OmegaConf.to_container(composed, resolve=True) | settings
+    return configs.config(*small, *overrides) | settings
 
 
 # --- the objective and its gradient ----------------------------------------------------------------------------------

@@ -4,10 +4,9 @@ import json
 import math
 import re
 
+import configs
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
 from analysis import records
 from analysis.figures import curves as figures
@@ -15,7 +14,6 @@ from analysis.statistics import summary as statistics
 from estimators import RLOO, Exact, ReinMax, StraightThrough
 from estimators.exact import enumerate_states
 from estimators.memory import Allocations
-from training.config import schema
 from training.config.plan import RunPlan
 from training.errors import UserError
 from training.pack.build import build
@@ -39,10 +37,7 @@ PROBLEMS = [
 
 
 def config(*overrides, **settings):
-    schema.register()
-    with initialize_config_module("conf", version_base="1.3"):
-        composed = compose("config", overrides=[*FAST, *overrides])
-    return OmegaConf.to_container(composed, resolve=True) | settings
+    return configs.config(*FAST, *overrides) | settings
 
 
 def pack(*overrides, replicas=1, **settings):

@@ -7,9 +7,11 @@ import itertools
 import json
 import math
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -172,25 +174,40 @@ def _values(override: Override) -> list[str]:
     return list(override.sweep_string_iterator())
 
 
+@dataclass(frozen=True)
+class _Composed:
+    """A config that Hydra composed, its plain form, and whether a value in it is another's."""
+
+    config: DictConfig
+    plain: Config
+    interpolated: bool
+
+
 class _Composer:
-    """Composes a config for each choice of options, and sets values in copies of it."""
+    """Composes a config for each choice of options, and sets values in copies of it.
+
+    An override of ``task`` changes ``task`` and nothing else. So a config whose groups have all been composed, each in
+    another config, is put together from these: Hydra composes one for each option, not one for each combination of
+    options. Where a config shows that an option does change another group, all is left to Hydra.
+    """
 
     def __init__(self, master: DictConfig, loader: Any) -> None:
         self._master, self._loader = master, loader
-        self._composed: dict[tuple[str, ...], tuple[DictConfig, Config, bool]] = {}
+        self._composed: dict[tuple[str, ...], _Composed] = {}
+        self._groups: dict[tuple[Any, ...], _Composed] = {}
+        self._groups_are_apart = True
         self._values: dict[tuple[Any, ...], tuple[str, Any]] = {}
         self._is_simple: dict[str | None, bool] = {}
 
     def __call__(self, job: Sequence[Override]) -> Config:
-        structural = tuple(str(o.input_line) for o in job if not self._is_value(o))
-        composed, plain, interpolated = self._base(structural)
-        if interpolated:  # a value may change others: leave it all to Hydra
-            _, plain, _ = self._base(tuple(str(o.input_line) for o in job))
-            return plain
-        config = dict(plain)
+        sources = self._sources([override for override in job if not self._is_value(override)])
+        if not self._groups_are_apart or any(source.interpolated for source in sources.values()):
+            return self._compose(job).plain
+        config = {key: source.plain[key] for key, source in sources.items()}
         for override in job:
             if self._is_value(override):
-                key, value = self._value(structural, composed, override)
+                source = sources.get(_first(override), next(iter(sources.values())))
+                key, value = self._value(source, override)
                 *parents, leaf = key.split(".")
                 node = config
                 for parent in parents:  # runs share what they have in common: copy what is changed
@@ -198,6 +215,32 @@ class _Composer:
                     node = node[parent]
                 node[leaf] = value
         return config
+
+    def _sources(self, chosen: Sequence[Override]) -> dict[str, _Composed]:
+        """For each key of a config with these overrides a composed config that has the same there."""
+        everywhere: list[str] = []
+        by_key: dict[str, list[str]] = {}
+        for override in chosen:
+            adds = override.is_add() or override.is_force_add() or override.is_delete() or override.package
+            belongs = everywhere if adds or override.is_hydra_override() else by_key.setdefault(_first(override), [])
+            belongs.append(str(override.input_line))
+
+        def name(key: str) -> tuple[Any, ...]:
+            return (tuple(everywhere), key, tuple(by_key.get(key, ())))
+
+        keys = self._groups.get((tuple(everywhere),))
+        if (
+            not keys
+            or not by_key.keys() <= keys.plain.keys()
+            or not all(name(key) in self._groups for key in keys.plain)
+        ):
+            composed = self._compose(chosen)
+            self._groups.setdefault((tuple(everywhere),), composed)
+            for key, value in composed.plain.items():
+                known = self._groups.setdefault(name(key), composed)
+                self._groups_are_apart &= known.plain[key] == value
+            keys = composed
+        return {key: self._groups[name(key)] for key in keys.plain}
 
     def _is_value(self, override: Override) -> bool:
         """Whether the override sets one existing value, and does not choose options or add keys."""
@@ -212,28 +255,33 @@ class _Composer:
         chooses = self._loader.repository.group_exists(override.key_or_group) or override.is_hydra_override()
         return simple and not changes_keys and not chooses
 
-    def _base(self, structural: tuple[str, ...]) -> tuple[DictConfig, Config, bool]:
-        if structural not in self._composed:
-            composed = self._loader.load_sweep_config(self._master, list(structural))
-            HydraConfig.instance().set_config(composed)  # for interpolations of ${hydra:...}
-            with open_dict(composed):
-                del composed["hydra"]
-            unresolved = json.dumps(OmegaConf.to_container(composed, resolve=False), default=str)
-            interpolated = "${" in unresolved.replace("${oc.env:", "")
-            plain: Any = OmegaConf.to_container(composed, resolve=True)
-            self._composed[structural] = (composed, plain, interpolated)
-        return self._composed[structural]
+    def _compose(self, overrides: Sequence[Override]) -> _Composed:
+        lines = tuple(str(override.input_line) for override in overrides)
+        if lines not in self._composed:
+            config = self._loader.load_sweep_config(self._master, list(lines))
+            HydraConfig.instance().set_config(config)  # for interpolations of ${hydra:...}
+            with open_dict(config):
+                del config["hydra"]
+            unresolved = json.dumps(OmegaConf.to_container(config, resolve=False), default=str)
+            plain: Any = OmegaConf.to_container(config, resolve=True)
+            self._composed[lines] = _Composed(config, plain, "${" in unresolved.replace("${oc.env:", ""))
+        return self._composed[lines]
 
-    def _value(self, structural: tuple[str, ...], composed: DictConfig, override: Override) -> tuple[str, Any]:
+    def _value(self, source: _Composed, override: Override) -> tuple[str, Any]:
         """The key and the value as the schema has it (``1`` for a float becomes ``1.0``)."""
-        known = (structural, override.input_line)
+        known = (id(source), override.input_line)
         if known not in self._values:
             key = override.get_key_element()
-            before = OmegaConf.select(composed, key)
-            ConfigLoaderImpl._apply_overrides_to_config([override], composed)
-            self._values[known] = (key, OmegaConf.select(composed, key))
-            OmegaConf.update(composed, key, before)
+            before = OmegaConf.select(source.config, key)
+            ConfigLoaderImpl._apply_overrides_to_config([override], source.config)
+            self._values[known] = (key, OmegaConf.select(source.config, key))
+            OmegaConf.update(source.config, key, before)
         return self._values[known]
+
+
+def _first(override: Override) -> str:
+    """The key of the config that an override belongs to: the first of those that it has dots or slashes between."""
+    return re.split(r"[./]", str(override.key_or_group))[0]
 
 
 @contextlib.contextmanager

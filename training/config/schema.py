@@ -347,8 +347,9 @@ def nodes_of(group: str) -> tuple[type, ...]:
     return GROUPS.get(group, ())
 
 
+@functools.cache
 def register() -> None:
-    """Put all schemas into Hydra's config store; ``conf/*/*.yaml`` build on them."""
+    """Put all schemas into Hydra's config store, once; ``conf/*/*.yaml`` build on them."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for method in estimators.METHODS:
