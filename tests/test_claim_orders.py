@@ -115,6 +115,7 @@ def play(monkeypatch, tmp_path):
         return f"here {getattr(current['world'].here, 'number', 'nobody')} 1\n"
 
     monkeypatch.setattr(claims, "_machine", lambda: "here")
+    monkeypatch.setattr(claims, "_beaten", {})
     monkeypatch.setattr(claims, "_started", lambda n: "1" if n < 9 and n not in current["world"].dead else "")
     monkeypatch.setattr(claims, "_identity", identity)
     monkeypatch.setattr(claims.uuid, "uuid4", lambda: SimpleNamespace(hex=str(current["world"].here.number)))

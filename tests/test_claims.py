@@ -107,3 +107,25 @@ def test_a_lost_claim_is_noticed_and_neither_touched_nor_released(tmp_path):
     assert claim.file.read_text() == "another/pid:[1] 1 1\n" and claim.file.stat().st_mtime == 1e9
     claim.file.unlink()
     assert not claim.beat()
+
+
+def test_another_object_of_the_same_process_releases_it(tmp_path):
+    assert Claim(tmp_path).take()
+    Claim(tmp_path).release()
+    assert not (tmp_path / claims.CLAIM).exists()
+
+
+def test_a_process_that_was_suspended_for_long_leaves_what_another_may_have_replaced(tmp_path, monkeypatch):
+    claim, now = Claim(tmp_path), claims._now()
+    assert claim.take()
+    monkeypatch.setattr(claims, "_now", lambda: now + claims.HEARTBEAT_SECONDS)
+    claim.release()
+    assert claim.file.exists()
+    assert claim.beat()
+    claim.release()
+    assert not claim.file.exists()
+
+
+def test_what_is_no_folder_has_no_claim(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert not Claim(tmp_path / "file" / "run").is_held()

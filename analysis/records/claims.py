@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import socket
 import stat
@@ -39,12 +40,16 @@ PAUSE_SECONDS = 0.01
 LONGEST_TEXT = 1000
 
 
+_beaten: dict[str, float] = {}
+"""When this process has last said that it is alive, by the claim's file (:func:`_now`)."""
+
+
 class Claim:
     """The claim on the run in ``directory``."""
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.file = directory, directory / CLAIM
-        self._alive = -float("inf")
+        self._place = os.path.abspath(self.file)
 
     def take(self) -> bool:
         """Take the run for this process; ``False`` if a living process has it. Creates the directory.
@@ -65,9 +70,9 @@ class Claim:
         except BaseException:
             _unlink(own)
             raise
-        self._alive = _now()
+        _beaten[self._place] = _now()
         # Slower than that, and another machine may have replaced the claim already.
-        return self._alive - began < HEARTBEAT_SECONDS / 2
+        return _beaten[self._place] - began < HEARTBEAT_SECONDS / 2
 
     def _ask(self, own: Path) -> None:
         for attempt in range(10):
@@ -104,7 +109,7 @@ class Claim:
             os.utime(self.file)
         except OSError:
             return False
-        self._alive = _now()
+        _beaten[self._place] = _now()
         return True
 
     def release(self) -> None:
@@ -113,7 +118,8 @@ class Claim:
         A process that was suspended may have lost it between two looks; then the claim is left to grow old.
         """
         with contextlib.suppress(OSError):
-            if _read(self.file)[0] == _identity() and _now() - self._alive < HEARTBEAT_SECONDS / 2:
+            age = _now() - _beaten.pop(self._place, -math.inf)
+            if _read(self.file)[0] == _identity() and age < HEARTBEAT_SECONDS / 2:
                 _unlink(self.file)
 
 
@@ -142,7 +148,10 @@ def _create(file: Path, text: str) -> None:
 
 
 def _read(file: Path) -> tuple[str, float]:
-    """The text of a claim and when it was last touched. Raises ``OSError`` if it is not there; no text if it is unreadable."""
+    """The text of a claim and when it was last touched. Raises ``OSError`` if there is none.
+
+    One that cannot be read has no text.
+    """
     found = os.stat(file, follow_symlinks=False)
     if not stat.S_ISREG(found.st_mode):
         return "", found.st_mtime
