@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from analysis.records import IMAGES, RunRecord
+from analysis.records import IMAGES, RESULT, RunRecord
 from training.config.identity import facts, run_name
 
 PROTOCOL = {
@@ -87,14 +88,20 @@ def write_run(
         if number == steps and status == "diverged":
             metrics = {"step": last}
         record.append(metrics)
+    if images:
+        arrays = np.random.default_rng(config["seed"]).random((3, 8, 14, 14))
+        np.savez(record.path / IMAGES, **dict(zip(("originals", "reconstructions", "samples"), arrays, strict=True)))
     if status in ("finished", "diverged"):
         result = {"status": status, "step": last, "protocol": {**PROTOCOL, **(protocol or {})}}
         result |= {"wall_seconds": 1.0, "diverged_at": last if status == "diverged" else None}
         record.finish(result)
     elif status == "failed":
         record.status("failed", error="Traceback ...\nRuntimeError: out of memory")
-    if images:
-        arrays = np.random.default_rng(config["seed"]).random((3, 8, 14, 14))
-        np.savez(record.path / IMAGES, **dict(zip(("originals", "reconstructions", "samples"), arrays, strict=True)))
     record.claim.release()
     return record.path
+
+
+def seal_again(path: Path) -> None:
+    """Seal a finished run as it is now, as somebody would who changed it and does not want it to be noticed."""
+    record = RunRecord(path)
+    record.finish(json.loads((path / RESULT).read_bytes()))

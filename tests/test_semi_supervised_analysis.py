@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from fake_runs import make_config, write_run
+from fake_runs import make_config, seal_again, write_run
 from hydra import compose, initialize_config_module
 
 from analysis import records
@@ -28,6 +28,7 @@ def write(sweep, task, estimator, seed, accuracy, valid, alpha=1.0, images=False
     if images:
         grid = np.random.default_rng(0).random((3, 3, 14, 14))
         np.savez(path / records.IMAGES, originals=grid[0], reconstructions=grid[1], samples=grid[2], analogies=grid)
+        seal_again(path)
 
 
 @pytest.fixture

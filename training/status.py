@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from analysis import output
-from analysis.records import METRICS, STATUS, DamagedRecord, RunRecord, find_runs
+from analysis.records import METRICS, DamagedRecord, RunRecord, files, find_runs
 
 WORDS = ("running", "queued", "interrupted", "finished", "diverged", "failed", "damaged")
 SHOWN = 20
@@ -36,19 +36,18 @@ def state(record: RunRecord) -> tuple[str, str | None]:
 def step(record: RunRecord) -> int | None:
     """The last step with metrics, without reading the file."""
     try:
-        with open(record.path / METRICS, "rb") as file:
+        with files.opened(record.path / METRICS, files.ROWS) as file:
             file.seek(0, 2)
             file.seek(max(file.tell() - 4096, 0))
             lines = file.read().split(b"\n")
         return int(json.loads(lines[-2])["step"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError):
         return None
 
 
 def report(path: Path) -> str:
     """The states below ``path`` for people. Raises ``FileNotFoundError`` if there is no run."""
-    begun = {file.parent for level in ("", "*/", "*/*/") for file in path.glob(level + STATUS)}
-    runs = sorted({*find_runs(path), *begun})
+    runs = find_runs(path)
     if not runs:
         raise FileNotFoundError(f"no runs at {path}: expected a run, a sweep, or a folder of sweeps")
     counts: dict[str, Counter[str]] = {}

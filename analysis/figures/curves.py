@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import warnings
-import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from analysis.figures.style import STYLE, in_order, look, with_looks
-from analysis.records import IMAGES
+from analysis.records import IMAGES, DamagedRecord
+from analysis.records.images import read_images as read_images_of
 from analysis.statistics.curves import Curve, Metric, average
 from analysis.statistics.summary import COMPARISON, curve_metrics, final_rows, select
 
@@ -30,6 +30,7 @@ COLUMNS = 3
 MANY = 8
 """More estimators than this in one panel get more height and fainter bands."""
 IMAGES_SHOWN = 10
+SHOWN = ("originals", "reconstructions", "samples")
 X_LABELS = {
     "step": "training steps",
     "loss_evaluations": "evaluations of the loss per example",
@@ -220,15 +221,23 @@ def read_images(frame: pd.DataFrame) -> dict[str, dict[str, NDArray[Any]]]:
     found: dict[str, dict[str, NDArray[Any]]] = {}
     finished = frame[frame["status"] == "finished"].drop_duplicates("path").sort_values(["label", "seed", "path"])
     for estimator, path in zip(finished["label"], finished["path"], strict=True):
-        file = Path(path) / IMAGES
-        if estimator in found or not file.exists():
+        if estimator in found:
             continue
         try:
-            with np.load(file) as arrays:
-                found[estimator] = {name: arrays[name] for name in ("originals", "reconstructions", "samples")}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            warnings.warn(f"left out: {file}: not readable as images ({error})", stacklevel=2)
+            arrays = read_images_of(Path(path))
+            if arrays is not None:
+                found[estimator] = {name: _strip(arrays, name) for name in SHOWN}
+        except DamagedRecord as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+        except (KeyError, ValueError) as error:
+            warnings.warn(f"left out: {Path(path) / IMAGES}: not the pictures that are drawn ({error})", stacklevel=2)
     return {name: found[name] for name in in_order(set(found))}
+
+
+def _strip(arrays: dict[str, NDArray[Any]], name: str) -> NDArray[Any]:
+    if arrays[name].ndim != 3:
+        raise ValueError(f"{name} has shape {list(arrays[name].shape)}")
+    return arrays[name]
 
 
 def reconstructions(images: dict[str, dict[str, NDArray[Any]]], title: str) -> Figure | None:

@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 
 from analysis.defaults import complete
-from analysis.records import DamagedRecord, flat_config, read_overrides, write_atomically
+from analysis.records import DamagedRecord, files, flat_config, read_overrides, seals, write_atomically
 from analysis.records.legacy import role_of
 from analysis.statistics.settings import as_text, labelled, uses_of
 from analysis.statistics.summary import CELL, COMPARISON, final_rows, select, summarise_runs
 
-FILE = "reference.json"
+FILE, SEAL = "reference.json", "sha256"
 FORMAT = 1
 BUDGET = ("steps", "batch_size", "optimizer")
 SUMMARY = ["metric", "mean", "low", "high", "interval", "n", "diverged", "failed", "unfinished", "valid"]
@@ -47,7 +47,8 @@ def write(frame: pd.DataFrame, folder: Path) -> Path:
         entries.append({**{name: row[name] for name in (*CELL, *SUMMARY)}, **_details(kept, uses.roles)})
     content = {"format": FORMAT, "unit": "negative test bound in nats, lower is better", "entries": entries}
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_plain(content), indent=1, allow_nan=False, ensure_ascii=False)
+    plain = _plain(content)
+    text = json.dumps(plain | {SEAL: seals.of_content(plain)}, indent=1, allow_nan=False, ensure_ascii=False)
     write_atomically(folder / FILE, (text + "\n").encode())
     return folder / FILE
 
@@ -103,11 +104,14 @@ def _plain(value: Any) -> Any:
 def read(folder: Path) -> list[dict[str, Any]]:
     """The entries of ``folder/reference.json``, with options that are younger than it at their defaults.
 
-    Raises ``ValueError``, with one sentence, if it cannot be read.
+    Raises ``ValueError``, with one sentence, if it cannot be read, or is not what was sealed when it was written (older
+    code did not seal it).
     """
     file = folder / FILE if folder.is_dir() else folder
     try:
-        content = json.loads(file.read_bytes())
+        content = files.read_json(file)
+        if SEAL in content and content[SEAL] != seals.of_content({k: v for k, v in content.items() if k != SEAL}):
+            raise ValueError(f"{file}: was changed after it was written")
         if content["format"] != FORMAT:
             raise ValueError(f"{file}: has format {content['format']}, this code reads {FORMAT}")
         entries: list[dict[str, Any]] = content["entries"]
@@ -121,7 +125,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
         raise ValueError(
             f"no reference at {file}: python -m analysis RUNS --write-reference {folder} writes one"
         ) from None
-    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: not a reference ({type(error).__name__}: {error})") from None
     return entries
 

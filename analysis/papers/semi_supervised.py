@@ -27,6 +27,7 @@ from analysis.figures.curves import save
 from analysis.figures.style import STYLE, Look, families_of, in_order, look, looks
 from analysis.output import make_printable
 from analysis.papers.published import all_published
+from analysis.records.images import read_images
 from analysis.statistics.curves import Metric, average
 from analysis.statistics.intervals import interval
 from analysis.statistics.summary import check_protocols, final_rows, select
@@ -173,9 +174,9 @@ def draw(frame: pd.DataFrame, out: Path) -> list[Path]:
     files += save(accuracy_curves(frame[frame["path"].isin(runs["path"])]), out / "accuracy")
     first = runs[runs["task"] == TASK].sort_values(["estimator", "seed"]).drop_duplicates("estimator")
     for name, path in zip(first["estimator"], first["path"], strict=True):
-        with np.load(Path(path) / records.IMAGES) as arrays:
+        if arrays := read_images(Path(path)):
             drawn = analogies(arrays["originals"], arrays["analogies"], look(name).label)
-        files += save(drawn, out / f"analogies_{name}")
+            files += save(drawn, out / f"analogies_{name}")
     return files
 
 

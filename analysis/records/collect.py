@@ -1,9 +1,10 @@
 """From run records to the long frame, fast: metrics are parsed by pyarrow, and what was read is kept beside the runs.
 
 A sweep's folder gets one file, ``.frame.parquet``, with the metrics of its runs and, in the metadata, what is constant
-over each run and the times and sizes of the files that it was read from. A run is read again if one of these differs;
-a file that cannot be read, that other code wrote or that holds something else is ignored. It may be deleted at any
-time, need not be writable, and is replaced atomically, so that several processes may load one sweep at once.
+over each run and the times, sizes and inodes of the files that it was read from. A run whose files differ in one of
+these is read, and its seals are checked, again; a file that cannot be read, that other code wrote or that holds
+something else is ignored. It may be deleted at any time, need not be writable, and is replaced atomically, so that
+several processes may load one sweep at once.
 
 With and without that file the frame is the same, since both ways lead through the same :class:`Piece` per run.
 """
@@ -30,16 +31,18 @@ import pyarrow.json
 import pyarrow.parquet as parquet
 
 from analysis import defaults
-from analysis.records import format
-from analysis.records.format import CONFIG, FACTS, METRICS, RESULT, STATUS, DamagedRecord
+from analysis.records import files, format, seals
+from analysis.records.format import BASKET, CONFIG, FACTS, METRICS, RESULT, STATUS, DamagedRecord
 
 FILE = ".frame.parquet"
 WORTH = 1 << 20
 """Fewer bytes of records than this are read anew each time: that takes less time than to keep them takes space."""
+MOST = 1 << 31
+"""Most bytes of the file that is kept."""
 SETTLED = 2.0
 """A file that was changed less than these seconds ago may change again within its clock's tick: it is not kept."""
 
-Key = list[tuple[int, int] | None]
+Key = list[tuple[int, int, int, int] | None]
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def collect(path: Path, superseded: bool = False) -> pd.DataFrame:
                 except DamagedRecord as error:
                     damaged.append(str(error))
                     continue
-                fresh += sum(stat[1] for stat in key if stat)
+                fresh += sum(size for _, _, size, _ in filter(None, key))
             read[name] = piece
             paths.append(run)
         pieces += read.values()
@@ -120,30 +123,33 @@ def _run_of(path: Path) -> Path:
 
 def read_piece(run: Path, key: Key) -> Piece:
     """Read one run. Raises :class:`DamagedRecord`."""
-    constants, facts, last = format.read_constants(run)
-    rows = read_rows(run / METRICS)
+    contents: dict[str, bytes] = {}
+    constants, facts, last = format.read_constants(run, contents)
+    rows = read_rows(run / METRICS, contents.get(METRICS))
     if last is not None and rows.column("step")[-1].as_py() != last:
         raise DamagedRecord(f"{run / METRICS}: rows of the finished run are missing")
     return Piece(constants, facts, rows, key)
 
 
-def read_rows(path: Path) -> pa.Table:
-    """The rows of a metrics file as in :class:`Piece`. Raises :class:`DamagedRecord`.
+def read_rows(path: Path, content: bytes | None = None) -> pa.Table:
+    """The rows of a metrics file, or of its ``content``, as in :class:`Piece`. Raises :class:`DamagedRecord`.
 
-    What is not, line by line, one object of numbers and nulls by rising step is left to
-    :func:`analysis.records.read_metrics`, which names what is wrong; so is a torn last line.
+    What is not, line by line, one flat object of numbers and nulls by rising step is left to
+    :func:`analysis.records.read_metrics`, which names what is wrong; so is a torn last line. (What nests must not get
+    to pyarrow, whose parser overflows its stack.)
     """
-    try:
-        content = path.read_bytes()
-    except OSError:
-        content = b""
+    if content is None:
+        try:
+            content = files.read(path, files.ROWS)
+        except FileNotFoundError:
+            content = b""
     lines = content.count(b"\n")
     one_object_a_line = (
         content.startswith(b"{")
         and content.endswith(b"}\n")
         and content.count(b"\n{") == lines - 1
-        and content.count(b"}\n") == lines
-        and b"}{" not in content
+        and content.count(b"}\n") == content.count(b"}") == content.count(b"{") == lines
+        and b"[" not in content
     )
     if one_object_a_line:
         try:
@@ -153,7 +159,7 @@ def read_rows(path: Path) -> pa.Table:
                 return rows
         except (pa.ArrowException, ValueError):
             pass
-    return _from_objects(format.read_metrics(path))
+    return _from_objects(format.parse_rows(path, content))
 
 
 def _numbers(table: pa.Table) -> pa.Table | None:
@@ -208,15 +214,20 @@ def assemble(pieces: Sequence[Piece], paths: Sequence[Path]) -> pd.DataFrame:
 
 
 def _unmapped(pieces: Sequence[Piece]) -> list[str]:
-    """In words, the facts that records of older code lack."""
-    old = [piece for piece in pieces if piece.facts.get("legacy")]
-    if not old:
-        return []
-    return [
-        f"{len(old)} runs were recorded by older code, which did not say what its options are for: they are told by "
-        "their names, an option that was added since stands at its default, and the name of a run is not that of the "
-        "same run today, so a sweep trains it again"
-    ]
+    """What cannot be told of records of older code, in words."""
+    sentences = []
+    if old := sum(bool(piece.facts.get("legacy")) for piece in pieces):
+        sentences.append(
+            f"{old} runs were recorded by older code, which did not say what its options are for: they are told by "
+            "their names, an option that was added since stands at its default, and the name of a run is not that of "
+            "the same run today, so a sweep trains it again"
+        )
+    if by_size := sum(piece.facts.get("sealed") in ("size", "none") for piece in pieces):
+        sentences.append(
+            f"{by_size} results of older code are sealed by size only, if at all: an edit of their numbers that keeps "
+            "the size of the file is not noticed"
+        )
+    return sentences
 
 
 def _roles(pieces: Sequence[Piece], frame: pd.DataFrame) -> dict[str, str]:
@@ -268,12 +279,15 @@ def _else(metric: pd.Series, constant: pd.Series) -> pd.Series:
 
 
 def _key(run: Path) -> Key:
-    """Time of change [ns] and size [bytes] of each file that a frame is read from; ``None`` for one that is missing."""
+    """What tells whether a file was touched, of each file that is read and checked; ``None`` for one that is missing.
+
+    Times of change of the content [ns] and of the file [ns], which ``touch`` cannot set back, size [bytes], inode.
+    """
     key: Key = []
-    for name in (CONFIG, FACTS, METRICS, STATUS, RESULT):
+    for name in (CONFIG, FACTS, METRICS, BASKET, STATUS, RESULT):
         try:
-            stat = os.stat(f"{run}/{name}")
-            key.append((stat.st_mtime_ns, stat.st_size))
+            stat = os.lstat(f"{run}/{name}")
+            key.append((stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino))
         except OSError:
             key.append(None)
     return key
@@ -282,19 +296,28 @@ def _key(run: Path) -> Key:
 @cache
 def _reader() -> str:
     """What tells files that other code wrote: a digest of the code that reads records and of the defaults it knows."""
-    code = b"".join(Path(file).read_bytes() for file in (__file__, format.__file__, defaults.FILE))
+    code = b"".join(Path(file).read_bytes() for file in (__file__, format.__file__, seals.__file__, defaults.FILE))
     return hashlib.sha256(code).hexdigest()
 
 
 def read_cache(folder: Path) -> dict[str, Piece]:
-    """The kept pieces by the names of their runs; none if there is no file that this code wrote."""
+    """The kept pieces of runs that are as they were, by name; none if there is no file that this code wrote.
+
+    Numbers are read only if some run is as it was, which it is nowhere but where the file was written.
+    """
     try:
-        table = parquet.read_table(folder / FILE, page_checksum_verification=True, partitioning=None)
-        metadata = table.schema.metadata
-        if metadata[b"reader"] != _reader().encode() or metadata[b"crc"] != b"%d" % zlib.crc32(metadata[b"runs"]):
-            return {}
-        return dict(_pieces(table.replace_schema_metadata(), json.loads(metadata[b"runs"])))
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        with files.opened(folder / FILE, MOST) as file:
+            kept = parquet.ParquetFile(file, page_checksum_verification=True)
+            metadata = kept.schema_arrow.metadata
+            if metadata[b"reader"] != _reader().encode() or metadata[b"crc"] != b"%d" % zlib.crc32(metadata[b"runs"]):
+                return {}
+            runs = json.loads(metadata[b"runs"])
+            for run in runs:
+                run["key"] = [tuple(stat) if stat else None for stat in run["key"]]
+            if not any(run["key"] == _key(folder / run["name"]) for run in runs):
+                return {}
+            return dict(_pieces(kept.read().replace_schema_metadata(), runs))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError, pa.ArrowException):
         return {}
 
 
@@ -303,10 +326,7 @@ def _pieces(table: pa.Table, runs: list[dict[str, Any]]) -> Iterator[tuple[str, 
     for run in runs:
         rows = table.select(run["columns"]).slice(start, run["rows"])
         start += run["rows"]
-        yield (
-            run["name"],
-            Piece(run["constants"], run["facts"], rows, [tuple(stat) if stat else None for stat in run["key"]]),
-        )
+        yield run["name"], Piece(run["constants"], run["facts"], rows, run["key"])
 
 
 def write_cache(folder: Path, pieces: dict[str, Piece]) -> None:
@@ -315,7 +335,7 @@ def write_cache(folder: Path, pieces: dict[str, Piece]) -> None:
     kept = [
         (name, piece)
         for name, piece in pieces.items()
-        if piece.numeric() and all(stat[0] < newest for stat in piece.key if stat)
+        if piece.numeric() and all(max(stat[:2]) < newest for stat in piece.key if stat)
     ]
     if not kept:
         return

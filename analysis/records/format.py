@@ -30,14 +30,16 @@ import json
 import os
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
 
 from analysis.defaults import complete
-from analysis.records import legacy
+from analysis.records import files, legacy, seals
 from analysis.records.claims import Claim
+from analysis.records.files import DamagedRecord, ForeignRecord, UnreadableRecord, write_atomically
 
 CONFIG = Path(".hydra") / "config.yaml"
 OVERRIDES = Path(".hydra") / "overrides.yaml"
@@ -46,24 +48,14 @@ IMAGES, CHECKPOINT, LOG, LOGGERS, OLDER = "images.npz", "checkpoint.pt", "log.tx
 REPLAYED = "basket.part.jsonl"
 """Rows of a basket that is added to a finished run, until all are there."""
 COSTS = ("wall_seconds", "loss_evaluations", "peak_memory_bytes", "pack_replicas", "device", "commit", "diverged_at")
+MOST_ROWS, LINE, NESTED, TEXTS = 500_000, 1 << 16, 1 << 16, 256
+"""Of a file of rows the most rows, bytes of a row, lists and objects within all rows, quotation marks per row: parsed,
+what holds more of them takes twenty times its place."""
 STATUSES = ("queued", "running", "finished", "diverged", "failed")
-
-
-class DamagedRecord(ValueError):
-    """A file of a run record that cannot be what this module wrote; the message names the file."""
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content``, such that a reader sees the old file or the new one and never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+SEALED = {str(CONFIG): files.CONFIG, FACTS: files.DOCUMENT, METRICS: files.ROWS, BASKET: files.ROWS}
+"""What every reader of a result checks (:mod:`analysis.records.seals`), and the most bytes that are read of each."""
+BESIDE = {IMAGES: 64 * files.MEGABYTE, CHECKPOINT: 1 << 40}
+"""What is checked where it is read, and by ``python -m analysis.verify``; it may be left out of an archive."""
 
 
 def _to_json(content: dict[str, Any], **options: Any) -> bytes:
@@ -103,26 +95,59 @@ class RunRecord:
         """The run's; of one of its older results, too."""
         return self.path.parents[1].name if self.path.parent.name == OLDER else self.path.name
 
-    def result(self) -> dict[str, Any] | None:
-        """The result, or ``None`` if the run is not over.
+    def result(self, contents: dict[str, bytes] | None = None) -> dict[str, Any] | None:
+        """The result, or ``None`` if the run is not over. Its seals are checked but those of :data:`BESIDE`.
+
+        Args:
+            contents: gets the files that were read for that, by name.
 
         Raises:
-            DamagedRecord: if there is a result that cannot be trusted: not readable, another run's, or its config or
-                metrics are not what they were when it was written.
+            UnreadableRecord: if there is a result that cannot be read.
+            ForeignRecord: if newer code wrote it.
+            DamagedRecord: if it cannot be trusted: another run's, or it, its config or its rows are not what they were
+                when it was written. The message names the first of these.
         """
-        try:
-            result = _read_json(self.path / RESULT)
-        except FileNotFoundError:
-            return None
+        while True:
+            try:
+                content = files.read(self.path / RESULT)
+            except FileNotFoundError:
+                return None
+            result = self._parsed(content)
+            changed = seals.differences(self.path, result, SEALED, contents)
+            if not changed:
+                return result
+            with suppress(FileNotFoundError):
+                if files.read(self.path / RESULT) == content:
+                    raise changed[0]
+            # The run went on in between: what was compared belongs to two results.
+
+    def _parsed(self, content: bytes) -> dict[str, Any]:
+        result = files.parse_json(self.path / RESULT, content)
         if result.get("run") != self.name:
             raise DamagedRecord(f"{self.path / RESULT}: is the result of run {result.get('run')!r}")
         if result.get("status") not in ("finished", "diverged"):
             raise DamagedRecord(f"{self.path / RESULT}: has no status that this module writes")
-        if "seals" in result:
-            now, then = self._seals(), result["seals"]
-            if changed := [name for name in {**now, **then} if name in then and now.get(name) != then[name]]:
-                raise DamagedRecord(f"{self.path / changed[0]}: was changed after the run")
+        try:
+            seals.kind(result)
+        except ForeignRecord as error:
+            raise ForeignRecord(f"{self.path / RESULT}: {error}") from None
         return result
+
+    def differences(self, *names: str) -> list[DamagedRecord]:
+        """All that is not as the result sealed it, of the files ``names``; by default of every file of the record.
+
+        A file of :data:`BESIDE` that was removed is no difference. Empty without a result.
+
+        Raises:
+            DamagedRecord: as :meth:`result`, if the result itself is not one.
+        """
+        try:
+            result = self._parsed(files.read(self.path / RESULT))
+        except FileNotFoundError:
+            return []
+        limits = SEALED | {name: limit for name, limit in BESIDE.items() if os.path.lexists(self.path / name)}
+        chosen = {name: limit for name, limit in limits.items() if not names or name in names}
+        return seals.differences(self.path, result, chosen)
 
     def outcome(self) -> str | None:
         """``finished`` or ``diverged`` if the run is over, else ``None``. Raises as :meth:`result`."""
@@ -155,7 +180,7 @@ class RunRecord:
     def status_word(self) -> str:
         """The status word on disk; ``queued`` if there is none that can be read."""
         try:
-            word = _read_json(self.path / STATUS).get("status")
+            word = files.read_json(self.path / STATUS).get("status")
         except (FileNotFoundError, DamagedRecord):
             return "queued"
         return word if word in STATUSES else "queued"
@@ -164,7 +189,7 @@ class RunRecord:
         """Why the run diverged or failed, in words."""
         for file, key in ((RESULT, "divergence"), (STATUS, "error")):
             try:
-                if text := _read_json(self.path / file).get(key):
+                if text := files.read_json(self.path / file).get(key):
                     return str(text)
             except (FileNotFoundError, DamagedRecord):
                 continue
@@ -201,7 +226,9 @@ class RunRecord:
         if not isinstance(last_row, EllipsisType):
             rows = [row for row in rows if row["step"] < keep_until] + ([last_row] if last_row else [])
         write_atomically(self.path / METRICS, b"".join(_to_json(row) for row in rows))
-        if (self.path / BASKET).exists():
+        if not keep_until:
+            (self.path / BASKET).unlink(missing_ok=True)
+        elif (self.path / BASKET).exists():
             kind = (facts or {}).get("basket")  # where none is asked for, what was measured stays
             kept = (row for row in self.basket() if not kind or row.get("kind") == kind)
             rows = [row for row in kept if row["step"] <= keep_until]
@@ -229,8 +256,7 @@ class RunRecord:
 
     def append(self, row: dict[str, Any], file: str = METRICS) -> None:
         """Add one evaluated step (or to ``BASKET`` one estimator at one); flushed, so that it survives a kill."""
-        with open(self.path / file, "ab") as rows:
-            rows.write(_to_json(row))
+        files.append(self.path / file, _to_json(row))
 
     def append_last(self, row: dict[str, Any]) -> None:
         """Add the row of the last step, in the place of one that stands there for this step already."""
@@ -241,12 +267,33 @@ class RunRecord:
         """The gradients that were measured, by step and estimator."""
         return read_rows(self.path / file, "measured")
 
-    def rows_at(self, step: int) -> int:
-        """The rows of metrics that a checkpoint of ``step`` relies on: those of earlier steps; its own it holds itself.
+    def rows_before(self, step: int) -> dict[str, Any]:
+        """What a checkpoint of ``step`` relies on, and holds, so that a later edit is noticed (:meth:`missed`).
 
-        Those of a basket do not count: what is missing of them is measured again.
+        ``count`` and ``digest``: the number and the hash of the metrics of earlier steps; those of its own step it
+        holds itself. ``basket``: a hash of each row that a basket had measured.
         """
-        return sum(row["step"] < step for row in read_metrics(self.path / METRICS))
+        rows = [row for row in read_metrics(self.path / METRICS) if row["step"] < step]
+        basket = {_key(row): seals.chained([row]) for row in self.basket() if row["step"] < step}
+        return {"count": len(rows), "digest": seals.chained(rows), "basket": basket}
+
+    def missed(self, state: dict[str, Any]) -> str | None:
+        """In words, why the rows are not those that a checkpoint ``state`` was written beside; ``None`` if they are.
+
+        Of a basket they may be fewer: what is missing is measured again. Raises :class:`DamagedRecord`.
+        """
+        step, now, then = state["step"], self.rows_before(state["step"]), state.get("rows")
+        if not isinstance(then, dict):  # of older code: the count
+            then = {"count": then, "digest": now["digest"], "basket": {}}
+        if now["count"] != then.get("count"):
+            return f"{self.path}: the metrics have {now['count']} rows before step {step}, not {then.get('count')}"
+        if now["digest"] != then.get("digest"):
+            return f"{self.path / METRICS}: rows before step {step} were changed after its checkpoint was written"
+        measured = then.get("basket", {})
+        for key, digest in now["basket"].items():
+            if measured.get(key, digest) != digest:
+                return f"{self.path / BASKET}: {key} was changed after the checkpoint of step {step} was written"
+        return None
 
     def status(self, status: str, **details: Any) -> None:
         """Write the status word, with details such as ``error``."""
@@ -257,31 +304,23 @@ class RunRecord:
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result, last; ``result["status"]`` is ``finished`` or ``diverged``."""
         self.status(result["status"])
-        sealed = {**result, "run": self.name, "seals": self._seals()}
+        sealed = seals.seal(self.path, SEALED | BESIDE, {**result, "run": self.name})
         write_atomically(self.path / RESULT, _to_json(sealed, indent=2))
 
     def add_basket(self, options: dict[str, Any]) -> None:
         """Put the rows of ``REPLAYED`` in the place of the basket's, and into the finished run's result."""
         result = self.result()
         assert result is not None and result["status"] == "finished"
+        if changed := self.differences():
+            raise changed[0]
         (self.path / REPLAYED).touch()  # nothing could be measured
         os.replace(self.path / REPLAYED, self.path / BASKET)
         self.finish({**result, "basket": options})
 
-    def _seals(self) -> dict[str, Any]:
-        """What tells whether other files were changed since: a hash of the config, the size of the metrics."""
-        try:
-            hashed: list[str | Path] = [CONFIG, FACTS] if (self.path / FACTS).exists() else [CONFIG]
-            digests = {str(name): hashlib.sha256((self.path / name).read_bytes()).hexdigest() for name in hashed}
-            files = [METRICS, BASKET] if (self.path / BASKET).exists() else [METRICS]
-            return {**digests, **{name: (self.path / name).stat().st_size for name in files}}
-        except OSError as error:
-            return {str(Path(str(error.filename)).relative_to(self.path)): "missing"}
-
     def known_as(self, logger: str, new: str) -> str:
         """The id under which ``logger`` knows the run: the first that was kept; ``new`` if there is none."""
         try:
-            known = _read_json(self.path / LOGGERS)
+            known = files.read_json(self.path / LOGGERS)
         except (FileNotFoundError, DamagedRecord):
             known = {}
         if logger not in known:
@@ -290,20 +329,12 @@ class RunRecord:
 
     def log(self, text: str) -> None:
         """Add a line (or a traceback) to the run's log, with the time."""
-        with open(self.path / LOG, "a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text.rstrip()}\n")
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text.rstrip()}\n"
+        files.append(self.path / LOG, line.encode("utf-8", "backslashreplace"))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise DamagedRecord(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise DamagedRecord(f"{path}: expected a JSON object")
-    return content
+def _key(row: dict[str, Any]) -> str:
+    return f"step {row['step']}, {row['measured']}, {row.get('kind')}"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -314,23 +345,36 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def read_rows(path: Path, *keys: str) -> list[dict[str, Any]]:
     """As :func:`read_metrics`, of a file whose rows are told apart by their step and ``keys``."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        content = files.read(path, files.ROWS)
     except FileNotFoundError:
         return []
-    except OSError as error:
-        raise DamagedRecord(f"{path}: not readable ({error})") from None
+    return parse_rows(path, content, *keys)
+
+
+def parse_rows(path: Path, content: bytes, *keys: str) -> list[dict[str, Any]]:
+    """:func:`read_rows` of a file with this ``content``."""
+    number = content.count(b"\n") + 1
+    if number > MOST_ROWS:
+        raise UnreadableRecord(f"{path}: has {number:,} rows; at most {MOST_ROWS:,} are read")
+    if max(content.count(b"["), content.count(b"{")) > number + NESTED or content.count(b'"') > TEXTS * number + NESTED:
+        raise UnreadableRecord(f"{path}: holds more lists, objects and texts than rows of metrics do")
+    lines = content.split(b"\n")
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
-            row = json.loads(line)
+            if len(line) > LINE:
+                raise ValueError
+            row = json.loads(line, object_pairs_hook=files.without_duplicates)
             step = int(row["step"])
             if step.bit_length() > 63:
                 raise OverflowError
             key = (step, *(row[name] for name in keys))
+            if not all(isinstance(each, str) for each in key[1:]):
+                raise TypeError
             rows[key] = {**row, "step": step}  # of a key that stands twice the later row counts
-        except (ValueError, KeyError, TypeError, OverflowError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             if number == len(lines):
                 continue
             raise DamagedRecord(f"{path}: line {number} is not a row of metrics") from None
@@ -340,38 +384,80 @@ def read_rows(path: Path, *keys: str) -> list[dict[str, Any]]:
 def find_runs(path: Path) -> list[Path]:
     """The run directories at or below ``path`` (a run, a sweep, or a folder of sweeps), sorted.
 
-    A directory with a result but without a config is one too, so that its reader can say that it is damaged.
+    A directory with any file of a record is one, and so is one that cannot be looked into: its reader says what is
+    wrong with it. A directory that several links lead to counts once.
     """
-    level, runs = [Path(path)], []
+    level, runs, seen = [Path(path)], [], set[tuple[int, int]]()
     for _ in range(3):
-        found = {folder for folder in level if any(os.path.exists(f"{folder}/{name}") for name in (CONFIG, RESULT))}
+        here = [folder for folder in level if _is_new(folder, seen)]
+        found = {folder for folder in here if _may_be_a_run(folder)}
         runs += sorted(found)
-        level = [child for folder in level if folder not in found for child in _folders(folder)]
+        level = [child for folder in here if folder not in found for child in folders(folder)]
     return runs
 
 
+def _is_new(folder: Path, seen: set[tuple[int, int]]) -> bool:
+    """Whether no other path led to this directory; it is added to ``seen``."""
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return True
+    place = (found.st_dev, found.st_ino)
+    if place in seen:
+        return False
+    seen.add(place)
+    return True
+
+
+def _may_be_a_run(folder: Path) -> bool:
+    for name in (CONFIG, RESULT, FACTS, METRICS, STATUS, CHECKPOINT):
+        try:
+            os.lstat(f"{folder}/{name}")
+            return True
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            return True
+    return _is_closed(folder)
+
+
+def _is_closed(folder: str | Path) -> bool:
+    return os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK)
+
+
 def older_results(run: Path) -> list[Path]:
-    """The folders of the results that a run had before, by name."""
-    return [folder for folder in _folders(Path(run) / OLDER) if not folder.name.startswith(".")]
+    """The folders of the results that a run had before, by name; the folder of all if it cannot be looked into."""
+    older = Path(run) / OLDER
+    return [older] if _is_closed(older) else [each for each in folders(older) if not each.name.startswith(".")]
 
 
-def _folders(path: Path) -> list[Path]:
+def folders(path: Path) -> list[Path]:
+    """The folders in a folder, by name; those that a link leads to come last."""
     try:
         with os.scandir(path) as entries:
-            return [path / name for name in sorted(entry.name for entry in entries if entry.is_dir())]
+            found = sorted((entry.is_symlink(), entry.name) for entry in entries if _leads_to_a_folder(entry))
     except OSError:  # not there, not a folder, or not ours to look into
         return []
+    return [path / name for _, name in found]
 
 
-def read_facts(path: Path, result: dict[str, Any] | None) -> dict[str, Any]:
+def _leads_to_a_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def read_facts(path: Path, result: dict[str, Any] | None, contents: dict[str, bytes] | None = None) -> dict[str, Any]:
     """What ``run.json`` says; of a run of older code the same, as far as its config tells (:mod:`.legacy`).
 
-    Options that are younger than the record stand there at their defaults.
+    Options that are younger than the record stand there at their defaults. ``contents`` are files that were read.
     """
     try:
-        found = _read_json(path / FACTS)
+        known_as = (contents or {}).get(FACTS)
+        found = files.read_json(path / FACTS) if known_as is None else files.parse_json(path / FACTS, known_as)
     except FileNotFoundError:
-        return legacy.facts(complete(_read_config(path, result)))
+        return legacy.facts(complete(_config_of(path, result)))
     options = found.get("options")
     if not isinstance(options, dict) or not all(isinstance(each, dict) for each in options.values()):
         raise DamagedRecord(f"{path / FACTS}: does not say what the options of a run are")
@@ -387,15 +473,20 @@ def _identity(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts["options"].get("trains", {}), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_constants(path: Path) -> tuple[dict[str, Any], dict[str, Any], int | None]:
+def read_constants(
+    path: Path, contents: dict[str, bytes] | None = None
+) -> tuple[dict[str, Any], dict[str, Any], int | None]:
     """What is constant over one run (options, status, protocol, costs) as a flat dict; the run's facts; of a finished
     run its last step.
 
-    It is read before the metrics: where there is a result, they are complete.
+    It is read before the metrics: where there is a result, they are complete. ``contents`` gets the files that were
+    read and checked for that. ``facts["sealed"]`` tells how the result is (:func:`analysis.records.seals.kind`).
     """
     record = RunRecord(path)
-    result = record.result()
-    facts = read_facts(path, result)
+    contents = {} if contents is None else contents
+    result = record.result(contents)
+    facts = read_facts(path, result, contents)
+    facts["sealed"] = seals.kind(result) if result else None
     options = {name: value for each in facts["options"].values() for name, value in each.items()}
     constants = {**columns(options), "run": record.name, "identity": _identity(facts)}
     constants["family"] = facts.get("family")
@@ -404,7 +495,7 @@ def read_constants(path: Path) -> tuple[dict[str, Any], dict[str, Any], int | No
         constants["primary_sign"] = 1 if primary["higher_is_better"] else -1
     if result is None:
         try:
-            status = _read_json(path / STATUS)
+            status = files.read_json(path / STATUS)
         except FileNotFoundError:
             status = {"status": "queued"}
         # A kill between the last status and the result leaves "finished" without a result: the run is not over.
@@ -437,25 +528,29 @@ def columns(options: dict[str, Any]) -> dict[str, Any]:
 
 def read_overrides(path: Path) -> list[str]:
     """The overrides that gave a run its config, as on the command line. Raises :class:`DamagedRecord`."""
-    import yaml
-
     try:
-        return [str(line) for line in yaml.safe_load((path / OVERRIDES).read_bytes())]
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise DamagedRecord(f"{path / OVERRIDES}: not a run's overrides ({type(error).__name__}: {error})") from None
+        found = files.read_yaml(path / OVERRIDES)
+    except FileNotFoundError:
+        raise DamagedRecord(f"{path / OVERRIDES}: is missing") from None
+    if not isinstance(found, list):
+        raise DamagedRecord(f"{path / OVERRIDES}: not a run's overrides")
+    return [str(line) for line in found]
 
 
-def _read_config(path: Path, result: dict[str, Any] | None) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The config of the run in ``path``. Raises :class:`DamagedRecord`."""
+    try:
+        config = files.read_yaml(path / CONFIG)
+    except FileNotFoundError:
+        raise DamagedRecord(f"{path / CONFIG}: is missing") from None
+    if not isinstance(config, dict) or not all(isinstance(config.get(name), dict) for name in ("estimator", "task")):
+        raise DamagedRecord(f"{path / CONFIG}: not a run's config")
+    return config
+
+
+def _config_of(path: Path, result: dict[str, Any] | None) -> dict[str, Any]:
     """The run's config. Where there is a result, its own copy is taken: JSON is read far faster."""
-    import yaml
-
-    if result is not None and isinstance(result.get("config"), dict):
-        return dict(result["config"])
-    try:
-        config = yaml.load((path / CONFIG).read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        return {**config, **{group: config[group] for group in ("estimator", "task", "data")}}
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedRecord(f"{path / CONFIG}: not a run's config ({type(error).__name__}: {error})") from None
+    return dict(result["config"]) if result and isinstance(result.get("config"), dict) else read_config(path)
 
 
 def flat_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from analysis.defaults import complete
 from analysis.output import Parser
-from analysis.records import CHECKPOINT, CONFIG, RunRecord
+from analysis.records import CHECKPOINT, CONFIG, FACTS, DamagedRecord, RunRecord, read_config
 from estimators.certificate import table
 from estimators.moments import Figures, Moments, figures
 from training.config import targets
 from training.config.compose import composed
+from training.config.identity import run_name
 from training.devices import pick_device
 from training.errors import UserError
 from training.gradients.point import Point, draw, reference_gradient, warmed_up
@@ -118,16 +118,19 @@ def load_run(path: Path, device: torch.device, allowed: Sequence[str] = ()) -> P
     Raises:
         UserError: if there is none, or none that this code can build.
     """
+    if not (path / CONFIG).exists():
+        raise UserError(f"{path}: not a run's directory (it has no {CONFIG})")
+    record = RunRecord(path)
     try:
-        config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(f"{path}: not a run's directory (it has no {CONFIG})") from None
-    except (ValueError, yaml.YAMLError):
-        config = None
-    if not isinstance(config, dict) or not isinstance(config.get("steps"), int):
+        config, result = read_config(path), record.result()
+    except DamagedRecord as error:
+        raise UserError(str(error)) from None
+    if not isinstance(config.get("steps"), int):
         raise UserError(f"{path / CONFIG}: not a run's config")
     targets.check_record(config, allowed, str(path / CONFIG))
-    state, trouble = checkpoints.load(RunRecord(path))
+    if result is None and (path / FACTS).exists() and run_name(complete(config)) != path.name:
+        raise UserError(f"{path / CONFIG}: is not the config that the run {path.name} began with")
+    state, trouble = checkpoints.load(record)
     if state is None:
         raise UserError(trouble or f"{path}: there is no checkpoint ({CHECKPOINT})")
     config = complete(config)

@@ -48,8 +48,9 @@ class Basket:
         note = f"measuring the gradients of {len(self.names)} estimators"
         training.report({"event": "step", "step": self.pack.step, "note": note})
         with training.watch.doing("evaluation"):
-            for replica in training.alive if self.pack.step in self.steps else ():
-                self._measure(replica)
+            for replica in list(training.alive) if self.pack.step in self.steps else ():
+                with training.writing(replica):
+                    self._measure(replica)
         if asked():
             if self.file == BASKET:
                 raise training.stop()

@@ -47,10 +47,11 @@ def replay(pack: Pack, records: Sequence[RunRecord], report: Report, lost: Colle
     begin(training)
     basket = Basket(training, REPLAYED)
     run_through(training, [basket, Progress(training, basket)])
-    for r in training.alive:
-        records[r].add_basket(pack.configs[r]["basket"])
-        records[r].log(f"a basket was measured along its {pack.step} steps")
-        report({"event": "run", "run": records[r].name, "status": "finished", "error": None})
+    for r in list(training.alive):
+        with training.writing(r) as record:
+            record.add_basket(pack.configs[r]["basket"])
+            record.log(f"a basket was measured along its {pack.step} steps")
+            report({"event": "run", "run": record.name, "status": "finished", "error": None})
 
 
 def begin(training: Training) -> None:
@@ -88,12 +89,13 @@ def finish(training: Training, basket: Basket) -> None:
     for r, row in enumerate(last):
         if r not in training.alive:
             continue
-        record = training.records[r]
-        record.append_last(row)
-        training.loggers[r].log(row)
-        if pictures[r]:
-            save_pictures(record.path / IMAGES, pictures[r])
-        result = summary(pack, r, "finished", row)
-        if basket.is_complete(r):
-            result["basket"] = pack.configs[r]["basket"]
-        training.end(r, result)
+        with training.writing(r) as record:
+            record.append_last(row)
+            training.loggers[r].log(row)
+            if pictures[r]:
+                save_pictures(record.path / IMAGES, pictures[r])
+            result = summary(pack, r, "finished", row)
+            if basket.is_complete(r):
+                result["basket"] = pack.configs[r]["basket"]
+        if r in training.alive:
+            training.end(r, result)

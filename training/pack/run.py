@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from analysis.records import CONFIG, DamagedRecord, RunRecord
+from analysis.records import CONFIG, DamagedRecord, RunRecord, UnreadableRecord
 from analysis.records.claims import HEARTBEAT_SECONDS
 from training.config import identity
 from training.config.plan import RunPlan
@@ -28,7 +28,7 @@ from training.pack import checkpoints, memory
 from training.pack.build import build
 from training.pack.loop import replay, train
 from training.pack.pack import Pack
-from training.progress import Report
+from training.progress import Event, Report
 
 
 @dataclass
@@ -68,6 +68,19 @@ def train_runs(runs: Sequence[RunPlan], report: Report, solo: bool = False) -> N
 
 
 def _train_runs(runs: Sequence[RunPlan], report: Report, solo: bool) -> None:
+    failures: dict[str, str] = {}
+
+    def noting(event: Event) -> None:
+        if event["event"] == "run" and event["status"] == "failed":
+            failures[event["run"]] = event["error"]
+        report(event)
+
+    _train_members(runs, noting, solo)
+    if failures and solo:  # in a sweep the scheduler says it
+        raise UserError("; ".join(f"{name}: {error}" for name, error in failures.items()))
+
+
+def _train_members(runs: Sequence[RunPlan], report: Report, solo: bool) -> None:
     first = runs[0].config
     device = pick_device(first["device"])
     torch.set_num_threads(first["threads"])
@@ -80,11 +93,12 @@ def _train_runs(runs: Sequence[RunPlan], report: Report, solo: bool) -> None:
             try:
                 if record := _take(run, report):
                     members.append(Member(run, record))
+                continue
             except OSError as error:
                 mistake = f"runs_dir: cannot write to {run.path} ({error.strerror}); see runs_dir=PATH"
-                if solo:
-                    raise UserError(mistake) from None
-                report({"event": "run", "run": run.name, "status": "failed", "error": mistake})
+            except UnreadableRecord as error:
+                mistake = f"{error}; remove it to train the run again"
+            report({"event": "run", "run": run.name, "status": "failed", "error": mistake})
         with _heartbeats([member.record for member in members]) as lost:
             for group in _groups(members, device, report):
                 _train_group(group, device, report, lost, solo)
@@ -108,16 +122,20 @@ def leaving_nothing_empty(folder: Path) -> Iterator[None]:
 
 
 def _take(run: RunPlan, report: Report) -> RunRecord | None:
-    """Claim a run that is to be trained."""
+    """Claim a run that is to be trained. Raises :class:`UnreadableRecord` for one of which nobody knows what it has."""
     record = run.record
-    if run.is_over():
-        report({"event": "skipped", "run": run.name, "reason": "finished already"})
-        return None
+    with contextlib.suppress(DamagedRecord):
+        if record.answer(run.target) is not None:
+            report({"event": "skipped", "run": run.name, "reason": "finished already"})
+            return None
     if not record.claim.take():
         report({"event": "skipped", "run": run.name, "reason": "being trained by another process"})
         return None
     try:
         over = record.answer(run.target) is not None  # by another process, between the two looks
+    except UnreadableRecord:
+        record.claim.release()
+        raise
     except DamagedRecord as error:
         report({"event": "message", "text": f"{error}; the run is redone"})
         over = False
@@ -201,10 +219,18 @@ def _train_pack(group: list[Member], device: torch.device, report: Report, lost:
             text = f"{records[0].path}: the checkpoint does not fit this version of the code ({error}); starting again"
             report({"event": "message", "text": text})
             pack = build(configs, device)
+    begun = []
     for member in group:
-        _begin(member.plan, member.state, pack)
-        member.record.log(f"{'goes on' if pack.step else 'starts'} at step {pack.step} in a pack of {len(group)}")
-    train(pack, records, report, lost)
+        try:
+            _begin(member.plan, member.state, pack)
+            member.record.log(f"{'goes on' if pack.step else 'starts'} at step {pack.step} in a pack of {len(group)}")
+            begun.append(member)
+        except (OSError, DamagedRecord) as error:
+            _record_failure([member], error, report)
+    if len(begun) == len(group):
+        train(pack, records, report, lost)
+    elif begun:
+        _train_pack(begun, device, report, lost)
 
 
 def _begin(plan: RunPlan, state: dict[str, Any] | None = None, pack: Pack | None = None) -> None:
@@ -232,7 +258,8 @@ def record_failure(plan: RunPlan, sentence: str, details: str) -> None:
 
 def _record_failure(group: list[Member], error: Exception, report: Report) -> None:
     """``failed`` for each run that is not over, with the traceback in its log."""
-    sentence = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    plain = isinstance(error, UserError | DamagedRecord)
+    sentence = str(error) if plain else f"{type(error).__name__}: {error}"
     if _is_out_of_memory(error):
         sentence = f"one run alone does not fit into memory ({sentence}); use a smaller model or batch_size"
     for member in group:

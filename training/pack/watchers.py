@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol
 
-from analysis.records import RunRecord
+from analysis import output
+from analysis.records import DamagedRecord, RunRecord
 from training.interrupt import Stopped, asked
 from training.loggers import Logger
 from training.pack import checkpoints
@@ -17,6 +19,7 @@ from training.progress import Report
 
 LOOK_EVERY_ON_GPU = 50
 REPORT_SECONDS = 0.5
+UNCLAIMED = "its claim was removed while it trained; the same command goes on from its checkpoint"
 
 
 class Watcher(Protocol):
@@ -63,29 +66,55 @@ class Training:
         self.pack.evaluation_seconds = evaluated + self.watch.seconds("evaluation")
 
     def drop_lost(self) -> None:
-        """Leave out the runs that another process has taken over."""
-        self.alive = [r for r in self.alive if self.records[r] not in self._lost]
+        """Leave out the runs whose claim is gone: another process has taken them over, or somebody removed it."""
+        for r in [r for r in self.alive if self.records[r] in self._lost]:
+            self.alive.remove(r)
+            record = self.records[r]
+            if record.claim.is_held():
+                self.report({"event": "skipped", "run": record.name, "reason": "taken over by another process"})
+            elif not record.is_finished():
+                self.report({"event": "run", "run": record.name, "status": "failed", "error": UNCLAIMED})
+
+    @contextlib.contextmanager
+    def writing(self, replica: int) -> Iterator[RunRecord]:
+        """What writes into the record of one run: if that fails, the run does, and the pack goes on without it."""
+        record = self.records[replica]
+        try:
+            yield record
+        except (OSError, DamagedRecord) as error:
+            sentence = (
+                f"its record cannot be written: {output.in_words(error) if isinstance(error, OSError) else error}"
+            )
+            if replica in self.alive:
+                self.alive.remove(replica)
+            with contextlib.suppress(OSError):
+                record.log(f"failed: {sentence}")
+                record.status("failed", error=sentence)
+            self.report({"event": "run", "run": record.name, "status": "failed", "error": sentence})
 
     def save(self) -> None:
         """Write a checkpoint of every run."""
         self.keep_time()
-        checkpoints.save(self.pack, [(r, self.records[r]) for r in self.alive])
+        for r in list(self.alive):
+            with self.writing(r) as record:
+                checkpoints.save(self.pack, r, record)
 
     def stop(self) -> Stopped:
         """Write checkpoints and put the runs back into the queue; returns what is to be raised."""
         self.save()
-        for r in self.alive:
-            self.records[r].status("queued", step=self.pack.step)
-            self.records[r].log(f"stopped at step {self.pack.step} by a signal; its checkpoint is written")
+        for r in list(self.alive):
+            with self.writing(r) as record:
+                record.status("queued", step=self.pack.step)
+                record.log(f"stopped at step {self.pack.step} by a signal; its checkpoint is written")
         return Stopped(f"stopped at step {self.pack.step} of {self.steps}; start the same command again to go on")
 
     def end(self, replica: int, result: dict[str, Any], error: str | None = None) -> None:
         """Write the result of one run."""
-        record = self.records[replica]
-        record.finish(result)
-        record.log(f"{result['status']} at step {self.pack.step}{': ' + error if error else ''}")
-        self.loggers[replica].finish(result["status"])
-        self.report({"event": "run", "run": record.name, "status": result["status"], "error": error})
+        with self.writing(replica) as record:
+            record.finish(result)
+            record.log(f"{result['status']} at step {self.pack.step}{': ' + error if error else ''}")
+            self.loggers[replica].finish(result["status"])
+            self.report({"event": "run", "run": record.name, "status": result["status"], "error": error})
 
 
 class Divergence:
@@ -127,8 +156,9 @@ class Evaluation:
             training.keep_time()
             rows = evaluate(pack)
         pack.carried_row = [rows[r] if r in training.alive else None for r in range(pack.replicas)]
-        for r in training.alive:
-            training.records[r].append(rows[r])
+        for r in list(training.alive):
+            with training.writing(r) as record:
+                record.append(rows[r])
             if pack.step < training.steps:  # the last row is logged as a whole
                 training.loggers[r].log(rows[r])
         training.note = _note(rows, training.alive)
