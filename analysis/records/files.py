@@ -62,10 +62,11 @@ def opened(path: Path, limit: int) -> Iterator[IO[bytes]]:
     except OSError as error:
         reason = "is a link, not a file" if error.errno == errno.ELOOP else f"cannot be read ({error.strerror})"
         raise UnreadableRecord(f"{path}: {reason}") from None
+    found = os.fstat(number)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(number)
+        raise UnreadableRecord(f"{path}: is {_KINDS.get(stat.S_IFMT(found.st_mode), 'something else')}, not a file")
     with open(number, "rb") as file:
-        found = os.fstat(number)
-        if not stat.S_ISREG(found.st_mode):
-            raise UnreadableRecord(f"{path}: is {_KINDS.get(stat.S_IFMT(found.st_mode), 'something else')}, not a file")
         if found.st_size > limit:
             raise UnreadableRecord(f"{path}: has {found.st_size:,} bytes; at most {limit:,} are read")
         yield file

@@ -54,7 +54,7 @@ what holds more of them takes twenty times its place."""
 STATUSES = ("queued", "running", "finished", "diverged", "failed")
 SEALED = {str(CONFIG): files.CONFIG, FACTS: files.DOCUMENT, METRICS: files.ROWS, BASKET: files.ROWS}
 """What every reader of a result checks (:mod:`analysis.records.seals`), and the most bytes that are read of each."""
-BESIDE = {IMAGES: 64 * files.MEGABYTE, CHECKPOINT: 1 << 40}
+BESIDE = {IMAGES: 64 * files.MEGABYTE, CHECKPOINT: 8192 * files.MEGABYTE}
 """What is checked where it is read, and by ``python -m analysis.verify``; it may be left out of an archive."""
 
 

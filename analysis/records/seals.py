@@ -44,9 +44,11 @@ def kind(result: dict[str, Any]) -> str:
     Raises:
         ForeignRecord: if newer code sealed it.
     """
-    seals = result.get("seals")
-    if not isinstance(seals, dict):
+    if "seals" not in result:
         return "none"
+    seals = result["seals"]
+    if not isinstance(seals, dict):
+        raise ForeignRecord("has seals that this code does not know")
     version = seals.get("version", 1)
     if version not in (1, VERSION):
         raise ForeignRecord(f"sealed by other code (version {version!r}; this code knows {VERSION})")
@@ -73,14 +75,7 @@ def differences(
         found.append(DamagedRecord(f"{folder / 'result.json'}: was changed after the run"))
     for name, limit in limits.items() if how != "none" else ():
         try:
-            now: str | int
-            if how == "size" and type(seals.get(name)) is int:
-                now = (folder / name).stat().st_size
-            elif contents is not None:
-                contents[name] = files.read(folder / name, limit)
-                now = hashlib.sha256(contents[name]).hexdigest()
-            else:
-                now = digest(folder / name, limit)
+            now = _now(folder / name, limit, seals.get(name), contents)
         except FileNotFoundError:
             if name in seals:
                 found.append(DamagedRecord(f"{folder / name}: was removed after the run"))
@@ -93,6 +88,19 @@ def differences(
         elif name not in seals and how == "content":
             found.append(DamagedRecord(f"{folder / name}: was added after the run"))
     return found
+
+
+def _now(path: Path, limit: int, then: str | int | None, contents: dict[str, bytes] | None) -> str | int | None:
+    """What to compare with the seal ``then``; nothing is read of a file that has none."""
+    if type(then) is int:
+        return path.lstat().st_size
+    if then is None:
+        path.lstat()
+        return None
+    if contents is None:
+        return digest(path, limit)
+    contents[path.name] = files.read(path, limit)
+    return hashlib.sha256(contents[path.name]).hexdigest()
 
 
 def digest(path: Path, limit: int) -> str:
