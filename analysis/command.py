@@ -16,7 +16,7 @@ import pandas as pd
 import yaml
 
 from analysis import records
-from analysis.output import Parser
+from analysis.output import Parser, visible, visible_lines
 from analysis.papers import own, reference
 from analysis.papers.layouts import layouts, of_sweeps
 from analysis.papers.layouts import write as write_layout
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return refuse(str(error), NOTHING)
     for sentence in kept.attrs["damaged"]:
-        print(f"damaged, left out: {sentence}")
+        print(visible(f"damaged, left out: {sentence}"))
     output = options.output or options.path / "report"
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ def read(path: Path, conditions: Sequence[str], tune: Sequence[str] = (), compar
     frame.attrs |= {"tune": tuple(tune), "compare": tuple(compare)}
     kept = where(frame, conditions)
     if kept.empty:
-        damaged = "".join(f"damaged, left out: {sentence}\n" for sentence in frame.attrs["damaged"])
+        damaged = "".join(f"damaged, left out: {visible(sentence)}\n" for sentence in frame.attrs["damaged"])
         raise ValueError(f"{damaged}no readable run at {path}" + (" with this --where" if conditions else ""))
     return kept
 
@@ -180,7 +180,7 @@ def statuses(frame: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
     if repeated:
         lines.append(f"{repeated} runs were recorded more than once and count once")
     for _, run in runs[runs["status"] != "finished"].iterrows():
-        lines.append(f"{run['status']}: {run['run']} ({reason(run)})")
+        lines.append(visible(f"{run['status']}: {run['run']} ({reason(run)})"))
     return [*lines, ""]
 
 
@@ -204,7 +204,7 @@ def unwritable(error: OSError) -> str:
 
 def refuse(sentence: str, code: int) -> int:
     """Say why there is nothing, and return the exit code ``code``."""
-    print(sentence, file=sys.stderr)
+    print(visible_lines(sentence), file=sys.stderr)
     return code
 
 

@@ -19,6 +19,19 @@ MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 IN_ASCII = {"±": "+-"}
+HIDDEN = [*range(0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
+"""What moves the cursor, recolours, or turns the direction of a text around: a name must not do that to a terminal."""
+_ESCAPES = {number: ascii(chr(number))[1:-1] for number in HIDDEN if chr(number) != "\t"}
+
+
+def visible(text: str) -> str:
+    """``text`` on one line, with control characters and marks of direction as their escapes."""
+    return text.translate(_ESCAPES)
+
+
+def visible_lines(text: str) -> str:
+    """:func:`visible`, of each line of ``text``."""
+    return "\n".join(map(visible, text.split("\n")))
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,7 +62,7 @@ def run(main: Callable[[], int | str | None]) -> NoReturn:
             code = 1
         else:
             code = f"error: {in_words(error)}"
-    sys.exit(code)
+    sys.exit(visible_lines(code) if isinstance(code, str) else code)
 
 
 def in_words(error: OSError) -> str:
@@ -61,11 +74,22 @@ def in_words(error: OSError) -> str:
 
 
 def make_printable() -> None:
-    """Let no character end a command that prints it: ``±`` becomes ``+-`` where it must, any other its escape."""
+    """Let no character end a command that prints it: ``±`` becomes ``+-`` where it must, any other its escape. On the
+    standard output none acts on the terminal (on the other stream the progress of training does)."""
     codecs.register_error("in_ascii", _in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="in_ascii")
+    if type(sys.stdout) is io.TextIOWrapper:
+        sys.stdout.flush()
+        sys.stdout = _Visible(
+            sys.stdout.buffer, sys.stdout.encoding, "in_ascii", line_buffering=sys.stdout.line_buffering
+        )
+
+
+class _Visible(io.TextIOWrapper):
+    def write(self, text: str) -> int:
+        return super().write(visible_lines(text))
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:

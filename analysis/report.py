@@ -17,6 +17,7 @@ import pandas as pd
 from analysis.command import DIFFERENT, NOTHING, OK, add_runs, read, refuse, unwritable
 from analysis.output import Parser, run
 from analysis.page.data import page_data
+from analysis.records.files import write_atomically
 from analysis.statistics.summary import ProtocolsDiffer
 
 PAGE = Path(__file__).with_name("page")
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         frame = read(options.path, options.where, options.tune, options.compare)
         output = options.output or options.path / "report" / "report.html"
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(page(frame, output.parent), encoding="utf-8")
+        write_atomically(output, page(frame, output.parent).encode())
     except ProtocolsDiffer as error:
         return refuse(str(error), DIFFERENT)
     except ValueError as error:

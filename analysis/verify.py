@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from analysis.output import Parser, run
+from analysis.output import Parser, run, visible
 from analysis.papers import reference
 from analysis.records import RunRecord, collect, files, find_runs
 from analysis.records.files import DamagedRecord
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for what, place, kind, sentences in records(path):
         counts[what][kind] += 1
         for sentence in sentences:
-            print(f"{kind}: {sentence}")
+            print(visible(f"{kind}: {sentence}"))
         if what == "records" and kind == "sound":
             left_out.update(name for name in BESIDE if not os.path.lexists(place / name))
     for what, words in counts.items():

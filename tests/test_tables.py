@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis import output
 from analysis.statistics.curves import Metric, average
 from analysis.statistics.intervals import interval
 from analysis.tables.table import (
@@ -24,6 +25,7 @@ from analysis.tables.table import (
     TIE,
     Marked,
     Table,
+    frame_to_csv,
     to_csv,
     to_latex,
     to_markdown,
@@ -93,6 +95,32 @@ def test_names_that_are_code_stay_names():
     assert page.tags == {"table", "caption", "thead", "tbody", "tr", "th", "td", "ul", "li"}
     assert [row[0] for row in csv.reader(io.StringIO(to_csv([table])))][1:] == shown
     assert len(table.to_text(1000).splitlines()) == 2 + 2 + len(NAMES) + 1 + 3
+
+
+FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-cmd()", "@SUM(A1)", "\t=1", " =1"]
+
+
+def test_no_text_is_a_formula_and_numbers_stay_numbers():
+    rows = list(csv.reader(io.StringIO(to_csv([table_of(FORMULAS)]))))[1:]
+    assert [row[0] for row in rows] == ["'" + text for text in FORMULAS]
+    assert [row[1:] for row in rows] == [[f"{n}.50 ± 0.25", f"-{n}.1", "-"] for n in range(len(FORMULAS))]
+    frame = pd.DataFrame(
+        {"=name": FORMULAS[:3], "x": [-1.5, 2.0, float("-inf")], "n": [-1, 2, 3], "m": ["-1.5", "-", 3]}
+    )
+    assert frame_to_csv(frame).splitlines() == [
+        "'=name,x,n,m",
+        "'=1+1,-1.5,-1,-1.5",
+        "'+cmd|' /C calc'!A0,2.0,2,-",
+        "'-cmd(),-inf,3,3",
+    ]
+
+
+def test_no_text_acts_on_a_terminal_or_is_a_link():
+    bad = ["\x1b[2J\x1b]0;title\x07", "a\u202eb", "c\x9bd", "[x](javascript:alert(1))", "![x](http://host/y)"]
+    table = Table(["name"], [[name] for name in bad], bad, bad[0], bad)
+    for text in (table.to_text(), table.to_markdown(), table.to_latex(), table.to_html(), to_csv([table])):
+        assert not {chr(number) for number in output.HIDDEN} - {"\n"} & set(text)
+    assert r"\x1b[2J" in table.to_text() and not re.search(r"(?<!\\)\]\(", table.to_markdown())
 
 
 def test_titles_and_notes_that_are_code_stay_sentences():

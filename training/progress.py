@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from analysis.output import visible, visible_lines
+
 Event = dict[str, Any]
 Report = Callable[[Event], None]
 
@@ -48,11 +50,11 @@ class PackLine:
     def __call__(self, event: Event) -> None:
         kind = event["event"]
         if kind == "skipped":
-            tell(f"{event['reason']}: {event['run']}", stream=sys.stdout)
+            tell(visible(f"{event['reason']}: {event['run']}"), stream=sys.stdout)
         elif kind == "message":
-            tell(event["text"])
+            tell(visible_lines(event["text"]))
         elif kind == "run" and event["status"] == "diverged":
-            tell(f"diverged: {event['run']}: {event['error']}")
+            tell(visible_lines(f"diverged: {event['run']}: {event['error']}"))
         elif kind == "pack":
             self.label, self.steps, self.replicas = event["label"], event["steps"], event["replicas"]
             self.start, self.began = event["step"], time.monotonic()
@@ -67,7 +69,7 @@ class PackLine:
         self.printed = now
         rate = (step - self.start) / max(now - self.began, 1e-9)
         left = (self.steps - step) / rate if rate else float("inf")
-        line = (
+        line = visible(
             f"{self.label} x {self.replicas}: step {step}/{self.steps}, {rate * self.replicas:.0f} replica-steps/s, "
             f"{clock(left)} left{', ' + note if note else ''}"
         )

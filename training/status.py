@@ -57,11 +57,11 @@ def report(path: Path) -> str:
         record = RunRecord(run)
         word, trouble = state(record)
         # <estimator>-<task>-<data>-s<seed>-<hash>: good enough for people
-        counts.setdefault("-".join(run.name.split("-")[:3]), Counter())[word] += 1
+        counts.setdefault(output.visible("-".join(run.name.split("-")[:3])), Counter())[word] += 1
         if trouble:
-            troubles.append(f"{word}: {run.name}: {trouble}")
+            troubles.append(output.visible(f"{word}: {run.name}: {trouble}"))
         if word == "running":
-            going.append(f"running: {run.name}: step {step(record) or 0}")
+            going.append(output.visible(f"running: {run.name}: step {step(record) or 0}"))
     total = sum(counts.values(), Counter[str]())
     words = [word for word in WORDS if total[word]]
     width = max(map(len, counts))

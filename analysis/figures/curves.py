@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from analysis.figures.style import STYLE, in_order, look, with_looks
 from analysis.records import IMAGES, DamagedRecord
+from analysis.records.files import replacing
 from analysis.records.images import read_images as read_images_of
 from analysis.statistics.curves import Curve, Metric, average
 from analysis.statistics.summary import COMPARISON, curve_metrics, final_rows, select
@@ -283,6 +284,8 @@ def _strips(rows: list[tuple[str, NDArray[Any]]], title: str) -> Figure | None:
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write ``stem.pdf`` (vector; the same bytes for the same figure) and ``stem.png``; returns both paths."""
     pdf, png = stem.with_name(f"{stem.name}.pdf"), stem.with_name(f"{stem.name}.png")
-    figure.savefig(pdf, metadata={"CreationDate": None})
-    figure.savefig(png)
+    own: dict[Path, dict[str, Any]] = {pdf: {"metadata": {"CreationDate": None}}, png: {}}
+    for file, options in own.items():
+        with replacing(file) as temporary:
+            figure.savefig(temporary, format=file.suffix[1:], **options)
     return [pdf, png]

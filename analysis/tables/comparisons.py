@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.figures import sensitivity
+from analysis.records.files import write_atomically
 from analysis.statistics.comparisons import across_tasks, pairs, verdict
 from analysis.statistics.settings import as_text
 from analysis.statistics.summary import COMPARISON, select
@@ -25,12 +26,12 @@ def write(runs: pd.DataFrame, output: Path) -> tuple[list[str], list[Path]]:
     files = []
     if not compared.empty:
         files.append(output / "pairs.csv")
-        compared.to_csv(files[-1], index=False)
+        write_atomically(files[-1], table.frame_to_csv(compared).encode())
     for (task, data), group in compared.groupby(COMPARISON):
         blocks.append(_best_against_the_others(str(task) if data == "none" else f"{task} on {data}", group))
     if not together.empty:
         files.append(output / "across_tasks.csv")
-        together.to_csv(files[-1], index=False)
+        write_atomically(files[-1], table.frame_to_csv(together).encode())
         blocks.append(_together(together))
     if blocks:
         files += table.write(blocks, output / "comparisons", ("md",))
@@ -45,7 +46,7 @@ def write_sensitivity(frame: pd.DataFrame, output: Path) -> list[Path]:
     figure = sensitivity.figure(by_rate)
     if figure is None:
         return []
-    by_rate.to_csv(output / "sensitivity.csv", index=False)
+    write_atomically(output / "sensitivity.csv", table.frame_to_csv(by_rate).encode())
     return [output / "sensitivity.csv", *figures.save(figure, output / "sensitivity")]
 
 

@@ -14,12 +14,17 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from analysis.output import visible
+from analysis.records.files import write_atomically
+
 NONE, MINUS = "-", "\N{MINUS SIGN}"
 BEST, TIE = "best", "tie"
+NUMBER = re.compile(r"[-+]?[\d.][\d.,eE ±%()\[\]+-]*|-|[-+]?(inf|nan)")
+"""A cell of digits and signs, which no spreadsheet takes for a call."""
 
 
 class Marked(NamedTuple):
@@ -66,16 +71,23 @@ def latex_sentence(text: str) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    return _no_tags(re.sub(r"[\\|*`]", r"\\\g<0>", text))
+    return _no_links(re.sub(r"[\\|*`]", r"\\\g<0>", text))
 
 
-def _no_tags(text: str) -> str:
-    return re.sub(r"<(?=[A-Za-z/!?])", r"\\<", text)
+def _no_links(text: str) -> str:
+    """Without tags, and without links and pictures, which have something right after a bracket."""
+    return re.sub(r"<(?=[A-Za-z/!?])|\](?=[(\[:])", r"\\\g<0>", text)
+
+
+def _no_formula(text: str) -> str:
+    """For a spreadsheet: what would be a formula, and is no number, begins with an apostrophe."""
+    return f"'{text}" if re.match(r"\s*[=+\-@\t]", text) and not NUMBER.fullmatch(text) else text
 
 
 PLAIN = Markup("±", "-", "-", best=str, tie=str)
+CSV = Markup("±", "-", "-", best=str, tie=str, escape=_no_formula)
 TEXT = Markup("±", "-", "-", best=lambda cell: f"{cell} *", tie=lambda cell: f"{cell} ~")
-MARKDOWN = Markup("±", "-", "-", lambda cell: f"**{cell}**", lambda cell: f"{cell} ~", _escape_markdown, _no_tags)
+MARKDOWN = Markup("±", "-", "-", lambda cell: f"**{cell}**", lambda cell: f"{cell} ~", _escape_markdown, _no_links)
 LATEX = Markup(
     *(r"$\pm$", "$-$", "--"),
     lambda cell: rf"\textbf{{{cell}}}",
@@ -122,7 +134,7 @@ class Table:
     def to_text(self, width: int = 100) -> str:
         """For the screen. Where the table is wider than ``width`` characters, each row takes a block of lines."""
         title, *about = (
-            textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False)
+            textwrap.fill(_one_line(line), width, subsequent_indent="  ", break_on_hyphens=False)
             for line in [self.title, *self.caption, *self.notes]
         )
         parts = [[title]] if title else []
@@ -190,11 +202,22 @@ def to_csv(tables: Sequence[Table]) -> str:
     """One header and the numbers of all tables at full precision; of a table without ``numbers`` its cells."""
     numbers = [table.numbers for table in tables if table.numbers is not None]
     if len(numbers) == len(tables):
-        return str((pd.concat(numbers, ignore_index=True) if numbers else pd.DataFrame()).to_csv(index=False))
+        return frame_to_csv(pd.concat(numbers, ignore_index=True) if numbers else pd.DataFrame())
     text = io.StringIO()
     for table in tables:
-        csv.writer(text, lineterminator="\n").writerows(table.cells(PLAIN))
+        csv.writer(text, lineterminator="\n").writerows(table.cells(CSV))
     return text.getvalue()
+
+
+def frame_to_csv(frame: pd.DataFrame) -> str:
+    """CSV of a frame at full precision; no text in it is a formula."""
+    texts = [name for name in frame if not pd.api.types.is_numeric_dtype(frame[name])]
+    safe = frame.assign(**{name: frame[name].map(_cell) for name in texts})
+    return str(safe.rename(columns=_cell).to_csv(index=False))
+
+
+def _cell(value: Any) -> Any:
+    return _no_formula(_one_line(value)) if isinstance(value, str) else value
 
 
 def write(
@@ -209,7 +232,7 @@ def write(
     files = []
     for kind in kinds:
         files.append(stem.with_name(f"{stem.name}.{kind}"))
-        files[-1].write_text(writers[kind](), encoding="utf-8")
+        write_atomically(files[-1], writers[kind]().encode())
     return files
 
 
@@ -226,7 +249,7 @@ def _sentence(text: str, markup: Markup) -> str:
 
 
 def _one_line(text: str) -> str:
-    return re.sub(r"[\r\n]+", " ", text)
+    return visible(re.sub(r"[\r\n]+", " ", text))
 
 
 def _aligned(table: list[list[str]], width: int) -> list[str]:

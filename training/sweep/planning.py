@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from analysis.records import CHECKPOINT, RESULT, DamagedRecord
+from analysis.records import CHECKPOINT, RESULT, DamagedRecord, UnreadableRecord
 from training.config import validity
 from training.config.plan import PackPlan, RunPlan, packs_of
 from training.devices import largest_pack, worker_count
@@ -16,6 +16,7 @@ from training.pack.memory import rehearse
 
 BUSY = "being trained by another process"
 PASSED = "trained further in this sweep, and not kept as it was at this step; choose another sweep=NAME"
+UNREADABLE = "left as it is, since it cannot be read (remove the file to train the run again)"
 SHOWN = 10
 """Sentences of one kind that are shown before the rest is counted."""
 
@@ -81,6 +82,9 @@ def make_plan(runs: Sequence[RunPlan], take_back: bool = False) -> Plan:
         record = run.record
         try:
             outcome = record.answer(run.target)
+        except UnreadableRecord as error:  # what it holds may have cost hours: nothing is trained over it
+            plan.skipped.setdefault(f"{UNREADABLE}: {error}", []).append(run)
+            continue
         except DamagedRecord as error:
             plan.damaged.append(str(error))
             outcome = None

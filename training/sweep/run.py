@@ -19,10 +19,11 @@ from training.pack.run import train_runs
 from training.progress import PackLine
 from training.sweep import estimate, scheduler
 from training.sweep.executor import Executor
-from training.sweep.planning import BUSY, SHOWN, count_of, make_plan, rehearse_all
+from training.sweep.planning import BUSY, SHOWN, UNREADABLE, count_of, make_plan, rehearse_all
 from training.sweep.pool import worker_pool
 
 ORPHAN_SECONDS = 10.0
+OVER = ("finished", "diverged", "passed", "failed")
 
 
 def train_job(job: dict[str, Any], overrides: Sequence[str] = ()) -> None:
@@ -62,6 +63,7 @@ def run_sweep(runs: Sequence[RunPlan]) -> None:
     if options["dry_run"]:
         print("\n".join(estimate.lines(plan.packs, worker_count(options))), flush=True)
         return
+    unreadable = [reason for reason in plan.skipped if reason.startswith(UNREADABLE)]
     todo, failures = [], dict[str, str]()
     while plan.packs or plan.later or plan.skipped.get(BUSY):
         if plan.packs:
@@ -75,6 +77,8 @@ def run_sweep(runs: Sequence[RunPlan]) -> None:
         plan = make_plan([*left, *plan.later])
     if todo:
         _summarise(todo, failures)
+    if unreadable:
+        raise UserError("; ".join(unreadable[:SHOWN]))
     _refuse_divergence(runs)
 
 
@@ -129,6 +133,9 @@ def _summarise(todo: Sequence[RunPlan], failed: dict[str, str]) -> None:
         except DamagedRecord as error:
             word = f"damaged ({error})"
         if run.name in failed and word not in ("finished", "diverged"):  # also where its record cannot be written
+            word = "failed"
+        if word not in OVER and not record.claim.is_held():
+            failed = {**failed, run.name: f"{word}, and no process trains it"}
             word = "failed"
         words[word] += 1
         if word == "failed":

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from analysis.output import visible, visible_lines
 from training.config.plan import PackPlan
 from training.progress import Event, clock, tell
 
@@ -80,7 +81,7 @@ class Screen:
     def say(self, text: str) -> None:
         """Print a line that stays."""
         self._clear()
-        tell(text)
+        tell(visible_lines(text))
 
     def draw(self, last: bool = False) -> None:
         """Show the state: twice a second on a terminal, every 30 s elsewhere."""
@@ -93,9 +94,9 @@ class Screen:
             self._clear()
             width = shutil.get_terminal_size().columns - 1
             self.height = len(lines)
-            tell("\n".join(line[:width] for line in lines))
+            tell("\n".join(visible(line)[:width] for line in lines))
         else:
-            tell(lines[0] if last else " | ".join(lines))
+            tell(visible(lines[0] if last else " | ".join(lines)))
 
     def lines(self, seconds: float) -> list[str]:
         """The state in words: the sweep, then a line for each pack that is being trained."""
