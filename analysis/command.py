@@ -6,12 +6,12 @@ import json
 import shutil
 import sys
 import textwrap
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -20,8 +20,10 @@ from analysis.output import Parser, visible, visible_lines
 from analysis.papers import own, reference
 from analysis.papers.layouts import layouts, of_sweeps
 from analysis.papers.layouts import write as write_layout
+from analysis.records.collect import collect
+from analysis.records.files import replacing
 from analysis.statistics.settings import as_text
-from analysis.statistics.summary import COMPARISON, ProtocolsDiffer, final_rows, summarise_runs
+from analysis.statistics.summary import COMPARISON, ProtocolsDiffer, final_rows, plain, summarise_runs
 from analysis.tables import comparisons, table
 from analysis.tables import summary as tables
 
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = options.output or options.path / "report"
     try:
         output.mkdir(parents=True, exist_ok=True)
-        _storable(kept).to_parquet(output / "frame.parquet")
+        _store(kept, output / "frame.parquet")
         entries = [entry for folder in options.reference for entry in reference.read(folder)]
         code = report(kept, output, entries, options.table)
         if options.write_reference and code == OK:
@@ -115,13 +117,10 @@ def read(path: Path, conditions: Sequence[str], tune: Sequence[str] = (), compar
     if not path.exists():
         raise ValueError(f"no such path: {path}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the damaged records are in attrs
-            frame = records.load(path)
-            if any(
-                frame.attrs["roles"].get(text.partition("=")[0]) in ("evaluates", "protocol") for text in conditions
-            ):
-                frame = records.load(path, superseded=True)
+        frame = collect(path, compact=True)
+        roles = frame.attrs["roles"]
+        if any(roles.get(text.partition("=")[0]) in ("evaluates", "protocol") for text in conditions):
+            frame = collect(path, superseded=True, compact=True)
     except FileNotFoundError as error:
         raise ValueError(str(error)) from None
     for option in (*tune, *compare):
@@ -144,9 +143,9 @@ def where(frame: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
         column, separator, value = condition.partition("=")
         if not separator or column not in frame:
             raise ValueError(f"--where {condition}: expected COLUMN=VALUE with one of {', '.join(map(str, frame))}")
-        texts = frame[column].map(as_text)
-        same = [text for text in texts.unique() if text == value or _value(text) == _value(value)]
-        frame = frame[texts.isin(same)]
+        codes, values = pd.factorize(frame[column].astype(object).map(as_text))
+        same = [text == value or _value(text) == _value(value) for text in values]
+        frame = frame[np.array(same, dtype=bool)[codes]]
     return frame
 
 
@@ -221,10 +220,10 @@ def _write_figures(frame: pd.DataFrame, output: Path) -> list[Path]:
     drawn = {"learning_curves": figures.learning_curves(shown), "gradient_variance": figures.gradient_variance(shown)}
     drawn["temperatures"] = figures.temperatures(shown)
     drawn["learning_curves_seconds"] = figures.learning_curves(shown, "seconds")
-    if len(set((shown["loss_evaluations"] / shown["step"].astype(float)).dropna().round(6))) > 1:
+    if (shown["loss_evaluations"] / shown["step"].astype(float)).dropna().round(6).nunique() > 1:
         drawn["learning_curves_evaluations"] = figures.learning_curves(shown, "loss_evaluations")
     tasks = shown.drop_duplicates(COMPARISON)["task"].tolist()
-    for (task, data), group in shown.groupby(COMPARISON):
+    for (task, data), group in shown.groupby(COMPARISON, observed=True):
         images, name = figures.read_images(group), f"{task}_{data}" if tasks.count(task) > 1 else task
         drawn[f"reconstructions_{name}"] = figures.reconstructions(images, f"{task}, {data}")
         drawn[f"samples_{name}"] = figures.samples(images, f"{task}, {data}")
@@ -241,9 +240,34 @@ def _write_variance(frame: pd.DataFrame, output: Path) -> list[Path]:
     return list(variance_figures.write(panels(pd.concat(measured, ignore_index=True)), output))
 
 
+def _store(frame: pd.DataFrame, file: Path) -> None:
+    """Write the long frame as parquet. What is constant over a run is written once for each run and referred to."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    codes, paths = pd.factorize(frame["path"])
+    roles = frame.attrs["roles"]
+    constant = [name for name in frame if name != "step" and roles.get(name) != "metric"]
+    runs = plain(frame[constant].iloc[np.unique(codes, return_index=True)[1]])
+    of_run = pa.Table.from_pandas(_storable(runs), preserve_index=False)
+    columns = {}
+    for name in map(str, constant):
+        values = of_run[name].combine_chunks()
+        known = values.is_valid().to_numpy(zero_copy_only=False)
+        places = pa.array((np.cumsum(known) - 1).astype(np.int32)[codes], mask=~known[codes])
+        columns[name] = (
+            pa.DictionaryArray.from_arrays(places, values.drop_null()) if known.any() else pa.nulls(len(codes))
+        )
+    of_row = pa.Table.from_pandas(_storable(frame.drop(columns=constant)), preserve_index=False)
+    columns |= {name: of_row[name] for name in of_row.column_names}
+    with replacing(file) as temporary:
+        table = pa.table({str(name): columns[str(name)] for name in frame})
+        parquet.write_table(table, temporary, store_schema=False)
+
+
 def _storable(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with columns of mixed types as JSON text: parquet holds one type per column."""
-    stored = frame.copy()
+    stored = frame.copy(deep=False)
     stored.attrs = {}
     for column in stored:
         if not pd.api.types.is_object_dtype(stored[column]):

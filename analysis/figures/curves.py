@@ -30,6 +30,11 @@ from analysis.statistics.summary import COMPARISON, curve_metrics, final_rows, s
 COLUMNS = 3
 MANY = 8
 """More estimators than this in one panel get more height and fainter bands."""
+DRAWN = frozenset(
+    ("path", "step", "seed", "estimator", "family", "task", "data", "primary", "evaluate_samples", "valid_samples")
+    + ("pack_replicas", "protocol.optimum", "estimator.variance_normalisation")
+)
+"""What figures need besides metrics."""
 IMAGES_SHOWN = 10
 SHOWN = ("originals", "reconstructions", "samples")
 X_LABELS = {
@@ -47,9 +52,13 @@ def chosen(frame: pd.DataFrame) -> pd.DataFrame:
     runs = select(final_rows(frame))
     shown = runs[(runs["status"] == "finished") | (runs["setting"].isna() & runs["status"].isin(["running", "queued"]))]
     shown = shown.set_index("path")
-    kept = frame[frame["path"].isin(shown.index)]
-    status = shown["status"].replace("queued", "running")
-    return kept.assign(status=kept["path"].map(status), label=kept["path"].map(shown["label"]))
+    roles = frame.attrs.get("roles", {})
+    columns = [name for name in frame if name in DRAWN or roles.get(name, "metric") == "metric"]
+    kept = frame.loc[frame["path"].isin(shown.index), columns]
+    kept.attrs = {}  # of which pandas makes copies at every turn
+    places, paths = pd.factorize(kept["path"])
+    of_run = shown.loc[paths].replace({"status": {"queued": "running"}})
+    return kept.assign(**{name: of_run[name].astype("category").array.take(places) for name in ("status", "label")})
 
 
 @matplotlib.style.context(STYLE)
@@ -88,16 +97,17 @@ def temperatures(frame: pd.DataFrame) -> Figure | None:
     """
     if "temperature" not in frame:
         return None
-    changes = frame.groupby("path")["temperature"].transform("nunique") > 1
-    cells = [*COMPARISON]
-    moving = frame[frame.set_index(cells).index.isin(frame[changes].set_index(cells).index)]
-    return _panels(moving, ("temperature",), _temperature_curve) if changes.any() else None
+    values = frame.groupby("path", observed=True)["temperature"].nunique()
+    runs = frame[["path", *COMPARISON]].drop_duplicates("path")
+    cells = runs.loc[runs["path"].isin(values.index[values > 1]), COMPARISON].drop_duplicates()
+    moving = frame[frame["path"].isin(runs.merge(cells)["path"])]
+    return _panels(moving, ("temperature",), _temperature_curve) if len(cells) else None
 
 
 def _panels(frame: pd.DataFrame, metrics: tuple[str, ...], draw: Any, x: str = "step") -> Figure | None:
     panels = []
     frame = with_looks(frame if "label" in frame else frame.assign(label=frame["estimator"]))
-    for (task, data), group in frame.groupby(COMPARISON):
+    for (task, data), group in frame.groupby(COMPARISON, observed=True):
         metric = next((name for name in metrics if name in group and group[name].notna().any()), None)
         if metric:
             panels.append((str(task) if data == "none" else f"{task}, {data}", metric, group))
@@ -105,7 +115,7 @@ def _panels(frame: pd.DataFrame, metrics: tuple[str, ...], draw: Any, x: str = "
         return None
     columns = 2 if len(panels) == 4 else min(len(panels), COLUMNS)
     rows = math.ceil(len(panels) / columns)
-    names = in_order({name for *_, group in panels for name in group["label"]})
+    names = in_order({name for *_, group in panels for name in group["label"].unique()})
     legend_columns = max(1, min(len(names), 2 * columns))
     legend_height = 0.2 * math.ceil(len(names) / legend_columns) + 0.1
     figure = Figure(
@@ -189,12 +199,12 @@ def _temperature_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: di
 def _draw(axes: Axes, group: pd.DataFrame, metric: Metric, handles: dict[str, Any], x: str = "step") -> list[Curve]:
     """Draw one curve per label, of a label without a finished run one per run; returns them."""
     drawn = []
-    names = in_order(set(group["label"]))
+    names = in_order(set(group["label"].unique()))
     for place, name in enumerate(names):
         runs = group[group["label"] == name]
         style = runs["look"].iat[0]
         unfinished = (runs["status"] != "finished").all()
-        parts = [part for _, part in runs.groupby("path")] if unfinished else [runs]
+        parts = [part for _, part in runs.groupby("path", observed=True)] if unfinished else [runs]
         for part in parts:
             curve = average(part, metric, x)
             if curve is None:

@@ -211,14 +211,14 @@ def families_of(frame: pd.DataFrame, name: str = "estimator") -> dict[str, str |
     """The families by the names in the column ``name`` of a frame of records, for :func:`looks`."""
     if "family" not in frame:
         return {}
-    said = frame[[name, "family"]].dropna().drop_duplicates(name)
+    said = frame[[name, "family"]].drop_duplicates().dropna().drop_duplicates(name)
     return dict(zip(said[name], said["family"], strict=True))
 
 
 def with_looks(frame: pd.DataFrame, name: str = "label") -> pd.DataFrame:
     """``frame`` with the column ``look``, that of the estimator in the column ``name`` among all of the frame."""
-    found = looks(set(frame[name]), families_of(frame, name))
-    return frame.assign(look=[found[each] for each in frame[name]])
+    found = looks(set(frame[name].unique()), families_of(frame, name))
+    return frame.assign(look=frame[name].astype(object).map(found))
 
 
 def in_order(estimators: set[str]) -> list[str]:

@@ -29,7 +29,7 @@ def metrics_of(long: pd.DataFrame, columns: list[str]) -> Iterator[Metric]:
     """The metrics that have a curve in ``long``, first the one that the figure of learning curves shows."""
     first = next((name for name in curve_metrics(long) if name in columns and long[name].notna().any()), None)
     for name in sorted(columns, key=lambda name: (name != first, name)):
-        counts = long.dropna(subset=[name]).groupby("path")[name]
+        counts = long.dropna(subset=[name]).groupby("path", observed=True)[name]
         if not (counts.size() > 1).any() or (name.startswith("temperature") and not (counts.nunique() > 1).any()):
             continue
         split, _, what = name.partition("_")

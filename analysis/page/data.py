@@ -90,7 +90,7 @@ def _comparisons(
 ) -> Iterator[dict[str, Any]]:
     columns = curve_columns(frame)
     evaluated = frame.dropna(subset=["step"]).reindex(columns=["path", *AXES, *columns])
-    parts = dict(list(evaluated.groupby("path")))
+    parts = dict(list(evaluated.groupby("path", observed=True)))
     for (task, data), group in runs.groupby(COMPARISON):
         shown = _settings(group, summary)
         long = frame[frame["path"].isin(group["path"])]

@@ -29,6 +29,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as parquet
+from numpy.typing import NDArray
 
 from analysis import defaults
 from analysis.records import files, format, seals
@@ -64,8 +65,12 @@ class Piece:
         return all(pa.types.is_floating(kind) for kind in self.rows.schema.types[1:])
 
 
-def collect(path: Path, superseded: bool = False) -> pd.DataFrame:
-    """The frame of :func:`analysis.records.load`; damaged records stand in ``attrs["damaged"]``, nothing is warned."""
+def collect(path: Path, superseded: bool = False, compact: bool = False) -> pd.DataFrame:
+    """The frame of :func:`analysis.records.load`; damaged records stand in ``attrs["damaged"]``, nothing is warned.
+
+    ``compact``: what is constant over runs takes a fraction of the memory, as categories and as read-only views of one
+    value; it is not to be written to.
+    """
     runs = format.find_runs(path)
     if not runs:
         raise FileNotFoundError(f"no runs at {path}: expected a run directory, a sweep, or a folder of sweeps")
@@ -95,7 +100,7 @@ def collect(path: Path, superseded: bool = False) -> pd.DataFrame:
             write_cache(folder, read)
     if not superseded:
         pieces, paths = _latest(pieces, paths)
-    frame = assemble(pieces, paths)
+    frame = assemble(pieces, paths, compact)
     frame.attrs["damaged"] = damaged
     return frame
 
@@ -191,8 +196,8 @@ def _from_objects(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.table(columns)
 
 
-def assemble(pieces: Sequence[Piece], paths: Sequence[Path]) -> pd.DataFrame:
-    """The long frame of the runs ``pieces`` at ``paths``."""
+def assemble(pieces: Sequence[Piece], paths: Sequence[Path], compact: bool = False) -> pd.DataFrame:
+    """The long frame of the runs ``pieces`` at ``paths``; ``compact`` as in :func:`collect`."""
     if not pieces:
         empty = pd.DataFrame(columns=["run", "step", "status", "error"])
         empty.attrs |= {"roles": {}, "unmapped": []}
@@ -203,14 +208,29 @@ def assemble(pieces: Sequence[Piece], paths: Sequence[Path]) -> pd.DataFrame:
         if name not in constants:
             constants[name] = None
     of_run = np.repeat(np.arange(len(pieces)), [piece.rows.num_rows for piece in pieces])
-    constants = constants.take(of_run).reset_index(drop=True)
     metrics = _metrics(pieces)
     shared = [name for name in metrics if name in constants]
     for name in shared:
-        metrics[name] = _else(metrics[name], constants[name])
-    frame = pd.concat([constants.drop(columns=shared), metrics], axis=1)
+        metrics[name] = _else(metrics[name], constants[name].take(of_run).reset_index(drop=True))
+    constants = constants.drop(columns=shared)
+    if compact:
+        spread = {name: _spread(constants[name], of_run) for name in constants}
+        frame = pd.DataFrame({**spread, **{name: metrics[name] for name in metrics}}, copy=False)
+    else:
+        frame = pd.concat([constants.take(of_run).reset_index(drop=True), metrics], axis=1)
     frame.attrs |= {"roles": _roles(pieces, frame), "unmapped": _unmapped(pieces)}
     return frame
+
+
+def _spread(values: pd.Series, of_run: NDArray[np.intp]) -> Any:
+    """``values``, one for each run, for each row."""
+    if pd.api.types.is_string_dtype(values.dropna()) and values.notna().any():
+        codes, texts = pd.factorize(values, sort=True)
+        return pd.Categorical.from_codes(codes.astype(np.int32).take(of_run), categories=texts)
+    array = values.to_numpy()
+    if len(set(map(repr, array))) == 1:
+        return np.broadcast_to(array[:1], len(of_run))
+    return array.take(of_run)
 
 
 def _unmapped(pieces: Sequence[Piece]) -> list[str]:

@@ -79,9 +79,9 @@ def average(runs: pd.DataFrame, metric: Metric, x: str = "step") -> Curve | None
 
     A value that has no logarithm counts as missing where ``metric`` is averaged as one. ``None`` if no place is left.
     """
-    rows = runs.dropna(subset=["step", metric.name])
+    rows = runs[list(dict.fromkeys(["path", "step", metric.name, x]))].dropna(subset=["step", metric.name])
     rows = rows[rows[metric.name] > 0] if metric.log else rows
     places, values = curve(rows, metric.name, x)
     if places.size == 0:
         return None
-    return Curve(metric, places, sorted(set(rows["path"])), metric.transform(values))
+    return Curve(metric, places, sorted(rows["path"].unique()), metric.transform(values))

@@ -41,7 +41,8 @@ def curve(frame: pd.DataFrame, metric: str, x: str = "step") -> tuple[NDArray[An
     ``x`` is ``step``, ``loss_evaluations`` (calls of the loss so far, in samples per example) or ``seconds`` (of
     training without evaluation). Where runs differ in ``x`` at a step, which seconds do, it is their mean.
     """
-    frame = frame.dropna(subset=["step", metric])
+    frame = frame[list(dict.fromkeys(["path", "step", metric, x]))].dropna(subset=["step", metric])
+    frame = frame.assign(path=pd.factorize(frame["path"], sort=True)[0])
     table = frame.pivot(index="path", columns="step", values=metric).dropna(axis=1)
     if x == "step":
         return table.columns.to_numpy(dtype=int), table.to_numpy(dtype=float)
@@ -73,7 +74,8 @@ def final_rows(frame: pd.DataFrame) -> pd.DataFrame:
     several versions of the code recorded (same ``identity`` and steps), counts once, a finished one first.
     """
     uses = uses_of(frame)
-    runs = frame.sort_values(["path", "step"], na_position="first").groupby("path", sort=False).tail(1).copy()
+    keys = frame[["path", "step"]].reset_index(drop=True).sort_values(["path", "step"], na_position="first")
+    runs = plain(frame.iloc[keys.drop_duplicates("path", keep="last").index])
     runs["valid"], runs["test"], runs["metric"] = np.nan, np.nan, None
     runs = runs.astype({"metric": object, "error": object})
     finished = runs["status"] == "finished"
@@ -90,6 +92,14 @@ def final_rows(frame: pd.DataFrame) -> pd.DataFrame:
     runs = runs.assign(_order=order).sort_values(["_order", "path"]).drop_duplicates(same).drop(columns="_order")
     runs = runs.sort_values([*WITHIN, "seed", "run"]).reset_index(drop=True)
     return with_settings(runs, uses)
+
+
+def plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """A copy of ``frame`` with texts in the place of categories."""
+    texts = {
+        name: kind.categories.dtype for name, kind in frame.dtypes.items() if isinstance(kind, pd.CategoricalDtype)
+    }
+    return frame.astype(texts).copy()
 
 
 def _primaries(runs: pd.DataFrame) -> dict[str, int]:
