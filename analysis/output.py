@@ -82,12 +82,14 @@ def make_printable() -> None:
             stream.reconfigure(errors="in_ascii")
     if type(sys.stdout) is io.TextIOWrapper:
         sys.stdout.flush()
-        sys.stdout = _Visible(
-            sys.stdout.buffer, sys.stdout.encoding, "in_ascii", line_buffering=sys.stdout.line_buffering
-        )
+        sys.stdout = _Visible(sys.stdout)
 
 
 class _Visible(io.TextIOWrapper):
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        super().__init__(stream.buffer, stream.encoding, "in_ascii", line_buffering=stream.line_buffering)
+        self.kept = stream  # which closes the buffer when it goes
+
     def write(self, text: str) -> int:
         return super().write(visible_lines(text))
 

@@ -14,8 +14,8 @@ from training.errors import UserError
 from training.pack import run as pack_run
 from training.pack.run import train_runs
 from training.pack.watchers import UNCLAIMED, Evaluation
-from training.sweep import scheduler
-from training.sweep.scheduler import make_plan
+from training.sweep import run as sweep_run
+from training.sweep.planning import make_plan
 
 
 def during(monkeypatch, step, happens):
@@ -46,7 +46,7 @@ def test_a_folder_that_is_deleted_fails_its_run_alone(tmp_path, monkeypatch, ste
     assert [run.record.outcome() for run in runs] == ["finished", None, "finished"] and not runs[1].path.exists()
     assert [row["step"] for row in rows(runs[0].path)] == [row["step"] for row in rows(alone)]
     with pytest.raises(UserError, match="1 of 3 runs failed"):
-        scheduler._summarise(runs, {event["run"]: event["error"] for event in failed})
+        sweep_run._summarise(runs, {event["run"]: event["error"] for event in failed})
 
 
 def test_a_folder_that_cannot_be_begun_fails_its_run_alone(tmp_path):
@@ -79,7 +79,7 @@ def test_a_claim_that_is_removed_is_named(tmp_path, monkeypatch):
     assert [event["error"] for event in events if event.get("status") == "failed"] == [UNCLAIMED]
     assert runs[1].record.outcome() == "finished" and runs[0].record.status_word() == "running"
     with pytest.raises(UserError, match="1 of 2 runs failed .*running, and no process trains it"):
-        scheduler._summarise(runs, {})
+        sweep_run._summarise(runs, {})
 
 
 def test_a_result_that_cannot_be_read_is_not_trained_over(tmp_path, capsys):
@@ -92,7 +92,7 @@ def test_a_result_that_cannot_be_read_is_not_trained_over(tmp_path, capsys):
     (reason,) = plan.skipped
     assert str(path / RESULT) in reason and "remove the file to train the run again" in reason
     with pytest.raises(UserError, match="left as it is, since it cannot be read"):
-        scheduler.run_sweep([run])
+        sweep_run.run_sweep([run])
     with pytest.raises(UserError, match="not readable as JSON.*remove it to train the run again"):
         train_all([run])
     assert (path / RESULT).read_bytes() == b"{" and list(map(drop_times, rows(path))) == before

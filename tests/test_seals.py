@@ -19,7 +19,7 @@ from training.errors import UserError
 from training.gradients import basket
 from training.pack import checkpoints
 from training.pack.watchers import Evaluation
-from training.sweep.scheduler import make_plan
+from training.sweep.planning import make_plan
 
 EDITS = {
     METRICS: lambda text: text.replace(b"-104", b"-103"),  # the same size

@@ -32,7 +32,7 @@ MANY = 8
 """More estimators than this in one panel get more height and fainter bands."""
 DRAWN = frozenset(
     ("path", "step", "seed", "estimator", "family", "task", "data", "primary", "evaluate_samples", "valid_samples")
-    + ("pack_replicas", "protocol.optimum", "estimator.variance_normalisation")
+    + ("pack_replicas", "loss_evaluations", "protocol.optimum", "estimator.variance_normalisation")
 )
 """What figures need besides metrics."""
 IMAGES_SHOWN = 10
