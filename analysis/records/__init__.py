@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.records.format import (
     BASKET,
+    BESIDE,
     CHECKPOINT,
     CONFIG,
     COSTS,
@@ -19,6 +20,7 @@ from analysis.records.format import (
     OVERRIDES,
     REPLAYED,
     RESULT,
+    SEALED,
     STATUS,
     STATUSES,
     DamagedRecord,
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BASKET",
+    "BESIDE",
+    "SEALED",
     "CHECKPOINT",
     "CONFIG",
     "COSTS",

@@ -57,8 +57,8 @@ def opened(path: Path, limit: int) -> Iterator[IO[bytes]]:
     """
     try:
         number = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    except FileNotFoundError:
-        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
     except OSError as error:
         reason = "is a link, not a file" if error.errno == errno.ELOOP else f"cannot be read ({error.strerror})"
         raise UnreadableRecord(f"{path}: {reason}") from None

@@ -8,8 +8,7 @@ from typing import IO, Any
 
 import torch
 
-from analysis.records import CHECKPOINT, DamagedRecord, RunRecord, files, write_atomically
-from analysis.records.format import BESIDE, SEALED
+from analysis.records import BESIDE, CHECKPOINT, SEALED, DamagedRecord, RunRecord, files, write_atomically
 from training.pack.pack import Pack
 
 MOST_MEMBERS, OBJECTS = 100_000, 64 * files.MEGABYTE
