@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from fake_runs import seal_again
 from test_basket_in_runs import FEW, TINY, repeatable
 from test_training import config, drop_times, rows, train
 
@@ -130,6 +131,7 @@ def test_a_checkpoint_in_which_parameters_have_their_former_names(tmp_path):
     former = {name.replace("coders.0.", "coder."): value for name, value in now["tensors"].items()}
     assert "task.encoder.weight0" in former and former.keys() != now["tensors"].keys()
     torch.save({**now, "tensors": former}, path / records.CHECKPOINT)
+    seal_again(path)
     assert train(tmp_path / "on", steps=20) == [path]
     assert "goes on at step 10" in (path / records.LOG).read_text()
     assert_same_state(state(path)["tensors"], state(whole)["tensors"])
