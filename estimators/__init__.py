@@ -9,7 +9,7 @@ from estimators.arm import ARM
 from estimators.arms import ARMS
 from estimators.ars import ARS
 from estimators.arsm import ARSM
-from estimators.base import Estimator, MultiSample, Pathwise, ScoreFunction, per_example
+from estimators.base import BlackBox, Estimator, MultiSample, Pathwise, Pending, ScoreFunction, per_example
 from estimators.carms import CARMS
 from estimators.categorical import gradient_only
 from estimators.categorical_disarm import DisARMIW, DisARMStickBreaking, DisARMTree
@@ -86,6 +86,7 @@ __all__ = [
     "ARMS",
     "ARS",
     "ARSM",
+    "BlackBox",
     "CARMS",
     "ContractError",
     "DARN",
@@ -108,6 +109,7 @@ __all__ = [
     "NVIL",
     "OverlappingExponential",
     "Pathwise",
+    "Pending",
     "REBAR",
     "REINFORCE",
     "RELAX",

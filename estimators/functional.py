@@ -10,8 +10,8 @@ least two categories in ``dim``; no batch is needed. Two categories are a Bernou
 classes, that is torch's global one unless :func:`estimators.noise_source` supplies it.
 
 A temperature is a number or a tensor that broadcasts against ``logits`` with the categories moved to the last
-dimension, where it has size 1. Each call builds its estimator: :func:`sample` with one that is kept saves that time. All
-raise a ``ValueError`` on logits that are not such, on another ``dim`` and on options out of their range.
+dimension, where it has size 1. Each call builds its estimator: :func:`sample` with one that is kept saves that
+time. All raise a ``ValueError`` on logits that are not such, on another ``dim`` and on options out of their range.
 """
 
 from __future__ import annotations
