@@ -4,7 +4,7 @@ The contract is in :mod:`estimators.base`; every method is one file. ``check_est
 own included, against exact enumeration.
 """
 
-from estimators import functional
+from estimators import distributions, functional
 from estimators.arm import ARM
 from estimators.arms import ARMS
 from estimators.ars import ARS
@@ -125,6 +125,7 @@ __all__ = [
     "VIMCO",
     "category",
     "check_estimator",
+    "distributions",
     "functional",
     "gradient_moments",
     "gradient_only",
