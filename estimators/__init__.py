@@ -4,11 +4,12 @@ The contract is in :mod:`estimators.base`; every method is one file. ``check_est
 own included, against exact enumeration.
 """
 
+from estimators import distributions, functional
 from estimators.arm import ARM
 from estimators.arms import ARMS
 from estimators.ars import ARS
 from estimators.arsm import ARSM
-from estimators.base import Estimator, MultiSample, Pathwise, ScoreFunction, per_example
+from estimators.base import BlackBox, Estimator, MultiSample, Pathwise, Pending, ScoreFunction, per_example
 from estimators.carms import CARMS
 from estimators.categorical import gradient_only
 from estimators.categorical_disarm import DisARMIW, DisARMStickBreaking, DisARMTree
@@ -85,6 +86,7 @@ __all__ = [
     "ARMS",
     "ARS",
     "ARSM",
+    "BlackBox",
     "CARMS",
     "ContractError",
     "DARN",
@@ -107,6 +109,7 @@ __all__ = [
     "NVIL",
     "OverlappingExponential",
     "Pathwise",
+    "Pending",
     "REBAR",
     "REINFORCE",
     "RELAX",
@@ -122,6 +125,8 @@ __all__ = [
     "VIMCO",
     "category",
     "check_estimator",
+    "distributions",
+    "functional",
     "gradient_moments",
     "gradient_only",
     "look_up",

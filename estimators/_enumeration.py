@@ -22,13 +22,19 @@ def enumerate_states(latents: int, categories: int, like: Tensor) -> Tensor:
 
 def expectation(logits: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
     """``sum_z q(z) loss(z)`` ``[*batch]``; a state of probability 0 counts as 0, and ``loss`` gets the mode for it."""
+    shown, mean = enumerated(logits)
+    return mean(loss(shown))
+
+
+def enumerated(logits: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The states that :func:`expectation` shows ``loss``, ``[K**L, *batch, L, K]``, and the mean of their losses."""
     z, log_prob = _states(logits)
     q = log_prob.exp()
     shown, impossible = z.expand(len(z), *logits.shape), q.detach() == 0
     if _replaces(impossible):
         mode = one_hot(logits.detach().argmax(dim=-1), logits)
         shown = torch.where(impossible[..., None, None], mode, z)
-    return (q * loss(shown).masked_fill(impossible, 0.0)).sum(dim=0)
+    return shown, lambda losses: (q * losses.masked_fill(impossible, 0.0)).sum(dim=0)
 
 
 def multi_sample_bound(logits: Tensor, loss: Callable[[Tensor], Tensor], samples: int) -> Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from estimators._surrogate import antithetic_bits, with_gradient
-from estimators.base import Estimator, Loss
+from estimators.base import BlackBox, Surrogate
 from estimators.categorical import from_bits, scores
 
 
-class ARM(Estimator):
+class ARM(BlackBox):
     r"""Two antithetic samples of all bits at once, weighted by the uniform variable that made them.
 
     gradient in the log-odds a = (loss(b) - loss(b~)) (u - 1/2),   u ~ Uniform(0, 1) per latent,
@@ -37,10 +37,13 @@ class ARM(Estimator):
     evaluations = 2
     binary_only = True
 
-    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+    def draw(self, logits: Tensor, context: Tensor | None) -> tuple[Tensor, Surrogate]:
         odds = scores(logits)
         bits, e = antithetic_bits(odds)
-        losses = loss(from_bits(bits))
-        first, second = losses.detach()
-        # (loss(b) - loss(b~)) (u - 1/2), as sigmoid(e) - 1/2 = tanh(e / 2) / 2
-        return with_gradient(losses, (first - second).unsqueeze(-1) * 0.5 * (e / 2).tanh(), odds)
+
+        def surrogate(losses: Tensor) -> Tensor:
+            first, second = losses.detach()
+            # (loss(b) - loss(b~)) (u - 1/2), as sigmoid(e) - 1/2 = tanh(e / 2) / 2
+            return with_gradient(losses, (first - second).unsqueeze(-1) * 0.5 * (e / 2).tanh(), odds)
+
+        return from_bits(bits), surrogate

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from estimators import noise
 from estimators._surrogate import with_gradient
-from estimators.base import Estimator, Loss
+from estimators.base import BlackBox, Surrogate
 from estimators.categorical import Samples, from_bits, scores
 
 
-class ARMS(Estimator):
+class ARMS(BlackBox):
     r"""The leave-one-out estimator on ``num_samples`` negatively correlated samples, corrected for the correlation.
 
     gradient in the log-odds = 1 / (n - 1) * sum_k (loss(b_k) - mean loss) (b_k - p) * p (1 - p) / (p - P11),
@@ -62,18 +62,21 @@ class ARMS(Estimator):
         self.evaluations = num_samples
         self.copula = copula
 
-    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+    def draw(self, logits: Tensor, context: Tensor | None) -> tuple[Tensor, Surrogate]:
         odds = scores(logits)
         clean = odds.detach().to(torch.promote_types(odds.dtype, torch.float32))
         log_m = F.logsigmoid(-clean.abs())
         rare, both = (self._dirichlet if self.copula == "dirichlet" else self._gaussian)(log_m)
         bits = (rare ^ (clean > 0)).to(logits.dtype)
-        losses = loss(from_bits(bits))
-        signal = (losses.detach() - losses.detach().mean(dim=0)).unsqueeze(-1)
-        # p (1 - p) / (p - P11) is the same for the rarer value: m (1 - m) / (m - P11(m)) = (1 - m) / (1 - P11(m) / m)
-        correction = -torch.expm1(log_m) / (1 - both)
-        # 1 / (n - 1) sum_k (loss_k - mean loss) b_k * correction: p drops out, as the signals sum to 0
-        return with_gradient(losses, (signal * bits).sum(dim=0) * correction / (self.evaluations - 1), odds)
+
+        def surrogate(losses: Tensor) -> Tensor:
+            signal = (losses.detach() - losses.detach().mean(dim=0)).unsqueeze(-1)
+            # p (1 - p) / (p - P11), the same for the rarer value: m (1 - m) / (m - P11(m)) = (1 - m) / (1 - P11(m) / m)
+            correction = -torch.expm1(log_m) / (1 - both)
+            # 1 / (n - 1) sum_k (loss_k - mean loss) b_k * correction: p drops out, as the signals sum to 0
+            return with_gradient(losses, (signal * bits).sum(dim=0) * correction / (self.evaluations - 1), odds)
+
+        return from_bits(bits), surrogate
 
     def _uniform(self, log_m: Tensor) -> Tensor:
         return noise.uniform((self.evaluations, *log_m.shape), dtype=log_m.dtype, device=log_m.device, event_dims=1)

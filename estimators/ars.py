@@ -7,11 +7,11 @@ from torch import Tensor
 
 from estimators import noise
 from estimators._surrogate import with_gradient
-from estimators.base import Estimator, Loss
+from estimators.base import BlackBox, Surrogate
 from estimators.categorical import one_hot, softmax
 
 
-class ARS(Estimator):
+class ARS(BlackBox):
     r"""One Dirichlet variable per latent; each coordinate is swapped with that of a random reference category.
 
     z = argmin_k (log pi_k - logit_k),  pi ~ Dirichlet(1, ..., 1) per latent;  z^{kj}: the same with pi_k and pi_j
@@ -41,7 +41,7 @@ class ARS(Estimator):
         """The number of loss evaluations per gradient for these logits: ``K``."""
         return logits.shape[-1]
 
-    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+    def draw(self, logits: Tensor, context: Tensor | None) -> tuple[Tensor, Surrogate]:
         clean, categories = logits.detach(), torch.arange(logits.shape[-1], device=logits.device)
         dtype = torch.promote_types(clean.dtype, torch.float32)
         gumbel = noise.gumbel(clean.shape, dtype=dtype, device=clean.device)  # -log pi up to a constant
@@ -52,8 +52,11 @@ class ARS(Estimator):
         for k in range(len(categories)):
             swapped = torch.where(categories == reference, gumbel[..., k : k + 1], gumbel)
             index.append((clean + torch.where(categories == k, at_reference, swapped)).argmax(dim=-1))
-        losses = loss(one_hot(torch.stack(index), logits))
-        centred = (losses.detach() - losses.detach().mean(dim=0)).to(dtype).movedim(0, -1).unsqueeze(-2)
-        pi = softmax(-gumbel).gather(-1, reference)
-        # (loss(z^{kj}) - mean_i loss(z^{ij})) (1 - K pi_j)
-        return with_gradient(losses, centred * (1 - len(categories) * pi), logits)
+
+        def surrogate(losses: Tensor) -> Tensor:
+            centred = (losses.detach() - losses.detach().mean(dim=0)).to(dtype).movedim(0, -1).unsqueeze(-2)
+            pi = softmax(-gumbel).gather(-1, reference)
+            # (loss(z^{kj}) - mean_i loss(z^{ij})) (1 - K pi_j)
+            return with_gradient(losses, centred * (1 - len(categories) * pi), logits)
+
+        return one_hot(torch.stack(index), logits), surrogate

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from estimators import noise
 from estimators._surrogate import with_gradient
-from estimators.base import Estimator, Loss
+from estimators.base import BlackBox, Surrogate
 from estimators.categorical import one_hot, softmax
 
 
-class ARSM(Estimator):
+class ARSM(BlackBox):
     r"""All swaps of two coordinates of one Dirichlet variable per latent, and the losses of the samples they give.
 
     z = argmin_k (log pi_k - logit_k),  pi ~ Dirichlet(1, ..., 1) per latent;  z^{kj}: the same with pi_k and pi_j
@@ -40,19 +40,22 @@ class ARSM(Estimator):
         """The number of loss evaluations per gradient for these ``logits``: ``K (K - 1) / 2 + 1``."""
         return logits.shape[-1] * (logits.shape[-1] - 1) // 2 + 1
 
-    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+    def draw(self, logits: Tensor, context: Tensor | None) -> tuple[Tensor, Surrogate]:
         categories = logits.shape[-1]
         clean = logits.detach()
         dtype = torch.promote_types(clean.dtype, torch.float32)
         gumbel = noise.gumbel(clean.shape, dtype=dtype, device=clean.device)  # -log pi up to a constant
         swaps, pair = _swaps(categories, logits.device)
         index = torch.stack([(clean + gumbel[..., swap]).argmax(dim=-1) for swap in swaps])
-        losses = loss(one_hot(index, logits))
-        table = losses.detach()[pair]  # [K, K, *batch], symmetric
-        centred = (table - table.mean(dim=0)).to(dtype)
-        # sum_j (loss(z^{kj}) - mean_i loss(z^{ij})) (1/K - pi_j)
-        gradient = torch.einsum("kj...,...lj->...lk", centred, 1 / categories - softmax(-gumbel))
-        return with_gradient(losses, gradient, logits)
+
+        def surrogate(losses: Tensor) -> Tensor:
+            table = losses.detach()[pair]  # [K, K, *batch], symmetric
+            centred = (table - table.mean(dim=0)).to(dtype)
+            # sum_j (loss(z^{kj}) - mean_i loss(z^{ij})) (1/K - pi_j)
+            gradient = torch.einsum("kj...,...lj->...lk", centred, 1 / categories - softmax(-gumbel))
+            return with_gradient(losses, gradient, logits)
+
+        return one_hot(index, logits), surrogate
 
 
 def _swaps(categories: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,8 @@ which no estimator is unbiased.
 there. A latent without a possible category, or with one of several at +inf, is a ``ValueError`` where looking costs
 nothing (:func:`check_logits`); NaN stays with its example.
 
+Where the losses are no function of ``z`` (an environment's), a call has two phases: :meth:`Estimator.propose`.
+
 Returns ``[*batch]``. The **value** is the Monte-Carlo value of ``E_q[loss(z)]``; the **backward** gives the estimated
 gradient with respect to ``logits`` and the ordinary one to whatever ``loss`` closes over. Because the value is
 preserved, estimators nest: ``outer(logits1, lambda z1: inner(layer2(z1), lambda z2: f(z1, z2)))``.
@@ -56,6 +58,8 @@ from estimators._sample_dimensions import explanation, misplaced
 from estimators.categorical import Number, is_binary, sample_with_log_prob, scores
 
 Loss = Callable[[Tensor], Tensor]
+Surrogate = Callable[[Tensor], Tensor]
+"""``[*samples, *batch]`` losses of samples -> ``[*batch]`` losses with the estimator's gradient."""
 
 UNDER_FUNCTORCH = {
     "mutate a captured Tensor": (
@@ -230,11 +234,43 @@ class Estimator(nn.Module, ABC):
         with own_precision(logits.device.type):
             self._check_logits(logits)
             losses = self._estimate(logits, loss, context)
-        if losses.shape != logits.shape[:-2]:
+        return self._of_examples(losses, logits.shape[:-2])
+
+    def propose(self, logits: Tensor, context: Tensor | None = None) -> tuple[Tensor, Pending]:
+        """The call in two phases, for losses that are no function of ``z``: an environment's, another process'.
+
+        Only of estimators that need no derivative of the loss (:class:`BlackBox`); gradient and value are those of
+        the call on the same noise.
+
+        Returns:
+            ``z`` as ``loss`` would get it, ``[*samples, *batch, latents, categories]`` without a gradient, and what
+            waits for its losses (:class:`Pending`).
+
+        Raises:
+            ValueError: as a call does, and for an estimator that has no such form.
+
+        Example::
+
+            z, pending = RLOO(4).propose(logits)
+            losses = pending.surrogate(-environment.rewards(z))   # [4, *batch] -> [*batch]; lower is better
+            losses.mean().backward()
+        """
+        reason = (
+            "differentiates the loss, which has to be a function then"
+            if self.needs_gradient
+            else "writes estimate itself, where an estimators.BlackBox writes draw"
+        )
+        raise ValueError(
+            f"{type(self).__name__} {reason}: use losses = estimator(logits, loss), or propose of REINFORCE, NVIL or "
+            "RLOO, which need nothing but the losses of samples"
+        )
+
+    def _of_examples(self, losses: Tensor, batch: torch.Size) -> Tensor:
+        if losses.shape != batch:
             raise ValueError(
-                f"{type(self).__name__}: returned shape {list(losses.shape)} instead of [*batch] = "
-                f"{list(logits.shape[:-2])}; a hyperparameter that is a tensor broadcasts against logits and meets "
-                "losses through estimators.per_example"
+                f"{type(self).__name__}: returned shape {list(losses.shape)} instead of [*batch] = {list(batch)}; "
+                "a hyperparameter that is a tensor broadcasts against logits and meets losses through "
+                "estimators.per_example"
             )
         return losses
 
@@ -260,23 +296,28 @@ class Estimator(nn.Module, ABC):
     def _checked(self, loss: Loss, logits: Tensor) -> Loss:
         def checked(z: Tensor) -> Tensor:
             losses = self._with_samples_in_front(loss, z, logits) if z.dim() > logits.dim() else loss(z)
-            if losses.shape != z.shape[:-2]:
-                raise ValueError(
-                    f"{type(self).__name__}: loss must return one value per example, {list(z.shape[:-2])} for z of "
-                    f"{list(z.shape)}, but it returned {list(losses.shape)}; do not reduce over examples or samples"
-                )
-            if losses.is_floating_point():
-                return losses
-            if losses.is_complex():
-                raise ValueError(f"{type(self).__name__}: loss must return real numbers, not {losses.dtype}")
-            if self.needs_gradient:
-                raise ValueError(
-                    f"{type(self).__name__} differentiates the loss, and one of {losses.dtype} has no derivative; "
-                    "return floating point numbers, or use REINFORCE, NVIL or RLOO, which need none"
-                )
-            return losses.to(z.dtype)  # rewards of 0 and 1, counts
+            return self._one_per_example(losses, z.shape, z.dtype, ("loss must return", "returned"))
 
         return checked
+
+    def _one_per_example(self, losses: Tensor, shape: torch.Size, dtype: torch.dtype, words: tuple[str, str]) -> Tensor:
+        """``losses`` of ``z`` of this shape and dtype, converted if they are integers; ``words`` say whose they are."""
+        must, did = words
+        if losses.shape != shape[:-2]:
+            raise ValueError(
+                f"{type(self).__name__}: {must} one value per example, {list(shape[:-2])} for z of {list(shape)}, but "
+                f"it {did} {list(losses.shape)}; do not reduce over examples or samples"
+            )
+        if losses.is_floating_point():
+            return losses
+        if losses.is_complex():
+            raise ValueError(f"{type(self).__name__}: {must} real numbers, not {losses.dtype}")
+        if self.needs_gradient:
+            raise ValueError(
+                f"{type(self).__name__} differentiates the loss, and one of {losses.dtype} has no derivative; "
+                "return floating point numbers, or use REINFORCE, NVIL or RLOO, which need none"
+            )
+        return losses.to(dtype)  # rewards of 0 and 1, counts
 
     def _with_samples_in_front(self, loss: Loss, z: Tensor, logits: Tensor) -> Tensor:
         """``loss(z)``; a ``ValueError`` if a normalising layer in it takes the wrong dimension for its features."""
@@ -398,7 +439,77 @@ class Pathwise(Estimator):
         return loss(self.sample(logits))
 
 
-class ScoreFunction(Estimator):
+class BlackBox(Estimator):
+    """Estimators that need only the losses of samples, not the loss itself: implement :meth:`draw`.
+
+    They have a second form for losses that are no function of ``z``, :meth:`propose`.
+    """
+
+    @abstractmethod
+    def draw(self, logits: Tensor, context: Tensor | None) -> tuple[Tensor, Surrogate]:
+        """Samples ``z`` ``[*samples, *batch, latents, categories]``, and the function that takes their losses
+        ``[*samples, *batch]`` to ``[*batch]`` losses with the gradient: the method itself, in two halves."""
+
+    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+        z, surrogate = self.draw(logits, context)
+        losses = loss(z)
+        del z  # which may be most of the memory
+        return surrogate(losses)
+
+    def propose(self, logits: Tensor, context: Tensor | None = None) -> tuple[Tensor, Pending]:
+        if self.needs_gradient or type(self).estimate is not BlackBox.estimate:
+            return super().propose(logits, context)
+        with own_precision(logits.device.type):
+            self._check_logits(logits)
+            z, surrogate = self.draw(logits, context)
+        return z, Pending(self, z, logits, surrogate)
+
+
+class Pending:
+    """Samples whose losses are still to come, from :meth:`Estimator.propose`."""
+
+    def __init__(self, estimator: Estimator, z: Tensor, logits: Tensor, surrogate: Surrogate) -> None:
+        self._estimator = estimator
+        self._z = z.shape, z.dtype
+        self._batch, self._device = logits.shape[:-2], logits.device.type
+        self._without_graph = logits.requires_grad and not torch.is_grad_enabled()
+        self._surrogate: Surrogate | None = surrogate
+
+    def surrogate(self, losses: Tensor) -> Tensor:
+        """``[*batch]`` losses with the estimator's gradient, as the call returns them.
+
+        Once: learned baselines and moving averages take the losses in.
+
+        Args:
+            losses: of the samples ``z``, ``[*samples, *batch]``, lower is better (a reward with its sign changed).
+                They need no graph; one that they have gets its ordinary gradient.
+
+        Raises:
+            ValueError: on losses of another shape, after which the right ones may follow, and if ``propose`` ran
+                without gradients.
+            RuntimeError: when it is called again.
+        """
+        name = type(self._estimator).__name__
+        if self._surrogate is None:
+            raise RuntimeError(f"{name}: these samples have had their losses; propose gives new ones")
+        if not isinstance(losses, Tensor):
+            raise ValueError(
+                f"{name}: surrogate must be given a tensor of losses, not {type(losses).__name__}; use "
+                "torch.as_tensor(losses, device=z.device)"
+            )
+        if self._without_graph and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name}: propose was called under torch.no_grad, so that the logits would get no gradient; call it "
+                "outside, its samples have none anyway"
+            )
+        words = ("surrogate must be given", "was given")
+        losses = self._estimator._one_per_example(losses, *self._z, words)
+        surrogate, self._surrogate = self._surrogate, None
+        with own_precision(self._device):
+            return self._estimator._of_examples(surrogate(losses), self._batch)
+
+
+class ScoreFunction(BlackBox):
     """Estimators of the form ``signal * grad log q(z)`` with one exact sample: implement :meth:`signal`.
 
     gradient = (loss(z) - baseline) * d log q(z) / d logits  +  d loss(z) / d logits  (what ``loss`` closes over).
@@ -413,19 +524,22 @@ class ScoreFunction(Estimator):
     def signal(self, losses: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """From detached ``losses`` ``[*batch]``: the factor of the score, and a loss for learned parts or ``None``."""
 
-    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+    def draw(self, logits: Tensor, context: Tensor | None) -> tuple[Tensor, Surrogate]:
         z, log_prob = sample_with_log_prob(logits)
-        losses = loss(z)
-        signal, learned = self.signal(losses.detach(), context)
-        if self.unbiased and not self.rescales:
-            total = score_term(losses, signal, log_prob)
-        else:
-            dtype = torch.promote_types(losses.dtype, log_prob.dtype)
-            total = with_term(losses.to(dtype), signal.detach() * log_prob)
-        return total if learned is None else with_term(total, learned).to(total.dtype)
+
+        def surrogate(losses: Tensor) -> Tensor:
+            signal, learned = self.signal(losses.detach(), context)
+            if self.unbiased and not self.rescales:
+                total = score_term(losses, signal, log_prob)
+            else:
+                dtype = torch.promote_types(losses.dtype, log_prob.dtype)
+                total = with_term(losses.to(dtype), signal.detach() * log_prob)
+            return total if learned is None else with_term(total, learned).to(total.dtype)
+
+        return z, surrogate
 
 
-class MultiSample(Estimator):
+class MultiSample(BlackBox):
     r"""Estimators of the multi-sample (importance-weighted) bound by S independent samples: implement :meth:`signals`.
 
     value = -Lhat,  Lhat = log 1/S sum_s w_s,  w_s = exp(-loss(z_s)),  z_1..z_S ~ q independent;
@@ -472,12 +586,16 @@ class MultiSample(Estimator):
     def signals(self, log_weight: Tensor, bound: Tensor) -> Tensor:
         """The factor of each sample's score, ``[S, *batch]``, from detached ``log w_s`` and Lhat ``[*batch]``."""
 
-    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+    def draw(self, logits: Tensor, context: Tensor | None) -> tuple[Tensor, Surrogate]:
         z, log_prob = sample_with_log_prob(logits.expand(self.num_samples, *logits.shape))
-        log_weight = -loss(z)
-        bound = log_weight.logsumexp(dim=0) - math.log(self.num_samples)
-        signals = self.signals(log_weight.detach(), bound.detach())
-        return -with_term(bound, (signals * log_prob).sum(dim=0))
+
+        def surrogate(losses: Tensor) -> Tensor:
+            log_weight = -losses
+            bound = log_weight.logsumexp(dim=0) - math.log(self.num_samples)
+            signals = self.signals(log_weight.detach(), bound.detach())
+            return -with_term(bound, (signals * log_prob).sum(dim=0))
+
+        return z, surrogate
 
 
 def own_precision(device: str) -> AbstractContextManager[Any]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from estimators import noise
 from estimators._surrogate import with_gradient
-from estimators.base import Estimator, Loss
+from estimators.base import BlackBox, Surrogate
 from estimators.categorical import Samples, one_hot, probabilities
 
 ORDERS_AT_ONCE = 64
@@ -16,7 +16,7 @@ WRAP = 2**62
 """Larger than any category: added to those that a cyclic order reaches after the last category."""
 
 
-class CARMS(Estimator):
+class CARMS(BlackBox):
     r"""The leave-one-out estimator on ``num_samples`` antithetic samples, weighted by the ratio of joint masses.
 
     gradient = 1 / (n (n - 1)) * sum_{i<j} r(z_i, z_j) (loss_i - loss_j) (z_i - z_j)   per latent,
@@ -60,21 +60,24 @@ class CARMS(Estimator):
             raise ValueError(f"CARMS: num_samples must be at least 2, not {num_samples}; REINFORCE needs one sample")
         self.evaluations = num_samples
 
-    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+    def draw(self, logits: Tensor, context: Tensor | None) -> tuple[Tensor, Surrogate]:
         n = self.evaluations
         p = probabilities(logits.detach().double())
         through = p.cumsum(dim=-1)
         index = self._sample(p, through)
-        losses = loss(one_hot(index, logits))
-        i, j = torch.triu_indices(n, n, offset=1, device=p.device)
-        ratio = self._ratio(p, through, index, i, j)
-        f = losses.detach().to(p.dtype)
-        # w_ij = r(z_i, z_j) (loss_i - loss_j) / (n (n - 1))
-        weight = ratio * (f[i] - f[j]).unsqueeze(-1) / (n * (n - 1))
-        # sum_{i<j} w_ij (z_i - z_j) = sum_i z_i (sum_{j>i} w_ij - sum_{j<i} w_ji), without a one-hot tensor per pair
-        per_sample = torch.zeros_like(index, dtype=p.dtype).index_add(0, i, weight).index_add(0, j, -weight)
-        gradient = torch.zeros_like(p).scatter_add(-1, index.movedim(0, -1), per_sample.movedim(0, -1))
-        return with_gradient(losses, gradient, logits)
+
+        def surrogate(losses: Tensor) -> Tensor:
+            i, j = torch.triu_indices(n, n, offset=1, device=p.device)
+            ratio = self._ratio(p, through, index, i, j)
+            f = losses.detach().to(p.dtype)
+            # w_ij = r(z_i, z_j) (loss_i - loss_j) / (n (n - 1))
+            weight = ratio * (f[i] - f[j]).unsqueeze(-1) / (n * (n - 1))
+            # sum_{i<j} w_ij (z_i - z_j) = sum_i z_i (sum_{j>i} w_ij - sum_{j<i} w_ji), with no one-hot tensor per pair
+            per_sample = torch.zeros_like(index, dtype=p.dtype).index_add(0, i, weight).index_add(0, j, -weight)
+            gradient = torch.zeros_like(p).scatter_add(-1, index.movedim(0, -1), per_sample.movedim(0, -1))
+            return with_gradient(losses, gradient, logits)
+
+        return one_hot(index, logits), surrogate
 
     def _sample(self, p: Tensor, through: Tensor) -> Tensor:
         """Categories ``[num_samples, *batch, latents]``; ``through``: the cumulative sums of ``p``."""

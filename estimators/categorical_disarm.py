@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from estimators._surrogate import antithetic_bits, with_gradient
-from estimators.base import Estimator, Loss
+from estimators.base import BlackBox, Surrogate
 
 Order = Literal["ascending", "descending"] | None
 
 
-class _Decisions(Estimator):
+class _Decisions(BlackBox):
     """Categories as the leaves of a binary tree with ``K - 1`` nodes; a node's bit says left (0) or right (1)."""
 
     family = "coupled samples"
@@ -46,18 +46,21 @@ class _Decisions(Estimator):
             z = z.gather(-1, place.argsort(dim=-1).expand_as(z))
         return z.to(logits.dtype), odds, bits, decided
 
-    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+    def draw(self, logits: Tensor, context: Tensor | None) -> tuple[Tensor, Surrogate]:
         z, odds, bits, decided = self._couple(logits)
-        losses = loss(z)
-        first, second = losses.detach()
-        clean = odds.detach()
-        both = decided[0] * decided[1]
-        # both paths pass the node: (b - b~) sigmoid(|a|); one of them alone: b - sigmoid(a)
-        factor = both * (bits[0] - bits[1]) * clean.abs().sigmoid()
-        alone = (decided - both) * (bits - clean.sigmoid())
-        return with_gradient(
-            losses, 0.5 * (first - second)[..., None, None] * (factor + alone[0] - alone[1]), odds.to(logits.dtype)
-        )
+
+        def surrogate(losses: Tensor) -> Tensor:
+            first, second = losses.detach()
+            clean = odds.detach()
+            both = decided[0] * decided[1]
+            # both paths pass the node: (b - b~) sigmoid(|a|); one of them alone: b - sigmoid(a)
+            factor = both * (bits[0] - bits[1]) * clean.abs().sigmoid()
+            alone = (decided - both) * (bits - clean.sigmoid())
+            return with_gradient(
+                losses, 0.5 * (first - second)[..., None, None] * (factor + alone[0] - alone[1]), odds.to(logits.dtype)
+            )
+
+        return z, surrogate
 
 
 class DisARMTree(_Decisions):
@@ -158,15 +161,18 @@ class DisARMIW(_Sticks):
 
     order: Order = "ascending"
 
-    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+    def draw(self, logits: Tensor, context: Tensor | None) -> tuple[Tensor, Surrogate]:
         z, odds, bits, decided = self._couple(logits.detach())
-        losses = loss(z)
-        first, second = losses.detach()
-        s = odds.sigmoid()
-        # r = (1 - s_m) prod_{i<m} (1 - s_i)^2 / (1 - 2 s_i) at the decision m where z and z~ part
-        stay = (1 - s[..., :-1]) ** 2 / (1 - 2 * s[..., :-1])
-        before = torch.cat((torch.ones_like(s[..., :1]), stay.cumprod(dim=-1)), dim=-1)
-        part = decided[0] * decided[1] * (bits[0] != bits[1])
-        ratio = (part * before * (1 - s)).sum(dim=-1, keepdim=True)
-        # 1/2 r (loss(z) - loss(z~)) (z - z~)
-        return with_gradient(losses, 0.5 * ratio * (first - second)[..., None, None] * (z[0] - z[1]), logits)
+
+        def surrogate(losses: Tensor) -> Tensor:
+            first, second = losses.detach()
+            s = odds.sigmoid()
+            # r = (1 - s_m) prod_{i<m} (1 - s_i)^2 / (1 - 2 s_i) at the decision m where z and z~ part
+            stay = (1 - s[..., :-1]) ** 2 / (1 - 2 * s[..., :-1])
+            before = torch.cat((torch.ones_like(s[..., :1]), stay.cumprod(dim=-1)), dim=-1)
+            part = decided[0] * decided[1] * (bits[0] != bits[1])
+            ratio = (part * before * (1 - s)).sum(dim=-1, keepdim=True)
+            # 1/2 r (loss(z) - loss(z~)) (z - z~)
+            return with_gradient(losses, 0.5 * ratio * (first - second)[..., None, None] * (z[0] - z[1]), logits)
+
+        return z, surrogate

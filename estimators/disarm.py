@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from estimators._surrogate import antithetic_bits, with_gradient
-from estimators.base import Estimator, Loss
+from estimators.base import BlackBox, Surrogate
 from estimators.categorical import from_bits, scores
 
 
-class DisARM(Estimator):
+class DisARM(BlackBox):
     r"""Two antithetic samples of all bits at once; the uniform variables of ARM are integrated out.
 
     gradient in the log-odds a = 1/2 (loss(b) - loss(b~)) (b - b~) sigmoid(\|a\|) per latent,
@@ -37,11 +37,14 @@ class DisARM(Estimator):
     evaluations = 2
     binary_only = True
 
-    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+    def draw(self, logits: Tensor, context: Tensor | None) -> tuple[Tensor, Surrogate]:
         odds = scores(logits)
         bits, _ = antithetic_bits(odds)
-        losses = loss(from_bits(bits))
-        first, second = losses.detach()
-        # 1/2 (loss(b) - loss(b~)) (b - b~) sigmoid(|a|)
-        gradient = 0.5 * (first - second).unsqueeze(-1) * (bits[0] - bits[1]) * odds.detach().abs().sigmoid()
-        return with_gradient(losses, gradient, odds)
+
+        def surrogate(losses: Tensor) -> Tensor:
+            first, second = losses.detach()
+            # 1/2 (loss(b) - loss(b~)) (b - b~) sigmoid(|a|)
+            gradient = 0.5 * (first - second).unsqueeze(-1) * (bits[0] - bits[1]) * odds.detach().abs().sigmoid()
+            return with_gradient(losses, gradient, odds)
+
+        return from_bits(bits), surrogate

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from estimators._enumeration import enumerate_states as enumerate_states
-from estimators._enumeration import expectation
-from estimators.base import Estimator, Loss
+from estimators._enumeration import enumerated
+from estimators.base import BlackBox, Surrogate
 
 MOST_STATES = 65536
 
 
-class Exact(Estimator):
+class Exact(BlackBox):
     r"""``E_q[loss(z)] = sum_z q(z) loss(z)`` over all ``K**L`` joint states, with its exact gradient (marginalisation).
 
     ``loss`` is called once with ``z`` of ``[K**L, *batch, L, K]`` and must broadcast over the leading dimension. A
@@ -52,7 +52,7 @@ class Exact(Estimator):
         """``K**L``."""
         return logits.shape[-1] ** logits.shape[-2]
 
-    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+    def draw(self, logits: Tensor, context: Tensor | None) -> tuple[Tensor, Surrogate]:
         latents, categories = logits.shape[-2:]
         states = categories**latents
         if states > self.max_states:
@@ -60,4 +60,4 @@ class Exact(Estimator):
                 f"Exact: {categories}**{latents} joint states are more than max_states={self.max_states}; "
                 "use an unbiased sampling estimator (REINFORCE, NVIL) for so many latents"
             )
-        return expectation(logits, loss)
+        return enumerated(logits)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from estimators._autograd import with_term
-from estimators.base import Estimator, Loss
+from estimators.base import BlackBox, Surrogate
 from estimators.categorical import probabilities, sample_with_log_prob
 
 
-class IndeCateR(Estimator):
+class IndeCateR(BlackBox):
     r"""The CatLog-derivative trick for independent categoricals (also: local expectation gradients).
 
     gradient = sum_l sum_k d q(z_l = k) / d logits * loss(z with z_l = k),  z ~ q, one exact sample for all latents;
@@ -40,7 +40,7 @@ class IndeCateR(Estimator):
         """The number of loss evaluations per gradient for these ``logits``: ``latents * categories``."""
         return logits.shape[-2] * logits.shape[-1]
 
-    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+    def draw(self, logits: Tensor, context: Tensor | None) -> tuple[Tensor, Surrogate]:
         latents, categories = logits.shape[-2:]
         z, _ = sample_with_log_prob(logits.detach())
         q = probabilities(logits)
@@ -53,6 +53,10 @@ class IndeCateR(Estimator):
         replaced = torch.where(
             latent.reshape(-1, *lead, latents, 1) & possible, category.reshape(-1, *lead, 1, categories), z
         )
-        losses = loss(replaced).masked_fill(weights.detach() == 0, 0.0)
-        value = (weights.detach() * losses).sum(dim=0) / latents
-        return with_term(value, (weights * losses.detach()).sum(dim=0))
+
+        def surrogate(losses: Tensor) -> Tensor:
+            losses = losses.masked_fill(weights.detach() == 0, 0.0)
+            value = (weights.detach() * losses).sum(dim=0) / latents
+            return with_term(value, (weights * losses.detach()).sum(dim=0))
+
+        return replaced, surrogate

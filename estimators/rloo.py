@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from estimators._autograd import score_term
-from estimators.base import Estimator, Loss
+from estimators.base import BlackBox, Surrogate
 from estimators.categorical import Samples, sample_with_log_prob
 
 
-class RLOO(Estimator):
+class RLOO(BlackBox):
     r"""The score function with several samples, each of which has the mean of the others' losses as its baseline.
 
     gradient = 1/S sum_s (loss(z_s) - mean_{t != s} loss(z_t)) * d log q(z_s) / d logits,  z_1..z_S ~ q independent.
@@ -44,10 +44,13 @@ class RLOO(Estimator):
             raise ValueError(f"RLOO: num_samples must be at least 2, not {num_samples}; use REINFORCE or NVIL for one")
         self.num_samples = self.evaluations = num_samples
 
-    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+    def draw(self, logits: Tensor, context: Tensor | None) -> tuple[Tensor, Surrogate]:
         z, log_prob = sample_with_log_prob(logits.expand(self.num_samples, *logits.shape))
-        losses = loss(z)
-        # f_s - mean of the others = S / (S - 1) * (f_s - mean of all)
-        frozen = losses.detach()
-        signal = (frozen - frozen.mean(dim=0)) * (self.num_samples / (self.num_samples - 1))
-        return score_term(losses, signal, log_prob).mean(dim=0)
+
+        def surrogate(losses: Tensor) -> Tensor:
+            # f_s - mean of the others = S / (S - 1) * (f_s - mean of all)
+            frozen = losses.detach()
+            signal = (frozen - frozen.mean(dim=0)) * (self.num_samples / (self.num_samples - 1))
+            return score_term(losses, signal, log_prob).mean(dim=0)
+
+        return z, surrogate

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from estimators import noise
 from estimators._autograd import score_term
-from estimators.base import Estimator, Loss
+from estimators.base import BlackBox, Surrogate
 from estimators.categorical import log_probabilities, one_hot
 
 LARGEST_SET, DEFAULT_SET = 10, 4
@@ -19,7 +19,7 @@ UNDERFLOW = -87.0
 """A category with a smaller log-probability (1e-38) counts as impossible."""
 
 
-class UnorderedSet(Estimator):
+class UnorderedSet(BlackBox):
     r"""Samples without replacement, with their order integrated out and a leave-one-out baseline built in.
 
     value    = sum_{s in S} q(s) R(S, s) loss(s),
@@ -73,7 +73,7 @@ class UnorderedSet(Estimator):
             )
         return super().skip(latents, categories, layers, **others)
 
-    def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
+    def draw(self, logits: Tensor, context: Tensor | None) -> tuple[Tensor, Surrogate]:
         latents, categories = logits.shape[-2:]
         if latents < 64 and categories**latents < self.num_samples:
             raise ValueError(
@@ -89,15 +89,19 @@ class UnorderedSet(Estimator):
             weight = (log_prob + log_first).exp().movedim(-1, 0)  # q(s) R(S, s), [S, *batch]
             share = (log_prob.unsqueeze(-2) + log_second).exp()  # q(t) R_s(S, t), [*batch, s, t]
             z = one_hot(index, logits).movedim(-3, 0)  # [S, *batch, L, K]
-        losses = loss(z).masked_fill(weight == 0, 0.0)  # 0 * inf would be NaN
-        frozen = losses.detach().to(share.dtype)
-        # baseline_s = sum_t q(t) R_s(S, t) loss(t)
-        baseline = (share @ frozen.movedim(0, -1).unsqueeze(-1)).squeeze(-1).movedim(-1, 0)
-        # log q(s) = sum over the latents; where, not a product: 0 * -inf of an impossible category would be NaN
-        with_graph = torch.where(z > 0, log_q, 0.0).sum(dim=(-2, -1))
-        each = score_term(losses.to(share.dtype), frozen - baseline, with_graph)
-        # sum_s q(s) R(S, s) [loss(s) + (loss(s) - baseline_s) d log q(s)], where q(s) d log q(s) = d q(s)
-        return (weight * each).sum(dim=0).to(losses.dtype)
+
+        def surrogate(losses: Tensor) -> Tensor:
+            losses = losses.masked_fill(weight == 0, 0.0)  # 0 * inf would be NaN
+            frozen = losses.detach().to(share.dtype)
+            # baseline_s = sum_t q(t) R_s(S, t) loss(t)
+            baseline = (share @ frozen.movedim(0, -1).unsqueeze(-1)).squeeze(-1).movedim(-1, 0)
+            # log q(s) = sum over the latents; where, not a product: 0 * -inf of an impossible category would be NaN
+            with_graph = torch.where(z > 0, log_q, 0.0).sum(dim=(-2, -1))
+            each = score_term(losses.to(share.dtype), frozen - baseline, with_graph)
+            # sum_s q(s) R(S, s) [loss(s) + (loss(s) - baseline_s) d log q(s)], where q(s) d log q(s) = d q(s)
+            return (weight * each).sum(dim=0).to(losses.dtype)
+
+        return z, surrogate
 
 
 def stochastic_beam_search(log_q: Tensor, size: int) -> tuple[Tensor, Tensor]:

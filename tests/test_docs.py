@@ -13,6 +13,7 @@ FOLLOWED = [ROOT / "docs" / name for name in ("tutorial.md", "tutorial_task.md",
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GIVEN = {
     "logits": torch.zeros(4, 3, 2, requires_grad=True),
+    "log_odds": torch.zeros(4, 3, requires_grad=True),
     "negative_log_likelihood": lambda z: z.sum((-2, -1)),
 }
 
