@@ -1,10 +1,10 @@
 """``python -m training.benchmark``: the training step beside its floor and beside its peers, in one process.
 
-The floor of a step on a CPU is the time of its matrix products by torch's own kernels: encoder and decoder forward,
-their weights' gradients and the decoder's input's gradient (five for a linear auto-encoder), and for NVIL the two of
-its baseline. Where the harness has products by oneDNN (``training/kernels/matmul.py``) a second floor is the time of
-the same products by those. On a GPU the floor is the time to move the bytes of parameters, gradients and optimiser
-state.
+The floor of a step on a CPU is the time of its matrix products, and the time to move the bytes that it cannot avoid.
+Products: encoder and decoder forward, their weights' gradients and the decoder's input's gradient (five for a linear
+auto-encoder), and for NVIL the two of its baseline, by the fastest library at hand: torch's own or, where the harness
+has it (``training/kernels/matmul.py``), oneDNN. Bytes: parameters, gradients and moments, at the bandwidth of a copy of
+as many. On a GPU the floor is the time of the bytes alone.
 
 Everything that is compared is timed in turns, so that a machine that changes speed changes all of it. Printed are lower
 quartiles (other processes share the caches, which only ever adds) and ratios.
@@ -13,10 +13,14 @@ quartiles (other processes share the caches, which only ever adds) and ratios.
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
+import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,11 +79,23 @@ def matrix_products(estimator: str, replicas: int, device: torch.device, *, own:
 
 
 def copied_bytes(replicas: int, estimator: str) -> int:
-    """Bytes that a step of Adam cannot avoid: parameters and both moments in and out, gradients out and in."""
-    numbers = 2 * PIXELS * LATENTS + PIXELS + LATENTS
+    """Bytes that a step of Adam cannot avoid to move.
+
+    Parameters and both moments in and out, gradients out and in; of the encoder the gradient's first moment (of the
+    online variance, whose second one is Adam's) in and out.
+    """
+    encoder = (PIXELS + 1) * LATENTS
+    numbers = 4 * (encoder + (LATENTS + 1) * PIXELS) + encoder
     if estimator == "nvil":
-        numbers += (PIXELS + 2) * BASELINE + 1
-    return 8 * 4 * numbers * replicas
+        numbers += 4 * ((PIXELS + 2) * BASELINE + 1)
+    return 2 * 4 * numbers * replicas
+
+
+def copy_of(count: int, device: torch.device) -> Callable[[], object]:
+    """A copy that moves ``count`` bytes: half of them in, half out."""
+    source = torch.rand(count // 8, device=device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
 
 
 def in_turns(functions: Mapping[str, Callable[[], object]], seconds: float, calls: int = 10) -> dict[str, float]:
@@ -109,39 +125,55 @@ def in_turns(functions: Mapping[str, Callable[[], object]], seconds: float, call
     return {name: statistics.quantiles(own, n=4)[0] for name, own in times.items()}
 
 
-def steps_and_floors(device: torch.device, seconds: float, compiles: bool) -> None:
-    """The table of steps beside their matrix products (CPU)."""
-    faster = matmul.is_on()
-    print("ms per replica-step; floor: its matrix products by torch; own: the same by oneDNN, which the step uses\n")
-    print(f"{'estimator':<20}{'replicas':>9}{'step':>9}{'floor':>9}{'floor/step':>12}{'own':>9}{'own/step':>10}")
+def floors(estimator: str, replicas: int, device: torch.device) -> dict[str, Callable[[], object]]:
+    """The parts of a step's floor on a CPU: ``torch`` and ``own`` (products), ``bytes``."""
+    return {
+        "torch": matrix_products(estimator, replicas, device, own=False),
+        "own": matrix_products(estimator, replicas, device, own=matmul.is_on()),
+        "bytes": copy_of(copied_bytes(replicas, estimator), device),
+    }
+
+
+def steps_and_floors(device: torch.device, seconds: float) -> None:
+    """The table of steps, as they are and compiled, beside the parts of their floor (CPU)."""
+    library = "torch or oneDNN, whichever is faster" if matmul.is_on() else "torch"
+    print(f"ms per replica-step; products: by {library}; bytes: a copy of as many; floor: their sum\n")
+    names = ("products", "bytes", "floor", "eager", "compiled")
+    print(f"{'estimator':<20}{'replicas':>9}" + "".join(f"{name:>10}" for name in names) + "  floor/eager /compiled")
     for estimator in ON_CPU:
         for replicas in (1, 8):
-            functions = {"step": make_pack(estimator, replicas, device, f"compile={compiles}").train_step}
-            functions["floor"] = matrix_products(estimator, replicas, device, own=False)  # type: ignore[assignment]
-            functions["own"] = matrix_products(estimator, replicas, device, own=faster)  # type: ignore[assignment]
+            functions = floors(estimator, replicas, device)
+            for name, compiles in (("eager", False), ("compiled", True)):
+                functions[name] = make_pack(estimator, replicas, device, f"compile={compiles}").train_step
             t = {name: 1e3 * value / replicas for name, value in in_turns(functions, seconds).items()}
+            t["products"] = min(t["torch"], t["own"])
+            t["floor"] = t["products"] + t["bytes"]
             print(
-                f"{estimator:<20}{replicas:>9}{t['step']:>9.3f}{t['floor']:>9.3f}{t['floor'] / t['step']:>12.2f}"
-                f"{t['own']:>9.3f}{t['own'] / t['step']:>10.2f}",
+                f"{estimator:<20}{replicas:>9}"
+                + "".join(f"{t[name]:>10.3f}" for name in names)
+                + f"{t['floor'] / t['eager']:>13.2f}{t['floor'] / t['compiled']:>10.2f}",
                 flush=True,
             )
 
 
 def compare_with_peers(device: torch.device, seconds: float) -> None:
-    """Replica-steps per second of packs and of peers, in turns."""
+    """Replica-steps per second of packs and of peers, in turns; the products of all are by the same library."""
     functions: dict[str, Callable[[], object]] = dict(peers.all_peers(synthetic_data().train.pixels.to(device)))
     replicas = dict.fromkeys(functions, 1)
+    best = {}
     for estimator in ("gumbel_softmax", "nvil"):
-        for count in (1, 8):
-            name = f"pack of {count}, {estimator}"
-            functions[name], replicas[name] = make_pack(estimator, count, device).train_step, count
+        for count, compiles in itertools.product((1, 8), (False, True)):
+            name = f"pack of {count}, {estimator}" + ", compiled" * compiles
+            functions[name] = make_pack(estimator, count, device, f"compile={compiles}").train_step
+            replicas[name], best[estimator, count] = count, name
     rates = {name: replicas[name] / duration for name, duration in in_turns(functions, seconds).items()}
-    print(f"\n{'replica-steps per second':<40}{'':>9}{'pack of 8 is':>16}")
+    print(f"\n{'replica-steps per second':<40}{'':>9}{'compiled: pack of 8 is':>24}{'solo is':>10}")
     for name, rate in rates.items():
         same = (
             "nvil" if "NVIL" in name or "REINFORCE" in name or "nvil" in name or "Trace" in name else "gumbel_softmax"
         )
-        print(f"{name:<40}{rate:>9.1f}{rates[f'pack of 8, {same}'] / rate:>15.2f}x")
+        packed, solo = (rates[best[same, count]] / rate for count in (8, 1))
+        print(f"{name:<40}{rate:>9.1f}{packed:>23.2f}x{solo:>9.2f}x")
 
 
 def _rate(barrier: Any, seconds: float, rates: Any) -> None:
@@ -176,9 +208,7 @@ def processes_together(count: int, seconds: float, rounds: int = 3) -> None:
 
 def on_gpu(device: torch.device, seconds: float, compiles: bool) -> None:
     """Replica-steps per second of packs of growing size, beside the time to move their bytes."""
-    source = torch.empty(2**28, device=device)
-    target = torch.empty_like(source)
-    bandwidth = 2 * source.numel() * 4 / in_turns({"copy": lambda: target.copy_(source)}, 1.0)["copy"]
+    bandwidth = 2**31 / in_turns({"copy": copy_of(2**31, device)}, 1.0)["copy"]
     print(f"copy bandwidth {bandwidth / 1e9:.0f} GB/s; bytes: parameters, gradients and moments of one update\n")
     print(f"{'estimator':<20}{'replicas':>9}{'replica-steps/s':>17}{'bytes/step':>12}  path")
     for estimator in ON_GPU:
@@ -194,6 +224,16 @@ def on_gpu(device: torch.device, seconds: float, compiles: bool) -> None:
             )
 
 
+def processor() -> str:
+    """Name, family and model in ``/proc/cpuinfo`` (a virtual machine may hide the name)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    said = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in lines if ":" in line)
+    return f"{said.get('model name', platform.machine())} (family {said.get('cpu family')}, model {said.get('model')})"
+
+
 def prepare() -> None:
     """The settings of a process that trains."""
     torch.set_num_threads(1)
@@ -207,15 +247,18 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--seconds", type=float, default=6.0, help="per line")
     parser.add_argument("--processes", type=int, default=0, help="also: so many packs at once against one (CPU)")
-    parser.add_argument("--compile", action="store_true", help="the steps by torch.compile, as with compile=true")
+    parser.add_argument(
+        "--compile", action="store_true", help="on a GPU: the steps by torch.compile, as with compile=true"
+    )
     arguments = parser.parse_args()
     prepare()
     device = pick_device(arguments.device)
-    print(f"784-200-784, batch {BATCH}, Adam, float32, {device_name(device)}, torch {torch.__version__}, 1 thread")
+    name = processor() if device.type == "cpu" else device_name(device)
+    print(f"784-200-784, batch {BATCH}, Adam, float32, {name}, torch {torch.__version__}, 1 thread")
     if device.type == "cuda":
         on_gpu(device, arguments.seconds, arguments.compile)
     else:
-        steps_and_floors(device, arguments.seconds, arguments.compile)
+        steps_and_floors(device, arguments.seconds)
     compare_with_peers(device, 5 * arguments.seconds)
     if arguments.processes > 1 and device.type == "cpu":
         processes_together(arguments.processes, arguments.seconds)

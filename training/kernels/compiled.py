@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from training.kernels import matmul
+
 Work = Callable[[Sequence[Tensor]], Tensor]
 """Of a list of tensors, some of which it writes in place; branches on no number."""
 
@@ -47,7 +49,7 @@ _programs: dict[object, Callable[..., Tensor]] = {}
 def traced(work: Work, examples: Sequence[Tensor]) -> tuple[GraphModule, list[Tensor]]:
     """The graph of ``work``, a function of as many tensors as ``examples`` and of the constants beside it."""
     with _tracing():
-        graph = make_fx(lambda *tensors: work(tensors))(*examples)
+        graph = make_fx(lambda *tensors: work(tensors), matmul.replacements())(*examples)
     constants: dict[str, Tensor] = {}
     inputs: dict[str, Node] = {}
     first = next(node for node in graph.graph.nodes if node.op != "placeholder")

@@ -168,6 +168,9 @@ def update_each(
     first, second = moments
     first.lerp_(gradient, 1 - number["beta1"])
     second.lerp_(gradient.square(), 1 - number["beta2"])
-    scale = number["lr"] / (1 - number["beta1"] ** step)
-    spread = (second / (1 - number["beta2"] ** step)).sqrt_().add_(number["eps"])
-    parameter.sub_((first * scale).div_(spread))
+    # A compiler computes a power of two uses once, and one of one use for every element of the parameter.
+    powers = (step * torch.stack((number["beta1"], number["beta2"])).log()).exp()
+    first_weight, second_weight = (1 - power for power in powers.unbind(0))
+    root = second_weight.sqrt()
+    spread = second.sqrt().add_(number["eps"] * root)
+    parameter.sub_((first * (number["lr"] * root / first_weight)).div_(spread))
