@@ -97,5 +97,9 @@ class Health:
         if not seen:
             unseen = torch.full_like(self.logits_range[0], torch.inf)
             return torch.stack((unseen, -unseen))
-        flat = torch.cat([logits.movedim(-4, 0).flatten(1) for logits in seen], dim=1).float()
-        return torch.stack((flat.amin(1), flat.amax(1)))
+        extremes = []
+        for logits in seen:  # dimension by dimension: as one, two halves of categories would be read number by number
+            others = [dim for dim in range(logits.dim()) if dim != logits.dim() - 4]
+            extremes.append(torch.stack((logits.amin(others), logits.amax(others))).float())
+        least, most = torch.stack(extremes, dim=-1).unbind(0)
+        return torch.stack((least.amin(-1), most.amax(-1)))
