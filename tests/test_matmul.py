@@ -1,9 +1,13 @@
 """Matrix products in oneDNN: the same numbers as MKL's up to rounding, below autograd and torch.func."""
 
+import shutil
+
 import pytest
 import torch
 
 from training.kernels import matmul
+from training.kernels.compiled import compiled
+from training.pack.runner import COMPILERS
 
 needs_onednn = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
@@ -73,6 +77,58 @@ def test_below_autograd_and_torch_func(everywhere):
     assert close(batched[2], exact[0])
 
 
+@pytest.fixture
+def calls(monkeypatch):
+    """Replicas, rows and columns of every product in oneDNN."""
+    found, products = [], matmul._products
+    monkeypatch.setattr(
+        matmul,
+        "_products",
+        lambda a, b, bias: found.append((len(a), a.shape[1], b.shape[2])) or products(a, b, bias),
+    )
+    return found
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_of_plain_torch_and_their_gradients(everywhere, calls, bias):
+    """So scripts beside which a benchmark puts the harness multiply by the same library."""
+    x, layer = torch.randn(7, 6, requires_grad=True), torch.nn.Linear(6, 5, bias=bias)
+    exact = x.double() @ layer.weight.double().T + (layer.bias.double() if bias else 0)
+    assert close(layer(x), exact) and calls == [(1, 7, 5)]
+    inputs = [x, layer.weight]
+    gradients = torch.autograd.grad(layer(x).square().sum(), inputs)
+    for gradient, reference in zip(gradients, torch.autograd.grad(exact.square().sum(), inputs), strict=True):
+        assert close(gradient, reference.double())
+    assert sorted(calls[1:]) == [(1, 5, 6), (1, 7, 5), (1, 7, 6)]
+    c = torch.randn(7, 5)
+    assert close(torch.addmm(c, x, layer.weight.T, beta=0.5), 0.5 * c + x.double() @ layer.weight.double().T)
+
+
+@needs_onednn
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_compiled_code_has_the_products_of_eager_code(everywhere, calls, backend, replicas):
+    """Forward, and the gradients by autograd within it; other dtypes are left to the compiler."""
+    if backend == "inductor" and not any(map(shutil.which, COMPILERS)):
+        pytest.skip("Inductor compiles by a C++ compiler, which is not here")
+
+    def work(tensors):
+        x, w, bias, double = tensors
+        w = w.detach().requires_grad_()
+        y = torch.baddbmm(bias, x, w)
+        (gradient,) = torch.autograd.grad(y, w, y.detach())
+        return torch.cat((y, gradient, (double @ double).float()), dim=1)
+
+    shapes = (replicas, 7, 6), (replicas, 6, 5), (replicas, 1, 5)
+    tensors = [*(torch.randn(*shape) for shape in shapes), torch.randn(replicas, 5, 5, dtype=torch.float64)]
+    run = compiled(work, tensors, backend)
+    calls.clear()
+    result = run(tensors)
+    assert calls == [(replicas, 7, 5), (replicas, 6, 5)]
+    torch.testing.assert_close(result, work(tensors).detach(), rtol=1e-6, atol=1e-6)
+
+
 @needs_onednn
 def test_other_products_stay_as_they_are(everywhere):
     a, b = torch.randn(2, 4, 3, dtype=torch.float64), torch.randn(2, 3, 5, dtype=torch.float64)
@@ -82,6 +138,19 @@ def test_other_products_stay_as_they_are(everywhere):
 
 
 def test_small_products_and_other_processors_keep_torchs_kernels(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    for vendor, family, at_full_width in (
+        ("AuthenticAMD", 26, True),
+        ("AuthenticAMD", 25, False),
+        ("GenuineIntel", 6, 0),
+    ):
+        cpu = f"vendor_id\t: {vendor}\ncpu family\t: {family}\n"
+        monkeypatch.setattr(matmul.Path, "read_text", lambda self, cpu=cpu: cpu)
+        assert matmul.is_worthwhile() == (has_both and at_full_width)
+    monkeypatch.undo()
+    monkeypatch.setattr(matmul, "_overrides", None)
+    assert not matmul.replacements()
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert not matmul.is_worthwhile()
     assert not matmul._is_large(torch.zeros(8, 100, 64), torch.zeros(8, 64, 20))

@@ -42,6 +42,19 @@ def test_the_floor_counts_nvils_baseline():
     assert flops == {"gumbel_softmax": 5 * one, "nvil": 6 * one}
 
 
+@pytest.mark.parametrize("estimator", ["gumbel_softmax", "nvil"])
+def test_the_floor_counts_what_a_step_keeps(estimator):
+    """Parameters, gradients and two moments, and the gradient's first moment of the encoder: in and out, 4 bytes."""
+    pack = benchmark.make_pack(estimator, 2, torch.device("cpu"))
+    assert pack.tensors.variance.kept_elsewhere
+    numbers = 4 * sum(p.numel() for p in pack.parameters) + sum(m.numel() for m in pack.tensors.variance.first)
+    assert benchmark.copied_bytes(2, estimator) == 8 * numbers
+
+
+def test_a_copy_moves_as_many_bytes_as_it_says():
+    assert 2 * benchmark.copy_of(800, torch.device("cpu"))().nbytes == 800
+
+
 def test_times_are_taken_in_turns():
     calls = []
     seconds = benchmark.in_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 0.0, calls=2)
