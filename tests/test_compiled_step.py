@@ -143,6 +143,18 @@ def test_compiled_training_is_training_to_rounding(name, task):
     assert len(compiled._programs) == there
 
 
+@needs_a_compiler
+def test_programs_with_one_graph_and_other_tensors_stay_apart():
+    """Called in turns, with no guards to tell them: by shapes, strides and dtypes."""
+    torch._dynamo.reset()
+    a, b = torch.randn(3, 5), torch.randn(5, 3)
+    examples = [(a, a + 1), (b, b + 1), (b.T, a), (a.double(), a.double())]
+    runs = [compiled.compiled(lambda tensors: tensors[0].exp() * tensors[1], own) for own in examples]
+    for _ in range(2):
+        for run, (x, y) in zip(runs, examples, strict=True):
+            torch.testing.assert_close(run([x, y]), x.exp() * y)
+
+
 def test_what_cannot_be_compiled_trains_as_it_is(monkeypatch):
     """An estimator that looks at a number: the reason is kept, and the numbers are those without compilation."""
     ours, plain = pack("gumbel_softmax", "toy", "compile=true"), pack("gumbel_softmax", "toy")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def compiled(work: Work, examples: Sequence[Tensor], backend: str = "inductor") 
     key = (backend, graph.code, tuple((t.shape, t.stride(), t.dtype, t.device) for t in inputs))
     if key not in _programs:
         # What its guards would look at in every step is in the key.
-        options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
         _programs[key] = torch.compile(graph, backend=backend, fullgraph=True, dynamic=False, options=options)
     program = _programs[key]
     with torch.no_grad():
