@@ -79,7 +79,7 @@ def test_a_task_with_every_estimator(task, tmp_path):
         assert record.claim.take()
         record.start("", [])
         pack.train_step()
-        checkpoints.save(pack, [(0, record)])
+        checkpoints.save(pack, 0, record)
         record.claim.release()
         train_runs([parts], lambda event: None, solo=True)
         first, second = (records.read_metrics(run.path / records.METRICS) for run in (whole, parts))

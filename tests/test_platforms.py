@@ -25,7 +25,7 @@ def modules(folder):
 
 def test_what_windows_has_none_of_is_imported_for_training_only():
     found = {(path, name) for folder in ("estimators", "tasks", "analysis") for path, _, name in modules(folder)}
-    assert {(path, name) for path, name in found if name in POSIX_ONLY} == {("analysis/records/claims.py", "fcntl")}
+    assert len(found) > 100 and not {(path, name) for path, name in found if name in POSIX_ONLY}
 
 
 def test_without_what_windows_lacks():

@@ -65,7 +65,7 @@ def test_a_run_alone_and_in_a_pack_of_eight(estimator, task):
     for _ in range(50):
         ours, all_losses = alone.train_step(), together.train_step()
         assert torch.allclose(ours[0], all_losses[5], rtol=1e-4)
-    assert torch.allclose(alone.variance.value()[0], together.variance.value()[5], rtol=1e-3)
+    assert torch.allclose(alone.tensors.variance.value()[0], together.tensors.variance.value()[5], rtol=1e-3)
     for split in ("valid", "test"):
         expected = together.task.evaluate(split, 3)
         for name, value in alone.task.evaluate(split, 3).items():

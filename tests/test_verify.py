@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -78,12 +79,14 @@ def test_the_committed_references_are_sound(capsys):
 
 
 AS_NOBODY = """
-import os, sys, warnings
+import contextlib, os, sys, warnings
 from pathlib import Path
 import pandas, pyarrow.json, pyarrow.parquet, scipy.stats, matplotlib.style, torch
 from analysis import verify
 from analysis.records import load
 from training import status
+with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # imports what is imported late
+    load(sys.argv[2]), status.report(Path(sys.argv[2])), verify.main([sys.argv[2]])
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
@@ -94,13 +97,14 @@ print("exit code", verify.main([sys.argv[1]]))
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become nobody and be refused something")
-def test_a_folder_that_cannot_be_read_is_named(sweep):
+def test_a_folder_that_cannot_be_read_is_named(sweep, tmp_path):
+    other = shutil.copytree(sweep, tmp_path / "other")
     closed, half, *_ = find_runs(sweep)
     for folder in (sweep, *sweep.parents):
         folder.chmod(folder.stat().st_mode | 0o755) if str(folder).startswith("/tmp/") else None
     closed.chmod(0o700)
     (half / METRICS).chmod(0o600)
-    done = subprocess.run([sys.executable, "-c", AS_NOBODY, sweep], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", AS_NOBODY, sweep, other], capture_output=True, text=True)
     closed.chmod(0o755)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("4 ") and "exit code 1" in done.stdout

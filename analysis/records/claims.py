@@ -156,7 +156,7 @@ def _read(file: Path) -> tuple[str, float]:
     if not stat.S_ISREG(found.st_mode):
         return "", found.st_mtime
     try:
-        handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+        handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError:
         raise
     except OSError:
