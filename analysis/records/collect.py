@@ -149,14 +149,7 @@ def read_rows(path: Path, content: bytes | None = None) -> pa.Table:
         except FileNotFoundError:
             content = b""
     lines = content.count(b"\n")
-    one_object_a_line = (
-        content.startswith(b"{")
-        and content.endswith(b"}\n")
-        and content.count(b"\n{") == lines - 1
-        and content.count(b"}\n") == content.count(b"}") == content.count(b"{") == lines
-        and b"[" not in content
-    )
-    if one_object_a_line:
+    if _is_one_object_a_line(content):
         try:
             options = pa.json.ReadOptions(use_threads=False, block_size=len(content))
             table = pa.json.read_json(pa.BufferReader(content), read_options=options)
@@ -165,6 +158,21 @@ def read_rows(path: Path, content: bytes | None = None) -> pa.Table:
         except (pa.ArrowException, ValueError):
             pass
     return _from_objects(format.parse_rows(path, content))
+
+
+def _is_one_object_a_line(content: bytes) -> bool:
+    """Whether every line is ``{...}`` with no other bracket in it."""
+    letters = np.frombuffer(content, np.uint8)
+    ends = np.flatnonzero(letters == ord("\n"))
+    if not len(ends) or ends[-1] != len(letters) - 1 or len(letters) < 2:
+        return False
+    begins = np.concatenate([[0], ends[:-1] + 1])
+    return bool(
+        (letters[begins] == ord("{")).all()
+        and (letters[ends - 1] == ord("}")).all()
+        and content.count(b"{") == content.count(b"}") == len(ends)
+        and b"[" not in content
+    )
 
 
 def _numbers(table: pa.Table) -> pa.Table | None:
