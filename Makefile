@@ -43,6 +43,9 @@ certificates: setup ## measure bias and variance of every estimator; tables and 
 paper: setup ## every table and figure of docs/results anew from the runs in runs/, and which runs are missing
 	$(BIN)/python -m training.paper
 
+leaderboard: setup ## docs/results/leaderboard.md anew from every committed reference.json and the certificates
+	$(BIN)/python -m analysis.papers.leaderboard
+
 noise: setup ## the library's Gumbel noise that the interactive page shows
 	$(BIN)/python -m training.documents.draws analysis/page/gumbel_noise.json
 

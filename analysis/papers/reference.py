@@ -18,21 +18,26 @@ import numpy as np
 import pandas as pd
 
 from analysis.defaults import complete
-from analysis.records import DamagedRecord, files, flat_config, read_overrides, seals, write_atomically
+from analysis.records import DamagedRecord, files, flat_config, load_basket, read_overrides, seals, write_atomically
 from analysis.records.legacy import role_of
 from analysis.statistics.settings import as_text, labelled, uses_of
 from analysis.statistics.summary import CELL, COMPARISON, final_rows, select, summarise_runs
+from analysis.statistics.variance import panels
 
 FILE, SEAL = "reference.json", "sha256"
 FORMAT = 1
 BUDGET = ("steps", "batch_size", "optimizer")
 SUMMARY = ["metric", "mean", "low", "high", "interval", "n", "diverged", "failed", "unfinished", "valid"]
-SUMMARY += ["setting", "settings"]
+SUMMARY += ["setting", "settings", "tuned", "negated"]
+GRADIENT = ["step", "runs", "evaluations", "unbiased", "relative_variance", "relative_low", "relative_high"]
+GRADIENT += ["bias", "bias_low", "bias_high"]
 MARK = " (reference)"
 
 
-def write(frame: pd.DataFrame, folder: Path) -> Path:
+def write(frame: pd.DataFrame, folder: Path, by: str = "") -> Path:
     """Write the chosen settings of the long ``frame`` as ``folder/reference.json`` and return its path.
+
+    ``by`` says who ran them, if that is not this project.
 
     The same runs give the same bytes. Raises ``ValueError`` if no run is finished, and
     :class:`~analysis.statistics.summary.ProtocolsDiffer`.
@@ -44,7 +49,8 @@ def write(frame: pd.DataFrame, folder: Path) -> Path:
     entries = []
     for row in summary.to_dict("records"):
         kept = chosen[(chosen[CELL] == [row[name] for name in CELL]).all(axis=1)].sort_values("seed")
-        entries.append({**{name: row[name] for name in (*CELL, *SUMMARY)}, **_details(kept, uses.roles)})
+        about = {**{name: row[name] for name in (*CELL, *SUMMARY)}, **({"by": by} if by else {})}
+        entries.append({**about, **_details(kept, uses.roles), **_measured(kept)})
     content = {"format": FORMAT, "unit": "negative test bound in nats, lower is better", "entries": entries}
     folder.mkdir(parents=True, exist_ok=True)
     plain = _plain(content)
@@ -78,6 +84,22 @@ def _details(kept: pd.DataFrame, roles: Mapping[str, str]) -> dict[str, Any]:
         **{name: sorted(set(of_all[name].dropna().map(as_text))) for name in known},
         "command": _command(kept),
     }
+
+
+def _measured(kept: pd.DataFrame) -> dict[str, Any]:
+    """What a row's estimator costs per step, and its gradient's bias and variance at the end of training, if known."""
+    finished = kept[(kept["status"] == "finished") & (kept["step"] > 0)]
+    found: dict[str, Any] = {}
+    if "loss_evaluations" in finished and (each := (finished["loss_evaluations"] / finished["step"]).dropna()).size:
+        found["loss_evaluations_per_step"] = each.mean()
+    baskets = [load_basket(path) for path in finished["path"]]
+    rows = [
+        row
+        for panel in (panels(pd.concat(baskets, ignore_index=True)) if baskets else [])
+        for row in panel.at_the_end().to_dict("records")
+        if row["method"] == panel.trainer == row["measured"]
+    ]
+    return found | ({"gradient": {name: rows[0][name] for name in GRADIENT}} if rows else {})
 
 
 def _command(kept: pd.DataFrame) -> str | None:

@@ -64,15 +64,12 @@ def cells(group: pd.DataFrame, markup: Markup) -> list[list[str]]:
 def _cells(group: pd.DataFrame) -> Table:
     symmetric = not (group["interval"] == "BCa bootstrap").any()
     lost = [_lost(row) for _, row in group.iterrows()]
-    metric = _common(group, "metric")
-    digits = 6 if metric == "value" else 2
-    unit = {"value": "loss"}.get(metric, "nats" if _is_bound(group) else metric.replace("_", " "))
-    header = ["estimator", unit, "seeds", "not finished", "published", "difference"]
+    header = ["estimator", unit(group), "seeds", "not finished", "published", "difference"]
     lines: list[list[Cell]] = []
     for (_, row), mark, words in zip(group.iterrows(), ties(group), lost, strict=True):
         published = NONE if math.isnan(row["published"]) else f"{row['published']:.1f}"
         difference = NONE if math.isnan(row["difference"]) else signed(row["difference"])
-        value = Marked(_number(row, symmetric, digits), mark)
+        value = Marked(number(row, symmetric, digits(group)), mark)
         lines.append([row["label"], value, str(row["n"]), words or NONE, published, difference])
     keep = [True, True, True, any(lost), group["published"].notna().any(), group["difference"].notna().any()]
     rows = [list(compress(line, keep)) for line in lines]
@@ -84,7 +81,19 @@ def _is_bound(group: pd.DataFrame) -> bool:
     return _common(group, "metric") in ("", "bound", "pseudo_bound")
 
 
-def _number(row: pd.Series, symmetric: bool, digits: int) -> str:
+def unit(group: pd.DataFrame) -> str:
+    """What one comparison's numbers count, in a word or two."""
+    metric = _common(group, "metric")
+    return {"value": "loss"}.get(metric, "nats" if _is_bound(group) else metric.replace("_", " "))
+
+
+def digits(group: pd.DataFrame) -> int:
+    """Digits behind the point of one comparison's numbers: an exact loss has more than an estimated bound."""
+    return 6 if _common(group, "metric") == "value" else 2
+
+
+def number(row: pd.Series, symmetric: bool, digits: int) -> str:
+    """The mean of ``row`` with its interval: as half a width if all of the table are ``symmetric``, or by its ends."""
     if math.isnan(row["mean"]):
         return NONE
     if row["negated"]:

@@ -1,0 +1,224 @@
+"""``python -m analysis.papers.leaderboard [FOLDER]``: every committed result in one ranking per task and protocol.
+
+The sources are each ``reference.json`` below FOLDER (``docs/results``), and the certificates of ``estimators.check``:
+``certificates/certificates.json``, and ``certificate.json`` beside the ``reference.json`` of an entry of somebody
+else's estimator. They give ``leaderboard.md`` and ``leaderboard.csv``. Results stand in one table if task, model, data,
+evaluation, number of steps, batch size and the options that were chosen on validation agree; all others stand apart,
+because a difference between them could be one of the protocol.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.figures.style import look
+from analysis.papers import reference
+from analysis.papers.published import published
+from analysis.records import files
+from analysis.records.files import write_atomically
+from analysis.statistics import certificates, variance
+from analysis.statistics.settings import as_text, labelled
+from analysis.statistics.summary import COMPARISON
+from analysis.tables import summary, table
+from analysis.tables.table import NONE, Cell, Marked, Table
+
+RESULTS = Path("docs") / "results"
+NAME = "leaderboard"
+CERTIFICATES = ("certificates/certificates.json", "**/certificate.json")
+APART = ("steps", "batch_size")
+COLUMNS = ["place", "estimator", "nats", "seeds", "difference to published", "loss evaluations per step", "variance"]
+COLUMNS += ["bias", "variance x evaluations", "certificate", "seconds per run", "setting", "from"]
+
+ABOUT = """# Leaderboard
+
+One table per task and protocol. A row is an estimator with the setting that was best on validation; its number is the
+mean over seeds on test with its 95 % interval. **Bold** is the best mean of a table, and ~ marks one whose interval
+overlaps the interval of the best: the two are not told apart. Results of different protocols are not comparable: they
+stand in different tables.
+
+- `place`: by the mean.
+- `loss evaluations per step`: forward passes of the loss per example and training step.
+- `variance`, `bias`: of the encoder's gradient at the end of training, from the runs' basket, relative to the squared
+  norm and to the norm of the reference gradient ([how](../variance.md)). `variance x evaluations` is the number of loss
+  evaluations per example after which the noise of an average of gradients is as long as the gradient. The bias stays.
+- `certificate`: what exact enumeration says of the estimator by itself ([all certificates](../estimators.md)).
+- `from`: the folder with the record, and who ran it if it is not this project. Its `reference.json` has every seed's
+  number, the config, the commit, the machine and the command.
+
+`make leaderboard` writes this page. [CONTRIBUTING](../../CONTRIBUTING.md#enter-the-leaderboard) says how to add a row.
+"""
+
+
+def entries(folder: Path) -> Iterator[dict[str, Any]]:
+    """The entries of every ``reference.json`` below ``folder``, each with ``source``: the name of its folder.
+
+    Raises ``ValueError``, with one sentence, for a file that cannot be read or was changed after it was written.
+    """
+    for file in sorted(folder.rglob(reference.FILE)):
+        source = file.parent.relative_to(folder).as_posix()
+        for entry in reference.read(file.parent):
+            yield {**entry, "source": source}
+
+
+def protocol(entry: Mapping[str, Any]) -> str:
+    """What entries of one table agree in, as text."""
+    config = {name: value for name, value in entry["config"].items() if name in APART or name.startswith("task.")}
+    about = {name: entry[name] for name in (*COMPARISON, "metric")} | {"tuned": entry.get("tuned") or ""}
+    texts = {name: as_text(value) for name, value in {**entry["protocol"], **config, **about}.items()}
+    return json.dumps({name: text for name, text in texts.items() if text != "none"}, sort_keys=True)
+
+
+def certified(folder: Path) -> dict[str, str]:
+    """What a certificate says of each estimator, by name: unbiased, or its largest relative bias and where."""
+    found = {}
+    for pattern in CERTIFICATES:
+        for file in sorted(folder.glob(pattern)):
+            rows = certificates.frame(files.read_json(file))
+            for method, own in rows[rows["temperature"].isna()].groupby("method"):
+                found[str(method)] = _certificate(own)
+    return found
+
+
+def _certificate(rows: pd.DataFrame) -> str:
+    if (rows["objective"] != "mean").any():
+        return f"of another objective ({rows['objective'].iloc[0]})"
+    if rows["unbiased"].all():
+        return "unbiased"
+    if rows["rescales"].all():
+        return "rescaled by a running scale"
+    measured = rows[["bias_square", "bias_square_error"]].to_dict("records")
+    biases = {task: variance.point(row)["bias"] for task, row in zip(rows["task"], measured, strict=True)}
+    where = max(biases, key=lambda task: -1.0 if math.isnan(biases[task]) else biases[task])
+    return f"bias {biases[where]:.2g} ({where})"
+
+
+def boards(folder: Path) -> list[Table]:
+    """The tables of what is committed below ``folder``: per task, those with more steps first."""
+    certificate = certified(folder)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries(folder):
+        groups.setdefault(protocol(entry), []).append(entry)
+    found = [_board(pd.DataFrame([_row(entry, certificate) for entry in own])) for own in groups.values()]
+    return [board for _, board in sorted(found, key=lambda pair: pair[0])]
+
+
+def _row(entry: Mapping[str, Any], certificate: Mapping[str, str]) -> dict[str, Any]:
+    config = {**entry["config"], "source": entry["config"].get("source", None)}
+    theirs = None
+    if entry["metric"] == "bound":
+        theirs = published(entry["task"], entry["data"], entry["estimator"], config)
+    gradient, seconds = entry.get("gradient") or {}, entry.get("wall_seconds")
+    device = ", ".join(entry.get("device", []))
+    setting = entry.get("setting") or ""
+    return {
+        **{name: entry[name] for name in (*COMPARISON, "estimator", "variant", "metric", "interval", "n")},
+        **{name: math.nan if entry[name] is None else entry[name] for name in ("mean", "low", "high")},
+        **{f"protocol.{name}": value for name, value in entry["protocol"].items()},
+        **{name: entry["config"].get(name) for name in APART},
+        "tuned": entry.get("tuned") or "",
+        "negated": bool(entry.get("negated")),
+        "label": labelled(entry["estimator"], entry["variant"]),
+        "published": theirs.nats if theirs else math.nan,
+        "evaluations": entry.get("loss_evaluations_per_step"),
+        **{name: gradient.get(name) for name in ("relative_variance", "bias", "bias_low", "bias_high")},
+        "work": gradient["relative_variance"] * gradient["evaluations"] if gradient else None,
+        "certificate": certificate.get(entry["estimator"], "none"),
+        "seconds": NONE if seconds is None else f"{seconds:.0f} ({device})",
+        "setting": setting.removesuffix(" (chosen)"),
+        "settings": entry["settings"],
+        "from": f"{entry['source']}, by {entry['by']}" if entry.get("by") else entry["source"],
+    }
+
+
+def _board(rows: pd.DataFrame) -> tuple[tuple[Any, ...], Table]:
+    """A table and its place among the others."""
+    rows = rows.sort_values(["mean", "label"], ignore_index=True)
+    symmetric = not (rows["interval"] == "BCa bootstrap").any()
+    marks = summary.ties(rows)
+    lines = [
+        _line(place, row, mark, symmetric, summary.digits(rows))
+        for place, ((_, row), mark) in enumerate(zip(rows.iterrows(), marks, strict=True), 1)
+    ]
+    header = [{"nats": summary.unit(rows)}.get(name, name) for name in COLUMNS]
+    kept = [any(line[place] != NONE for line in lines) for place in range(len(header))]
+    first = rows.iloc[0]
+    steps, batch = (int(first[name]) for name in APART)
+    tuned = f"chosen on validation: {first['tuned']}" if first["tuned"] else "nothing tuned"
+    title = f"{summary.title(rows)}; {steps:,} steps of {batch} examples, {tuned}"
+    key = (*first[COMPARISON], -steps, title)
+    return key, Table(
+        [name for name, keep in zip(header, kept, strict=True) if keep],
+        [[cell for cell, keep in zip(line, kept, strict=True) if keep] for line in lines],
+        title=title,
+        caption=[f"Protocol: {summary.protocol(rows)}."],
+        labels=2,
+        numbers=rows.assign(place=range(1, len(rows) + 1)),
+    )
+
+
+def _line(place: int, row: pd.Series, mark: str, symmetric: bool, digits: int) -> list[Cell]:
+    def number(name: str, form: str) -> str:
+        return NONE if row[name] is None or math.isnan(row[name]) else format(row[name], form)
+
+    distance = row["mean"] - row["published"]
+    bias = NONE if row["bias"] is None or math.isnan(row["bias"]) else variance.bias_text(row.to_dict())
+    return [
+        str(place),
+        look(row["estimator"]).label + (f" ({row['variant']})" if row["variant"] else ""),
+        Marked(summary.number(row, symmetric, digits), mark),
+        str(row["n"]),
+        NONE if math.isnan(distance) else f"{summary.signed(distance)} ({row['published']:.1f})",
+        number("evaluations", ".3g"),
+        number("relative_variance", ".3g"),
+        bias,
+        number("work", ".3g"),
+        row["certificate"],
+        row["seconds"],
+        row["setting"] or NONE,
+        row["from"],
+    ]
+
+
+def write(folder: Path) -> list[Path]:
+    """Write ``leaderboard.md`` and ``leaderboard.csv`` into ``folder`` and return their paths.
+
+    The same committed files give the same bytes. Raises ``ValueError`` if there is no ``reference.json``, or one that
+    cannot be read.
+    """
+    found = boards(folder)
+    if not found:
+        raise ValueError(
+            f"no {reference.FILE} below {folder}: python -m analysis RUNS --write-reference FOLDER writes one"
+        )
+    page = folder / f"{NAME}.md"
+    write_atomically(page, f"{ABOUT}\n{table.to_markdown(found)}".encode())
+    return [page, *table.write(found, folder / NAME, kinds=("csv",))]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.papers.leaderboard", description="Every committed result in one ranking per protocol."
+    )
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=RESULTS, help="with reference.json files (docs/results)"
+    )
+    try:
+        for path in write(parser.parse_args(arguments).folder):
+            print(f"wrote {path}")
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""The leaderboard: what may stand in one table, in which order, and that the committed page is up to date."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from fake_runs import make_config, write_run
+
+from analysis.papers import leaderboard, reference
+from analysis.records import load
+from training.processes import ROOT
+
+
+def kept(folder: Path, name: str, bounds: dict[str, tuple[float, ...]], by: str = "", **settings: object) -> Path:
+    """``folder/NAME/reference.json`` of runs with these negative test bounds, a tuple of seeds for each estimator."""
+    runs = folder.parent / "runs" / name
+    for estimator, seeds in bounds.items():
+        for seed, bound in enumerate(seeds):
+            write_run(runs, make_config(estimator, seed=seed, **settings), test=-bound, valid=-bound, steps=2)
+    return reference.write(load(runs), folder / name, by)
+
+
+def test_one_protocol_is_one_table_whoever_ran_it(tmp_path):
+    kept(tmp_path / "results", "ours", {"nvil": (110.0, 110.2), "rloo": (100.0, 100.2)})
+    kept(tmp_path / "results", "theirs", {"my_own": (105.0, 105.2)}, by="A. Guest")
+    (board,) = leaderboard.boards(tmp_path / "results")
+    names = [str(row[1]) for row in board.rows]
+    assert names == ["RLOO", "my_own", "NVIL"] and [row[0] for row in board.rows] == ["1", "2", "3"]
+    assert board.rows[1][-1] == "theirs, by A. Guest"
+    assert board.rows[0][2].mark == "best" and not board.rows[2][2].mark  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"steps": 2000}, {"batch_size": 50}, {"task__latents": 100}, {"task__prior": "learned"}]
+)
+def test_another_protocol_is_another_table(tmp_path, settings):
+    kept(tmp_path / "results", "ours", {"nvil": (110.0, 110.2)})
+    kept(tmp_path / "results", "others", {"rloo": (100.0, 100.2)}, **settings)
+    assert [[str(row[1]) for row in board.rows] for board in leaderboard.boards(tmp_path / "results")] in (
+        [["NVIL"], ["RLOO"]],
+        [["RLOO"], ["NVIL"]],
+    )
+
+
+def test_a_tuned_result_does_not_stand_beside_an_untuned_one(tmp_path):
+    folder = tmp_path / "results"
+    kept(folder, "ours", {"nvil": (110.0, 110.2)})
+    runs = tmp_path / "runs" / "tuned"
+    for rate, bound in ((0.1, 100.0), (0.2, 101.0)):
+        config = make_config("rloo", seed=0, optimizer__lr=rate)
+        write_run(runs, config, test=-bound, valid=-bound, steps=2)
+    reference.write(load(runs), folder / "tuned")
+    titles = [board.title for board in leaderboard.boards(folder)]
+    assert len(titles) == 2
+    assert sum("nothing tuned" in title for title in titles) == 1
+    assert sum("chosen on validation: optimizer.lr" in title for title in titles) == 1
+
+
+def test_a_changed_number_is_not_ranked(tmp_path):
+    file = kept(tmp_path / "results", "ours", {"nvil": (110.0, 110.2)})
+    content = json.loads(file.read_text())
+    content["entries"][0]["mean"] = 90.0
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="was changed after it was written"):
+        leaderboard.write(tmp_path / "results")
+
+
+def test_no_results_are_a_sentence(tmp_path, capsys):
+    assert leaderboard.main([str(tmp_path)]) == 2
+    assert "--write-reference" in capsys.readouterr().err
+
+
+def test_the_committed_page_is_of_the_committed_results(tmp_path):
+    folder = ROOT / leaderboard.RESULTS
+    for file in folder.rglob("*.json"):
+        if file.name in (reference.FILE, "certificate.json", "certificates.json"):
+            copy = tmp_path / file.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(file.read_bytes())
+    for page in leaderboard.write(tmp_path):
+        assert page.read_text() == (folder / page.name).read_text(), "make leaderboard writes it anew"
