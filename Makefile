@@ -46,6 +46,12 @@ paper: setup ## every table and figure of docs/results anew from the runs in run
 leaderboard: setup ## docs/results/leaderboard.md anew from every committed reference.json and the certificates
 	$(BIN)/python -m analysis.papers.leaderboard
 
+EXPERIMENT ?= jang_table1
+BUDGET ?= medium
+
+entry: setup ## a row of the leaderboard: make entry ESTIMATOR=module:Class BY="A. Name" [EXPERIMENT= BUDGET= OPTIONS=]
+	$(BIN)/python -m training.entry "$(ESTIMATOR)" --by "$(BY)" --experiment "$(EXPERIMENT)" --budget "$(BUDGET)" $(OPTIONS)
+
 noise: setup ## the library's Gumbel noise that the interactive page shows
 	$(BIN)/python -m training.documents.draws analysis/page/gumbel_noise.json
 

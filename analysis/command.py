@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kept_results = "results kept by --write-reference, shown beside these where protocol, model and budget agree"
     parser.add_argument("--reference", type=Path, action="append", default=[], metavar="DIR", help=kept_results)
     parser.add_argument("--write-reference", type=Path, metavar="DIR", help="keep these results as DIR/reference.json")
+    parser.add_argument(
+        "--by", default="", metavar="NAME", help="who ran what --write-reference keeps, if not this project"
+    )
     parser.add_argument("--table", choices=sorted(layouts()), help="a paper's layout (default: that of the experiment)")
     options = parser.parse_args(arguments)
     try:
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         entries = [entry for folder in options.reference for entry in reference.read(folder)]
         code = report(kept, output, entries, options.table)
         if options.write_reference and code == OK:
-            print(f"wrote {reference.write(kept, options.write_reference)}")
+            print(f"wrote {reference.write(kept, options.write_reference, options.by)}")
     except ValueError as error:
         return refuse(str(error), NOTHING)
     except OSError as error:

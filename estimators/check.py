@@ -317,7 +317,7 @@ def _make(method: type[Estimator], variant: str, categories: int, **options: Any
 
 def _subject(name: str, known: dict[str, Subject]) -> Subject:
     if ":" in name:
-        return examples(_user_class(name), name)[0]
+        return examples(user_class(name), name)[0]
     plain = name.lower().replace("_", "").replace("-", "")
     plain = ALIASES.get(plain, plain).lower()
     found = next((subject for each, subject in known.items() if each.lower() == plain), None)
@@ -326,7 +326,7 @@ def _subject(name: str, known: dict[str, Subject]) -> Subject:
     return found
 
 
-def _user_class(name: str) -> type[Estimator]:
+def user_class(name: str) -> type[Estimator]:
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())

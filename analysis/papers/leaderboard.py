@@ -77,13 +77,16 @@ def protocol(entry: Mapping[str, Any]) -> str:
 
 
 def certified(folder: Path) -> dict[str, str]:
-    """What a certificate says of each estimator, by name: unbiased, or its largest relative bias and where."""
+    """What a certificate says of each estimator, by name: unbiased, or its largest relative bias and where.
+
+    An entry's estimator has the name of its folder.
+    """
     found = {}
-    for pattern in CERTIFICATES:
-        for file in sorted(folder.glob(pattern)):
-            rows = certificates.frame(files.read_json(file))
-            for method, own in rows[rows["temperature"].isna()].groupby("method"):
-                found[str(method)] = _certificate(own)
+    for file in sorted(file for pattern in CERTIFICATES for file in folder.glob(pattern)):
+        rows = certificates.frame(files.read_json(file))
+        names = rows["method"] if file.name == "certificates.json" else file.parent.name
+        for name, own in rows[rows["temperature"].isna()].assign(name=names).groupby("name"):
+            found[str(name)] = _certificate(own)
     return found
 
 

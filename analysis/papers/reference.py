@@ -31,6 +31,8 @@ SUMMARY = ["metric", "mean", "low", "high", "interval", "n", "diverged", "failed
 SUMMARY += ["setting", "settings", "tuned", "negated"]
 GRADIENT = ["step", "runs", "evaluations", "unbiased", "relative_variance", "relative_low", "relative_high"]
 GRADIENT += ["bias", "bias_low", "bias_high"]
+OWN = "own"
+"""What ``basket=own`` calls the estimator that trains."""
 MARK = " (reference)"
 
 
@@ -97,7 +99,7 @@ def _measured(kept: pd.DataFrame) -> dict[str, Any]:
         row
         for panel in (panels(pd.concat(baskets, ignore_index=True)) if baskets else [])
         for row in panel.at_the_end().to_dict("records")
-        if row["method"] == panel.trainer == row["measured"]
+        if row["method"] == panel.trainer and row["measured"] in (panel.trainer, OWN)
     ]
     return found | ({"gradient": {name: rows[0][name] for name in GRADIENT}} if rows else {})
 
