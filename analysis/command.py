@@ -175,13 +175,14 @@ def _values(content: Any) -> Any:
 
 
 def statuses(frame: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
-    """Lines for the screen: how many runs have which status, then every run that is not finished, with the reason."""
+    """Lines for the screen: how many runs have which status, then every run that should have come further, with the
+    reason."""
     counts = runs["status"].value_counts()
     lines = [f"{len(runs)} runs: " + ", ".join(f"{counts[word]} {word}" for word in records.STATUSES if word in counts)]
     repeated = frame["path"].nunique() - len(runs)
     if repeated:
         lines.append(f"{repeated} runs were recorded more than once and count once")
-    for _, run in runs[runs["status"] != "finished"].iterrows():
+    for _, run in runs[~runs["status"].isin(["finished", "eliminated"])].iterrows():
         lines.append(visible(f"{run['status']}: {run['run']} ({reason(run)})"))
     return [*lines, ""]
 

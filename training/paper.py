@@ -26,12 +26,15 @@ from training.config.compose import runs_of_command
 from training.config.plan import RunPlan
 from training.errors import UserError
 from training.processes import ROOT, python
+from training.sweep.rungs import rungs_of
 
 RESULTS = ROOT / "docs" / "results"
 
 
 def unfinished(runs: Sequence[RunPlan]) -> list[RunPlan]:
-    """Those without a result that can be trusted."""
+    """Those without a result that can be trusted; of a race those that it asks for next."""
+    if rungs := rungs_of(runs):
+        return rungs.missing()
 
     def is_over(run: RunPlan) -> bool:
         try:

@@ -1,5 +1,7 @@
 """``python -m training.status runs/SWEEP``: how many runs are queued, running, finished, diverged, failed, and why.
 
+In a race ``waiting`` is a run that is at a rung before others, ``eliminated`` one that goes no further.
+
 ``interrupted`` is a run that no living process trains and that has no result: the sweep's command, started again, goes
 on with it. A run that nobody has started yet has no folder and is not counted (``dry_run=true`` counts those).
 """
@@ -14,7 +16,7 @@ from pathlib import Path
 from analysis import output
 from analysis.records import METRICS, DamagedRecord, RunRecord, files, find_runs
 
-WORDS = ("running", "queued", "interrupted", "finished", "diverged", "failed", "damaged")
+WORDS = ("running", "queued", "waiting", "interrupted", "finished", "diverged", "eliminated", "failed", "damaged")
 SHOWN = 20
 
 
@@ -28,7 +30,7 @@ def state(record: RunRecord) -> tuple[str, str | None]:
         word = record.status_word()
         if record.claim.is_held():
             word = "running"
-        elif word != "failed":
+        elif word not in ("failed", "waiting"):
             word = "interrupted" if (record.path / METRICS).exists() else "queued"
     return word, record.error() if word in ("diverged", "failed") else None
 

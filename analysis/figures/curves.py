@@ -45,19 +45,21 @@ X_LABELS = {
 EARLY = 0.2
 """The share of the steps whose losses may lie above the visible range: they fall by hundreds of nats."""
 
+UNDER_WAY = ("running", "queued", "waiting")
+
 
 def chosen(frame: pd.DataFrame) -> pd.DataFrame:
     """Of the long ``frame`` the runs that are shown: of each cell the finished runs of its chosen setting; of a cell
     that has none, whatever is under way, with status ``running``."""
     runs = select(final_rows(frame))
-    shown = runs[(runs["status"] == "finished") | (runs["setting"].isna() & runs["status"].isin(["running", "queued"]))]
+    shown = runs[(runs["status"] == "finished") | (runs["setting"].isna() & runs["status"].isin(UNDER_WAY))]
     shown = shown.set_index("path")
     roles = frame.attrs.get("roles", {})
     columns = [name for name in frame if name in DRAWN or roles.get(name, "metric") == "metric"]
     kept = frame.loc[frame["path"].isin(shown.index), columns]
     kept.attrs = {}  # of which pandas makes copies at every turn
     places, paths = pd.factorize(kept["path"])
-    of_run = shown.loc[paths].replace({"status": {"queued": "running"}})
+    of_run = shown.loc[paths].replace({"status": dict.fromkeys(UNDER_WAY, "running")})
     return kept.assign(**{name: of_run[name].astype("category").array.take(places) for name in ("status", "label")})
 
 

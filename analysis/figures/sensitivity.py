@@ -27,7 +27,9 @@ def sensitivity(frame: pd.DataFrame, field: str = "optimizer.lr") -> pd.DataFram
 
     ``mean``, ``low``, ``high``: the negative test bound in nats with 95 % interval over the ``n`` finished seeds, of
     the ``setting`` of all other hyperparameters that is best on validation at this value. ``diverged``, ``failed``,
-    ``unfinished``: its other runs. ``chosen``: whether the value is that of the cell's row in the table.
+    ``unfinished``, ``eliminated``: its other runs. Where a race ended all of them, ``rung`` is the step at which the
+    best of them stopped, and ``at_rung`` its negative validation bound there, the mean over seeds. ``chosen``: whether
+    the value is that of the cell's row in the table.
 
     Raises :class:`~analysis.statistics.summary.ProtocolsDiffer`.
     """
@@ -39,10 +41,11 @@ def sensitivity(frame: pd.DataFrame, field: str = "optimizer.lr") -> pd.DataFram
             continue
         best = select(tried)
         for value, at_value in tried.groupby(field):
-            kept = select(with_settings(at_value, uses))
+            settled = with_settings(at_value, uses)
+            kept = select(settled)
             finished = kept[kept["status"] == "finished"]
             mean, low, high = interval(-finished["test"]) if len(finished) else (np.nan, np.nan, np.nan)
-            counts = {word: int((kept["status"] == word).sum()) for word in ("diverged", "failed")}
+            counts = {word: int((kept["status"] == word).sum()) for word in ("diverged", "failed", "eliminated")}
             row = {
                 **dict(zip(CELL, cell, strict=True)),
                 "label": tried["label"].iloc[0],
@@ -53,6 +56,7 @@ def sensitivity(frame: pd.DataFrame, field: str = "optimizer.lr") -> pd.DataFram
                 "high": high,
             }
             row |= {"n": len(finished), **counts, "unfinished": len(kept) - len(finished) - sum(counts.values())}
+            row |= _at_rung(settled if finished.empty else settled.iloc[:0])
             chosen = bool(best["setting"].notna().all() and (best[field] == value).all())
             rows.append({**row, "setting": kept["setting"].iloc[0], "chosen": chosen})
     columns = [
@@ -67,18 +71,31 @@ def sensitivity(frame: pd.DataFrame, field: str = "optimizer.lr") -> pd.DataFram
         "diverged",
         "failed",
         "unfinished",
+        "eliminated",
+        "rung",
+        "at_rung",
         "setting",
         "chosen",
     ]
     return pd.DataFrame(rows, columns=columns)
 
 
+def _at_rung(runs: pd.DataFrame) -> dict[str, float]:
+    """Where the race ended of the runs at one value: the setting that came furthest, of those the best."""
+    out = runs[runs["status"] == "eliminated"]
+    if out.empty:
+        return {"rung": np.nan, "at_rung": np.nan}
+    last = out[out["step"] == out["step"].max()]
+    return {"rung": float(last["step"].max()), "at_rung": -float(last.groupby("setting")["valid"].mean().max())}
+
+
 @matplotlib.style.context(STYLE)
 def figure(table: pd.DataFrame, field: str = "optimizer.lr") -> Figure | None:
     """The table of :func:`sensitivity` drawn: negative test bound against ``field``, a panel per task and data set.
 
-    A ring marks the chosen value, a cross one at which runs diverged, with their number; an arrow at the upper edge a
-    mean beyond it, with its value. ``None`` for an empty table.
+    A ring marks the chosen value, a triangle one that a race eliminated, with its step, at its validation bound there;
+    a cross one at which runs diverged, with their number; an arrow at the upper edge a mean beyond it, with its value.
+    ``None`` for an empty table.
     """
     if table.empty:
         return None
@@ -103,12 +120,15 @@ def figure(table: pd.DataFrame, field: str = "optimizer.lr") -> Figure | None:
     handles.append(Line2D([], [], color="0.3", marker="x", linestyle=""))
     handles.append(Line2D([], [], color="0.3", marker="o", markersize=9, markerfacecolor="none", linestyle=""))
     labels = [*(look(name).label for name in names), "runs diverged", "chosen"]
+    if table["at_rung"].notna().any():
+        handles.append(Line2D([], [], color="0.3", marker="v", markersize=5, markerfacecolor="none", linestyle=""))
+        labels.append("eliminated at this step (validation)")
     drawn.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), legend_columns))
     return drawn
 
 
 def _panel(axes: Axes, group: pd.DataFrame, field: str) -> None:
-    best, means = group.loc[group["chosen"], "mean"].dropna(), group["mean"].dropna()
+    best, means = group.loc[group["chosen"], "mean"].dropna(), group["mean"].fillna(group["at_rung"]).dropna()
     shown = best if len(best) > 1 else means
     span = (shown.max() - shown.min()) if len(shown) else 0.0
     top = (best if len(best) else means).max() + ABOVE * (span or 1.0) if len(means) else 1.0
@@ -123,6 +143,11 @@ def _panel(axes: Axes, group: pd.DataFrame, field: str) -> None:
         beyond = own[own["mean"] > top]
         for x, mean in zip(beyond[field], beyond["mean"], strict=True):
             axes.annotate(f"\u2191{mean:.0f}", (x, top), (-5, 4), **SMALL, color=style.color, ha="right")
+        out = own[own["at_rung"].notna()]
+        heights = out["at_rung"].clip(upper=top)
+        axes.plot(out[field], heights, "v", color=style.color, markersize=5, mfc="none")
+        for x, y, rung in zip(out[field], heights, out["rung"], strict=True):
+            axes.annotate(f"{rung:g}", (x, y), (4, -8), **SMALL, color=style.color)
         lost = own[own["diverged"] > 0]
         heights = lost["mean"].clip(upper=top).fillna(top)
         axes.plot(lost[field], heights, "x", color=style.color, markersize=8)

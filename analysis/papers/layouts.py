@@ -32,7 +32,7 @@ FILE = Path(__file__).with_name("layouts.json")
 LINES = ("ours", "interval", "published", "difference", "seeds")
 COLUMNS = [
     *("row", "column", "estimator", "task", "data", "reported", "mean", "low", "high", "interval", "n"),
-    *("diverged", "failed", "unfinished", "mark", "setting", "settings", "published", "difference"),
+    *("diverged", "failed", "unfinished", "mark", "setting", "settings", "raced", "published", "difference"),
     *("published_source", "published_differences", "published_note"),
 ]
 
@@ -186,6 +186,7 @@ def notes(layout: Layout, table: pd.DataFrame) -> list[str]:
     first += " marked" + (", ~: its interval overlaps with the best's" if (table["mark"] == "tie").any() else "")
     lines = [first + ("; a single seed has no interval" if (table["n"] == 1).any() else "") + "."]
     lines.append(f"Protocol: {protocol(table)}.")
+    lines += [f"Raced over {raced}; the settings that lost ended there." for raced in table["raced"].unique() if raced]
     tried = table[table["settings"] > 1]
     for (row, column), cells in tried.groupby(["row", "column"], sort=False):
         cell = cells.iloc[0]

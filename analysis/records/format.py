@@ -5,7 +5,7 @@ A run is a directory ``runs/<sweep>/<run>/`` with
 ==================  ==================================================================================
 ``.hydra/``         ``config.yaml`` (this run's own resolved config) and ``overrides.yaml``
 ``run.json``        the options of the config by their roles, which tell what a column of a frame is
-``status.json``     ``queued | running | finished | diverged | failed`` and, if failed, the error
+``status.json``     a word of :data:`STATUSES` and, if ``failed``, the error
 ``metrics.jsonl``   one row per evaluated step, appended and flushed as training goes
 ``basket.jsonl``    one row per estimator and step at which gradients were measured (with ``basket=``)
 ``images.npz``      reconstructions and decoded samples for the figures (optional)
@@ -17,7 +17,9 @@ A run is a directory ``runs/<sweep>/<run>/`` with
 ``results/``        results that the run had before: of fewer steps, or evaluated otherwise
 ==================  ==================================================================================
 
-A diverged run has a result too (with ``status: diverged``): it is over, and it is counted. A run is what trains: how
+A diverged run has a result too (with ``status: diverged``): it is over, and it is counted. In a race
+(:mod:`training.config.race`) a run is ``waiting`` at a rung for the others, and ``eliminated`` if its setting is; then
+its result seals what it has, and goes where the run is trained further. A run is what trains: how
 long, and how it is evaluated in the end, are a :class:`Target`, and a run may answer one after the other. A folder in
 ``results/`` holds what the run's own directory held then, without checkpoint. The sweep's folder may hold
 ``.frame.parquet``, from which its frame is loaded faster (:mod:`analysis.records.collect`); it is safe to delete.
@@ -51,7 +53,9 @@ COSTS = ("wall_seconds", "loss_evaluations", "peak_memory_bytes", "pack_replicas
 MOST_ROWS, LINE, NESTED, TEXTS = 500_000, 1 << 16, 1 << 16, 256
 """Of a file of rows the most rows, bytes of a row, lists and objects within all rows, quotation marks per row: parsed,
 what holds more of them takes twenty times its place."""
-STATUSES = ("queued", "running", "finished", "diverged", "failed")
+OVER = ("finished", "diverged", "eliminated")
+"""The statuses of a result."""
+STATUSES = ("queued", "running", "waiting", *OVER, "failed")
 SEALED = {str(CONFIG): files.CONFIG, FACTS: files.DOCUMENT, METRICS: files.ROWS, BASKET: files.ROWS}
 """What every reader of a result checks (:mod:`analysis.records.seals`), and the most bytes that are read of each."""
 BESIDE = {IMAGES: 64 * files.MEGABYTE, CHECKPOINT: 8192 * files.MEGABYTE}
@@ -70,17 +74,24 @@ class Target:
         steps: it is trained so far.
         evaluation: the options of the evaluation at the end, with dots.
         basket: the options of what is measured on the way (``basket=``); empty for nothing.
+        until: a step before the last at which it waits, measured on validation; 0: none.
     """
 
     steps: int
     evaluation: dict[str, Any] = field(default_factory=dict)
     basket: dict[str, Any] = field(default_factory=dict)
+    until: int = 0
 
     def is_answered_by(self, result: dict[str, Any]) -> bool:
-        """Whether a result is what is asked for, the basket aside. A run that diverged in these steps is over."""
+        """Whether a result is what is asked for, the basket aside. A run that diverged in these steps is over,
+        and one that was eliminated is not: it is not asked as long as it is."""
         if result["status"] == "diverged":
             return int(result.get("diverged_at") or 0) <= self.steps
-        return result.get("step") == self.steps and result.get("evaluation", {}) == self.evaluation
+        return (
+            result["status"] == "finished"
+            and result.get("step") == self.steps
+            and result.get("evaluation", {}) == self.evaluation
+        )
 
 
 class RunRecord:
@@ -125,7 +136,7 @@ class RunRecord:
         result = files.parse_json(self.path / RESULT, content)
         if result.get("run") != self.name:
             raise DamagedRecord(f"{self.path / RESULT}: is the result of run {result.get('run')!r}")
-        if result.get("status") not in ("finished", "diverged"):
+        if result.get("status") not in OVER:
             raise DamagedRecord(f"{self.path / RESULT}: has no status that this module writes")
         try:
             seals.kind(result)
@@ -150,12 +161,13 @@ class RunRecord:
         return seals.differences(self.path, result, chosen)
 
     def outcome(self) -> str | None:
-        """``finished`` or ``diverged`` if the run is over, else ``None``. Raises as :meth:`result`."""
+        """A word of :data:`OVER` if the run is over, else ``None``. Raises as :meth:`result`."""
         result = self.result()
         return None if result is None else str(result["status"])
 
     def answer(self, target: Target) -> str | None:
-        """As :meth:`outcome`, of the result that is what ``target`` asks for: the run's own, or an older one.
+        """As :meth:`outcome`, of the result that is what ``target`` asks for: the run's own, or an older one. It is
+        ``waiting`` for a run without one that was measured at ``target.until``.
 
         A finished run whose result is of more steps, and that has no older one of so many, can no longer answer: then
         it is ``passed``. Raises as :meth:`result`.
@@ -168,10 +180,12 @@ class RunRecord:
             older = RunRecord(folder).result()
             if older and target.is_answered_by(older):
                 return str(older["status"])
+        if target.until and any(row["step"] == target.until for row in read_metrics(self.path / METRICS)):
+            return "waiting"
         return "passed" if result and result["status"] == "finished" and result["step"] > target.steps else None
 
     def is_finished(self) -> bool:
-        """Whether a trustworthy result is there (finished or diverged)."""
+        """Whether a trustworthy result is there."""
         try:
             return self.outcome() is not None
         except DamagedRecord:
@@ -241,7 +255,7 @@ class RunRecord:
             result = self.result()
         except DamagedRecord:
             result = None
-        if result is not None:
+        if result is not None and result["status"] != "eliminated":
             kind = hashlib.sha256(json.dumps(result.get("evaluation", {}), sort_keys=True).encode()).hexdigest()[:8]
             folder = self.path / OLDER / f"{result.get('step', 0)}-{kind}"
             unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -302,7 +316,7 @@ class RunRecord:
         write_atomically(self.path / STATUS, _to_json({"status": status, "time": time.time(), **details}))
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write the result, last; ``result["status"]`` is ``finished`` or ``diverged``."""
+        """Write the result, last; ``result["status"]`` is a word of :data:`OVER`."""
         self.status(result["status"])
         sealed = seals.seal(self.path, SEALED | BESIDE, {**result, "run": self.name})
         write_atomically(self.path / RESULT, _to_json(sealed, indent=2))
@@ -316,6 +330,28 @@ class RunRecord:
         (self.path / REPLAYED).touch()  # nothing could be measured
         os.replace(self.path / REPLAYED, self.path / BASKET)
         self.finish({**result, "basket": options})
+
+    def validation(self) -> dict[int, float]:
+        """The primary metric on validation by step, negated if lower is better; NaN where it was not finite.
+
+        Raises :class:`DamagedRecord`, also for a record that does not say what its primary metric is.
+        """
+        rows = read_metrics(self.path / METRICS)
+        if not rows:
+            return {}
+        try:
+            primary = files.read_json(self.path / FACTS)["primary"]
+            name, sign = f"valid_{primary['metric']}", 1.0 if primary["higher_is_better"] else -1.0
+        except (FileNotFoundError, KeyError, TypeError):
+            raise DamagedRecord(f"{self.path / FACTS}: does not say what the primary metric is") from None
+        return {row["step"]: float("nan") if row[name] is None else sign * row[name] for row in rows if name in row}
+
+    def eliminate(self, rung: int) -> None:
+        """End the run, which lost a race at the step ``rung``; its checkpoint stays."""
+        row = read_metrics(self.path / METRICS)[-1]
+        costs = {"wall_seconds": row.get("seconds"), "loss_evaluations": row.get("loss_evaluations")}
+        self.finish({"status": "eliminated", "step": row["step"], "rung": rung, "metrics": row, **costs})
+        self.log(f"eliminated at step {rung}")
 
     def known_as(self, logger: str, new: str) -> str:
         """The id under which ``logger`` knows the run: the first that was kept; ``new`` if there is none."""
@@ -500,7 +536,7 @@ def read_constants(
             status = {"status": "queued"}
         # A kill between the last status and the result leaves "finished" without a result: the run is not over.
         word = status.get("status")
-        constants["status"] = word if word in ("queued", "running", "failed") else "running"
+        constants["status"] = word if word in STATUSES and word not in OVER else "running"
         constants["error"] = status.get("error")
         return constants, facts, None
     if not isinstance(result.get("protocol", {}), dict):

@@ -194,7 +194,7 @@ def across_tasks(chosen: pd.DataFrame, reference: str | None = None) -> pd.DataF
         words = chosen.loc[chosen["label"] == estimator, "status"]
         row = {"estimator": estimator, "iqm": iqm, "low": low, "high": high, "tasks": tasks, "n": len(group)}
         row |= {word: int((words == word).sum()) for word in ("diverged", "failed")}
-        rows.append({**row, "unfinished": int((~words.isin(["finished", "diverged", "failed"])).sum())})
+        rows.append({**row, "unfinished": int((~words.isin(["finished", "eliminated", "diverged", "failed"])).sum())})
     table = pd.DataFrame(rows, columns=columns).sort_values(["iqm", "estimator"], ignore_index=True)
     table.attrs["left_out"] = scored.attrs["left_out"]
     return table

@@ -59,10 +59,16 @@ class Uses:
 
 
 def uses_of(frame: pd.DataFrame) -> Uses:
-    """The uses of the options in a frame of :func:`analysis.records.load`, as its runs' configs and ``attrs`` say."""
+    """The uses of the options in a frame of :func:`analysis.records.load`, as its runs' configs and ``attrs`` say. What
+    was raced over is tuned."""
     said = {}
-    for use in ("tune", "compare"):
-        of_runs = [name for text in frame.get(use, pd.Series(dtype=object)).dropna().unique() for name in _list(text)]
+    for use, columns in {"tune": ("tune", "race.over"), "compare": ("compare",)}.items():
+        of_runs = [
+            name
+            for column in columns
+            for text in frame.get(column, pd.Series(dtype=object)).dropna().unique()
+            for name in _list(text)
+        ]
         said[use] = tuple(dict.fromkeys([*of_runs, *frame.attrs.get(use, ())]))
     # What the command line names is used as it says, whatever the runs' configs say of it.
     tune, compare = frame.attrs.get("tune", ()), frame.attrs.get("compare", ())

@@ -14,6 +14,7 @@ Everything here is a pure function of arrays or of the frame of :func:`analysis.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,8 @@ def curve_metrics(frame: pd.DataFrame) -> tuple[str, ...]:
 def final_rows(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per run, its last, with its primary metric on both splits under one name.
 
-    Adds ``valid`` and ``test`` (higher is better; ``test`` only of finished runs), ``metric`` (the primary metric that
+    Adds ``valid`` and ``test`` (higher is better; ``test`` only of finished runs; ``valid`` of eliminated ones, too, as
+    it was at their rung), ``metric`` (the primary metric that
     its task declares, such as ``bound``, in nats), and ``variant``, ``setting`` and ``label``
     (:func:`analysis.statistics.settings.with_settings`). A finished run without a finite value is counted as
     ``failed``, with the reason in ``error``. A run that stands in several sweeps, or that
@@ -85,6 +87,9 @@ def final_rows(frame: pd.DataFrame) -> pd.DataFrame:
             runs.loc[has, "valid"] = sign * runs.loc[has, f"valid_{metric}"].astype(float)
             runs.loc[has, "test"] = sign * runs.loc[has, f"test_{metric}"].astype(float)
             runs.loc[has, "metric"] = metric
+        if f"valid_{metric}" in runs:
+            out = (runs["status"] == "eliminated") & _compared_by(metric, runs)
+            runs.loc[out, "valid"] = sign * runs.loc[out, f"valid_{metric}"].astype(float)
     useless = finished & ~np.isfinite((runs["valid"] + runs["test"]).to_numpy(dtype=float))
     runs.loc[useless, ["status", "error"]] = ["failed", "finished without a finite value on validation and test"]
     order = (runs["status"] != "finished").astype(int)
@@ -176,10 +181,10 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     chosen ``setting``. Of a task that declares another primary metric these are it, or its negative where higher is
     better: then ``negated`` is true, and tables show it as it was recorded. ``diverged``, ``failed``, ``unfinished``:
     its other runs (the cell's, if none finished). ``settings``: how many were tried, and ``cell_diverged``,
-    ``cell_failed``, ``cell_unfinished``: over all of these. ``published``, ``difference`` (ours - theirs),
-    ``published_source``, ``published_differences`` (of settings) and ``published_note`` (its trap): see
-    :mod:`analysis.papers.published`. Further columns say what the chosen runs have: ``protocol.*``, ``task.kl``,
-    ``steps``, ``optimizer`` and others.
+    ``cell_failed``, ``cell_unfinished``: over all of these; ``raced``: the race over them, in words.
+    ``published``, ``difference`` (ours - theirs), ``published_source``, ``published_differences`` (of settings) and
+    ``published_note`` (its trap): see :mod:`analysis.papers.published`. Further columns say what the chosen runs have:
+    ``protocol.*``, ``task.kl``, ``steps``, ``optimizer`` and others.
 
     Raises :class:`ProtocolsDiffer`.
     """
@@ -205,6 +210,7 @@ def summarise_runs(runs: pd.DataFrame) -> pd.DataFrame:
         mean, low, high = interval(-finished["test"]) if len(finished) else (np.nan, np.nan, np.nan)
         row |= {"mean": mean, "low": low, "high": high, "n": len(finished), "interval": interval_name(len(finished))}
         row |= {"valid": -finished["valid"].mean(), **_lost(kept)}
+        row["raced"] = _raced(tried)
         row["negated"] = first["metric"] not in (*LEGACY_PRIMARIES, None) and first.get("primary_sign") == 1
         row |= {f"cell_{word}": count for word, count in _lost(tried).items()}
         row |= {"setting": kept["setting"].iloc[0], "settings": kept["settings"].iloc[0]}
@@ -214,8 +220,17 @@ def summarise_runs(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _lost(runs: pd.DataFrame) -> dict[str, int]:
-    diverged, failed, finished = (int((runs["status"] == word).sum()) for word in ("diverged", "failed", "finished"))
-    return {"diverged": diverged, "failed": failed, "unfinished": len(runs) - diverged - failed - finished}
+    counts = {word: int((runs["status"] == word).sum()) for word in ("diverged", "failed")}
+    over = runs["status"].isin(["finished", "eliminated"]).sum()
+    return {**counts, "unfinished": len(runs) - int(over) - sum(counts.values())}
+
+
+def _raced(runs: pd.DataFrame) -> str:
+    """The race that the runs of a cell were in, to be read after "raced over"; empty for none."""
+    if "race.over" not in runs or not (raced := runs.dropna(subset=["race.over"])).size:
+        return ""
+    over, rungs = (", ".join(map(str, json.loads(raced[f"race.{name}"].iloc[0]))) for name in ("over", "rungs"))
+    return f"{over}, compared on validation at {rungs} steps"
 
 
 def _published_number(row: dict[str, Any], agreed: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:

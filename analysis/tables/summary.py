@@ -21,7 +21,7 @@ from analysis.tables.table import MARKDOWN as MARKDOWN
 from analysis.tables.table import TEXT as TEXT
 
 CSV_COLUMNS = ["task", "data", "estimator", "variant", "metric", "mean", "low", "high", "interval", "n"]
-CSV_COLUMNS += ["diverged", "failed", "unfinished", "setting", "settings", "valid"]
+CSV_COLUMNS += ["diverged", "failed", "unfinished", "setting", "settings", "raced", "valid"]
 CSV_COLUMNS += ["cell_diverged", "cell_failed", "cell_unfinished"]
 CSV_COLUMNS += ["published", "difference", "published_source", "published_differences", "published_note"]
 
@@ -148,6 +148,7 @@ def notes(group: pd.DataFrame) -> list[str]:
     lines = [f"Compared, each value in a row: {', '.join(uses['compared'])}."] if uses["compared"] else []
     if uses["tuned"]:
         lines.append(f"Tuned, the value chosen on validation: {', '.join(uses['tuned'])}.")
+    lines += [raced_note(raced, rows) for raced, rows in group.groupby("raced", sort=False) if raced]
     tried = group[group["settings"] > 1]
     for (settings, setting), rows in tried.fillna({"setting": ""}).groupby(["settings", "setting"], sort=False):
         choice = (
@@ -164,6 +165,11 @@ def notes(group: pd.DataFrame) -> list[str]:
     noted = group[group["published_note"].fillna("") != ""]
     lines += [f"Published for {row['label']}: {row['published_note']}." for _, row in noted.iterrows()]
     return lines
+
+
+def raced_note(raced: str, rows: pd.DataFrame) -> str:
+    """The sentence for the rows that a race decided."""
+    return f"Raced over {raced}; the settings that lost ended there ({', '.join(dict.fromkeys(rows['label']))})."
 
 
 def _about_intervals(group: pd.DataFrame) -> str:

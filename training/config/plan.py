@@ -25,10 +25,14 @@ PER_REPLICA_GROUPS = ("estimator", "task", "optimizer", "schedule")
 
 @dataclass(frozen=True)
 class RunPlan:
-    """One run: its resolved config (``replicas`` is 1; never changed, parts are shared) and the overrides for it."""
+    """One run: its resolved config (``replicas`` is 1; never changed, parts are shared) and the overrides for it.
+
+    ``until``: a rung of a race, at which it waits with a checkpoint; 0: it goes to its last step.
+    """
 
     config: Config
     overrides: tuple[str, ...] = ()
+    until: int = 0
 
     @property
     def path(self) -> Path:
@@ -49,7 +53,12 @@ class RunPlan:
 
     @property
     def target(self) -> Target:
-        return identity.target_of(self.config)
+        return dataclasses.replace(identity.target_of(self.config), until=self.until)
+
+    @property
+    def last(self) -> int:
+        """The step to which it is trained now."""
+        return self.until or int(self.config["steps"])
 
     def is_over(self) -> bool:
         """Whether its record holds what is asked for, or that it diverged."""
@@ -151,9 +160,9 @@ def packs_of(runs: Iterable[RunPlan], workers: int, largest: int) -> list[PackPl
 
     A pack's runs are sorted by their numbers and lie next to those with equal settings of the optimiser.
     """
-    groups: dict[str, list[RunPlan]] = {}
+    groups: dict[tuple[str, int], list[RunPlan]] = {}
     for run in runs:
-        groups.setdefault(structure(run.config), []).append(run)
+        groups.setdefault((structure(run.config), run.until), []).append(run)
     parts = {key: -(-len(group) // largest) for key, group in groups.items()}
     # With fewer packs than workers the largest are divided further: the others would have nothing to do.
     while sum(parts.values()) < min(workers, sum(map(len, groups.values()))):

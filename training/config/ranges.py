@@ -112,7 +112,7 @@ def check(config: Config) -> None:
 def _check_number(key: str, value: Any, limits: Range) -> None:
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, (int, float)) and number not in limits:
-            what = "widths of " if isinstance(value, list) else ""
+            what = {"task.hidden": "widths of "}.get(key, "numbers ") if isinstance(value, list) else ""
             size = f" in {'64 bits' if limits.whole else 'single precision'}" if limits.holds(number) else ""
             raise UserError(f"{key} must be {what}{limits}{size}, not {value}")
 

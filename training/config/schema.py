@@ -191,6 +191,30 @@ class Slurm:
 
 
 @dataclass
+class NoRace:
+    """Every setting is trained to the end."""
+
+    name: str = "none"
+
+
+@dataclass
+class Halving:
+    """Successive halving over the settings of each cell (:mod:`training.config.race`).
+
+    ``rungs``: steps at which settings are compared on validation, multiples of ``evaluate_every``. ``keep``: the share
+    of those at a rung that goes on, to the nearest whole number, at least one. ``seeds``: how many of a setting's seeds
+    run to a rung; the settings that are left in the end have all. One number in ``keep`` or ``seeds`` is for all rungs.
+    ``over``: the options, or groups of them, that make a setting; all else that trains, but the seed, makes a cell.
+    """
+
+    name: str = "halving"
+    rungs: list[int] = field(default_factory=list, metadata={"range": "[1, inf)"})
+    keep: list[float] = field(default_factory=lambda: [1 / 3], metadata={"range": "(0, 1]"})
+    seeds: list[int] = field(default_factory=lambda: [1], metadata={"range": "[1, inf)"})
+    over: list[str] = field(default_factory=lambda: ["optimizer"])
+
+
+@dataclass
 class Config:
     """One run (or ``replicas`` runs with the seeds ``seed .. seed + replicas - 1``).
 
@@ -230,6 +254,7 @@ class Config:
     progress: bool = option(True, "places")
     cluster: Any = option(MISSING, "places")
     workers: int = number(0, "[0, 4096]", "places")
+    race: Any = option(MISSING, "places")
     pack_size: int = number(0, "[0, inf)", "places")
     retries: int = number(2, "[0, inf)", "places")
     retry: str = option("", "places")
@@ -245,6 +270,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "basket": (NoBasket, Basket),
     "logger": (NoLogger, Wandb),
     "cluster": (NoCluster, Slurm),
+    "race": (NoRace, Halving),
 }
 """The schemas of each group; those of estimators and tasks are read off their classes (:func:`schema_of`)."""
 

@@ -9,6 +9,7 @@ from tasks.datasets import CLASSES, DATASETS
 from tasks.distributions.likelihoods import check_likelihood
 from training import loggers
 from training.config import ranges, targets
+from training.config.race import race_of
 from training.errors import UserError
 from training.replicas import schedules
 
@@ -31,6 +32,7 @@ def check(config: dict[str, Any]) -> None:
             check_likelihood(task["likelihood"], _binarization(config["data"]), task.get("concentration"))
         except ValueError as error:
             raise UserError(str(error)) from None
+    race_of(config)
     loggers.check(config["logger"])
     schedules.check(config)
 

@@ -13,8 +13,11 @@ from training.pack.watchers import Checkpoint, Divergence, Evaluation, Progress,
 from training.progress import Report
 
 
-def train(pack: Pack, records: Sequence[RunRecord], report: Report, lost: Collection[RunRecord] = ()) -> None:
-    """Train ``pack`` to its last step and write each run's metrics, pictures, checkpoint and result.
+def train(
+    pack: Pack, records: Sequence[RunRecord], report: Report, lost: Collection[RunRecord] = (), until: int = 0
+) -> None:
+    """Train ``pack`` to its last step and write each run's metrics, pictures, checkpoint and result; or with ``until``
+    to this step, and write checkpoints only.
 
     A replica whose loss or gradient is not finite is frozen and recorded as ``diverged``; the others go on. A run in
     ``lost`` (another process has taken it over) is dropped. A pack that is at its last step already is evaluated.
@@ -24,7 +27,7 @@ def train(pack: Pack, records: Sequence[RunRecord], report: Report, lost: Collec
     """
     commit()  # before anybody changes the code
     with open_loggers(pack.configs, records) as loggers:
-        training = Training(pack, records, report, lost, loggers)
+        training = Training(pack, records, report, lost, loggers, until)
         begin(training)
         evaluation, basket = Evaluation(training), Basket(training)
         if basket.due():  # a stop came in between
@@ -32,7 +35,9 @@ def train(pack: Pack, records: Sequence[RunRecord], report: Report, lost: Collec
                 basket.look()
         watchers: list[Watcher] = [evaluation, basket, Checkpoint(training), Progress(training, evaluation)]
         run_through(training, watchers, Divergence(training))
-        if training.alive:
+        if training.until < training.steps:
+            wait(training)
+        elif training.alive:
             finish(training, basket)
 
 
@@ -58,14 +63,14 @@ def begin(training: Training) -> None:
     """Report the pack."""
     pack, config = training.pack, training.pack.configs[0]
     label = f"{config['estimator']['name']} on {config['task']['name']}"
-    about = {"label": label, "replicas": pack.replicas, "step": pack.step, "steps": training.steps}
+    about = {"label": label, "replicas": pack.replicas, "step": pack.step, "steps": training.until}
     training.report({"event": "pack", **about})
 
 
 def run_through(training: Training, watchers: Sequence[Watcher], divergence: Divergence | None = None) -> None:
     """All steps that are left; after each those of the ``watchers`` look that are due, in their order."""
     pack = training.pack
-    while pack.step < training.steps and training.alive:
+    while pack.step < training.until and training.alive:
         pack.train_step()
         due = [watcher for watcher in watchers if watcher.due()]
         if divergence and (due or divergence.due()):
@@ -76,6 +81,16 @@ def run_through(training: Training, watchers: Sequence[Watcher], divergence: Div
                 for watcher in due:
                     if training.alive:
                         watcher.look()
+
+
+def wait(training: Training) -> None:
+    """Write checkpoints at a rung of a race: the runs go on, or not, when the others are there."""
+    training.save()
+    for r in list(training.alive):
+        with training.writing(r) as record:
+            record.status("waiting", step=training.pack.step)
+            record.log(f"waits at step {training.pack.step} for the others of its race")
+            training.report({"event": "run", "run": record.name, "status": "waiting", "error": None})
 
 
 def finish(training: Training, basket: Basket) -> None:

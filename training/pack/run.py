@@ -153,8 +153,8 @@ def _groups(members: list[Member], device: torch.device, report: Report) -> list
         trouble = None
         if not member.replayed:
             member.state, trouble = checkpoints.load(member.record)
-        if member.step > member.plan.config["steps"]:
-            reason = f"trained to step {member.step} already, and not kept as it was at {member.plan.config['steps']}"
+        if member.step > member.plan.last:
+            reason = f"trained to step {member.step} already, and not kept as it was at {member.plan.last}"
             report({"event": "skipped", "run": member.plan.name, "reason": reason})
             continue
         if trouble:
@@ -228,7 +228,7 @@ def _train_pack(group: list[Member], device: torch.device, report: Report, lost:
         except (OSError, DamagedRecord) as error:
             _record_failure([member], error, report)
     if len(begun) == len(group):
-        train(pack, records, report, lost)
+        train(pack, records, report, lost, group[0].plan.until)
     elif begun:
         _train_pack(begun, device, report, lost)
 

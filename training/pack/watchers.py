@@ -41,6 +41,7 @@ class Training:
         report: told what happens.
         lost: fills with the records of runs that another process has taken over; these are dropped.
         loggers: of the runs, beside their records.
+        until: a step before the last at which the runs wait for others; 0: they are trained to their last.
     """
 
     def __init__(
@@ -50,9 +51,11 @@ class Training:
         report: Report,
         lost: Collection[RunRecord] = (),
         loggers: Sequence[Logger] = (),
+        until: int = 0,
     ) -> None:
         self.pack, self.records, self.report, self._lost = pack, list(records), report, lost
         self.steps = pack.configs[0]["steps"]
+        self.until = until or self.steps
         self.alive = list(range(pack.replicas))
         self.watch = Stopwatch(pack.device)
         self.loggers = list(loggers)
@@ -106,7 +109,7 @@ class Training:
             with self.writing(r) as record:
                 record.status("queued", step=self.pack.step)
                 record.log(f"stopped at step {self.pack.step} by a signal; its checkpoint is written")
-        return Stopped(f"stopped at step {self.pack.step} of {self.steps}; start the same command again to go on")
+        return Stopped(f"stopped at step {self.pack.step} of {self.until}; start the same command again to go on")
 
     def end(self, replica: int, result: dict[str, Any], error: str | None = None) -> None:
         """Write the result of one run."""
@@ -173,7 +176,7 @@ class Checkpoint:
         self.saved = time.monotonic()
 
     def due(self) -> bool:
-        before_the_end = self.training.pack.step < self.training.steps
+        before_the_end = self.training.pack.step < self.training.until
         return before_the_end and (time.monotonic() - self.saved > self.seconds or asked())
 
     def look(self) -> None:

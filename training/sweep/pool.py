@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import selectors
@@ -39,7 +40,7 @@ class Worker:
     def give(self, job: int, pack: PackPlan) -> None:
         """Send a job."""
         self.job = job
-        runs = [{"config": run.config, "overrides": run.overrides} for run in pack]
+        runs = [dataclasses.asdict(run) for run in pack]
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died: the end of its output says so
             self.process.stdin.write(json.dumps({"pack": job, "runs": runs}).encode() + b"\n")

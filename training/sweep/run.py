@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from analysis.records import METRICS, DamagedRecord, read_metrics
@@ -19,11 +20,12 @@ from training.pack.run import train_runs
 from training.progress import PackLine
 from training.sweep import estimate, scheduler
 from training.sweep.executor import Executor
-from training.sweep.planning import BUSY, SHOWN, UNREADABLE, count_of, make_plan, rehearse_all
+from training.sweep.planning import BUSY, SHOWN, UNREADABLE, Plan, count_of, make_plan, rehearse_all
 from training.sweep.pool import worker_pool
+from training.sweep.rungs import Rungs, lines_of, rungs_of
 
 ORPHAN_SECONDS = 10.0
-OVER = ("finished", "diverged", "passed", "failed")
+OVER = ("finished", "diverged", "eliminated", "waiting", "passed", "failed")
 
 
 def train_job(job: dict[str, Any], overrides: Sequence[str] = ()) -> None:
@@ -58,28 +60,76 @@ def run_sweep(runs: Sequence[RunPlan]) -> None:
         Stopped: if a signal asked for it.
     """
     options = runs[0].config
-    plan = make_plan(runs, take_back=not options["dry_run"])
-    print("\n".join(plan.lines()), flush=True)
+    rungs = rungs_of([run for run in runs if validity.reason_to_skip(run.config) is None])
+    done = _Done()
+    if rungs:
+        _race(rungs, runs, done)
+    else:
+        plan = make_plan(runs, take_back=not options["dry_run"])
+        print("\n".join(plan.lines()), flush=True)
+        if options["dry_run"]:
+            print("\n".join(estimate.lines(plan.packs, worker_count(options))), flush=True)
+        else:
+            _carry_out(plan, done)
     if options["dry_run"]:
-        print("\n".join(estimate.lines(plan.packs, worker_count(options))), flush=True)
         return
-    unreadable = [reason for reason in plan.skipped if reason.startswith(UNREADABLE)]
-    todo, failures = [], dict[str, str]()
+    if done.todo:
+        _summarise(list(done.todo.values()), done.failures)
+    if done.unreadable:
+        raise UserError("; ".join(done.unreadable[:SHOWN]))
+    _refuse_divergence(runs)
+
+
+@dataclass
+class _Done:
+    """What a command has done so far: the runs that it had to do, by name; those that failed, with the reasons; and
+    what could not be read, in sentences."""
+
+    todo: dict[str, RunPlan] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+
+
+def _race(rungs: Rungs, runs: Sequence[RunPlan], done: _Done) -> None:
+    """Train each cell from rung to rung, as long as a round brings one of them on."""
+    options = runs[0].config
+    print("\n".join(lines_of(rungs.legs(), rungs.race.over)), flush=True)
+    for run in runs:
+        validity.check(run.config)
+    if options["dry_run"]:
+        return print("\n".join(estimate.of_race(rungs.trial(), options)), flush=True)
+    before: set[tuple[str, int]] = set()
+    while True:
+        lines = rungs.eliminate()
+        if lines:
+            print("\n".join(lines), flush=True)
+        asked = [run for run in rungs.missing() if run.name not in done.failures]
+        now = {(run.name, run.until) for run in asked}
+        if not asked or now == before:
+            break
+        before = now
+        plan = make_plan(asked, take_back=True)
+        print("\n".join(plan.lines()), flush=True)
+        _carry_out(plan, done)
+    if asked:
+        print(f"{count_of(asked)} have not come to the next rung of their race: the same command goes on", flush=True)
+    if rungs.is_lost():
+        raise UserError("in each cell all settings diverged; change what is too large or too small in them")
+
+
+def _carry_out(plan: Plan, done: _Done) -> None:
+    """Train what a plan has, and what others leave meanwhile."""
+    done.unreadable += [reason for reason in plan.skipped if reason.startswith(UNREADABLE)]
     while plan.packs or plan.later or plan.skipped.get(BUSY):
         if plan.packs:
-            failures |= _train(plan.packs)
-            todo += [run for pack in plan.packs for run in pack]
+            done.failures |= _train(plan.packs)
+            done.todo |= {run.key: run for pack in plan.packs for run in pack}
         left = _left_behind(plan.skipped.get(BUSY, []))
         if left:
             print(f"{len(left)} runs that another process has left are trained now", flush=True)
         if not left and not plan.later:
             break
         plan = make_plan([*left, *plan.later])
-    if todo:
-        _summarise(todo, failures)
-    if unreadable:
-        raise UserError("; ".join(unreadable[:SHOWN]))
-    _refuse_divergence(runs)
 
 
 def _train(packs: Sequence[PackPlan]) -> dict[str, str]:
@@ -129,7 +179,8 @@ def _summarise(todo: Sequence[RunPlan], failed: dict[str, str]) -> None:
     for run in todo:
         record = run.record
         try:
-            word = record.answer(run.target) or record.status_word()
+            word = record.answer(run.target)
+            word = record.status_word() if word in (None, "waiting") else word
         except DamagedRecord as error:
             word = f"damaged ({error})"
         if run.name in failed and word not in ("finished", "diverged"):  # also where its record cannot be written

@@ -32,17 +32,17 @@ class Screen:
     def __init__(self, packs: Sequence[PackPlan], enabled: bool) -> None:
         self.enabled, self.tty = enabled, sys.stderr.isatty()
         self.packs, self.runs = len(packs), sum(map(len, packs))
-        self.total = sum(len(pack) * pack[0].config["steps"] for pack in packs)
+        self.total = sum(len(pack) * pack[0].last for pack in packs)
         self.active: dict[int, Active] = {}
         self.failures: dict[str, str] = {}
-        self.ended, self.words = 0, {"finished": 0, "diverged": 0, "skipped": 0}
+        self.ended, self.words = 0, {"finished": 0, "diverged": 0, "waiting": 0, "skipped": 0}
         self.trained = self.before = 0
         self.began = self.drawn = time.monotonic()
         self.height, self.note = 0, ""
 
     def begin(self, number: int, pack: PackPlan) -> None:
         """A pack is given to a worker."""
-        self.active[number] = Active(pack[0].label, len(pack), steps=pack[0].config["steps"])
+        self.active[number] = Active(pack[0].label, len(pack), steps=pack[0].last)
 
     def end(self, number: int) -> None:
         """A pack is done, or given up."""

@@ -31,11 +31,11 @@ class TrainPack:
     """Trains ``runs``; picklable, and checkpointable as submitit understands it: the state is in the runs' records."""
 
     def __init__(self, runs: Sequence[RunPlan]) -> None:
-        self.runs = [(run.config, list(run.overrides)) for run in runs]
+        self.runs = [(run.config, list(run.overrides), run.until) for run in runs]
 
     def plans(self) -> PackPlan:
         """The runs."""
-        return tuple(RunPlan(config, tuple(overrides)) for config, overrides in self.runs)
+        return tuple(RunPlan(config, tuple(overrides), until) for config, overrides, until in self.runs)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What submitit starts when the job comes back: the same."""

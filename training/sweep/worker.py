@@ -1,8 +1,8 @@
 """A worker process: ``python -m training.sweep.worker`` trains the packs that it reads from its standard input.
 
-Each line in is a pack (JSON: ``{"pack": n, "runs": [{"config": ..., "overrides": [...]}]}``), each line out an event of
-:mod:`training.progress` with the pack's number; ``{"event": "done", "pack": n}`` asks for the next. SIGTERM, or the end
-of the input (the parent is gone), writes checkpoints and ends the process.
+Each line in is a pack (JSON: ``{"pack": n, "runs": [{"config": ..., "overrides": [...], "until": n}]}``), each line out
+an event of :mod:`training.progress` with the pack's number; ``{"event": "done", "pack": n}`` asks for the next.
+SIGTERM, or the end of the input (the parent is gone), writes checkpoints and ends the process.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def main() -> None:
                 out.write(json.dumps(event | {"pack": number}) + "\n")
 
             try:
-                train_runs([RunPlan(run["config"], tuple(run["overrides"])) for run in pack["runs"]], report)
+                train_runs(
+                    [RunPlan(run["config"], tuple(run["overrides"]), run["until"]) for run in pack["runs"]], report
+                )
             except (interrupt.Stopped, BrokenPipeError):
                 return
             report({"event": "done"})
