@@ -1,4 +1,4 @@
-"""A moving average over the examples of earlier calls: the baseline that costs nothing and keeps the mean."""
+"""What learning signals are centred and scaled with: moving averages over earlier calls, and a learned baseline."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from estimators.base import in_functorch, per_example
 from estimators.categorical import Number
+from estimators.noise import uniform
 
 
 class MovingAverage(nn.Module):
@@ -42,14 +43,10 @@ class MovingAverage(nn.Module):
             value = value.unsqueeze(0).amin(dim=0)
         return value
 
-    def largest(self, dtype: torch.dtype) -> float:
-        """The largest value in ``dtype`` whose sum over a batch is finite for certain, here and in the buffers."""
-        return min(torch.finfo(dtype).max, torch.finfo(self.total.dtype).max) * 2.0**-40
-
     def update(self, values: Tensor, decay: Number) -> None:
         """Take ``values`` in with weight ``1 - decay``."""
         values = values.to(torch.promote_types(values.dtype, torch.float32))
-        usable = values.abs() <= self.largest(values.dtype)
+        usable = values.abs() <= largest(values.dtype, self.total.dtype)
         update([self], [torch.where(usable, values, 0.0)], usable, decay)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MovingAverage:
@@ -60,6 +57,76 @@ class MovingAverage(nn.Module):
             if old is not None and new is not None and new.dtype.itemsize < 4:
                 self._buffers[name] = old.to(new.device)
         return self
+
+
+def running_scale(mean: MovingAverage, square: MovingAverage) -> Tensor:
+    """``max(1, sigma)``, sigma^2 the moving variance, from the moving averages of a signal and of its square."""
+    variance: Tensor = square.value() - mean.value() ** 2
+    return variance.clamp_min(1).sqrt()
+
+
+def update_moments(mean: MovingAverage, square: MovingAverage, signal: Tensor, decay: Number) -> None:
+    """Take ``signal``, of single precision at least, and its square in; what is not :func:`squarable` is left out."""
+    usable = squarable(signal, square.total.dtype)
+    clean = torch.where(usable, signal, 0.0)
+    update([mean, square], [clean, clean.square()], usable, decay)
+
+
+def squarable(signal: Tensor, dtype: torch.dtype) -> Tensor:
+    """Which values have a square whose sum over a batch is finite for certain, also in ``dtype``."""
+    return signal.abs() <= largest(signal.dtype, dtype) ** 0.5
+
+
+def largest(*dtypes: torch.dtype) -> float:
+    """The largest value whose sum over a batch is finite for certain in each of ``dtypes``."""
+    return min(torch.finfo(dtype).max for dtype in dtypes) * 2.0**-40
+
+
+class Baseline(nn.Module):
+    """``[..., examples, features] -> [..., examples]``: one hidden layer of tanh units, one network per replica.
+
+    In the dtype of its weights, whatever that of ``context``.
+
+    Args:
+        owner: the estimator's name, for errors.
+        features: size of the last dimension of ``context``.
+        hidden: width of the hidden layer, >= 1.
+        replicas: if given, contexts are ``[..., replicas, examples, features]``.
+
+    Raises:
+        ValueError: for no hidden units; when called, for a ``context`` that is missing or of another size.
+    """
+
+    def __init__(self, owner: str, features: int, hidden: int, replicas: int | None) -> None:
+        super().__init__()
+        if hidden < 1:
+            raise ValueError(
+                f"{owner}: hidden must be at least 1, not {hidden}; input_dependent=False drops the baseline"
+            )
+        self.owner, self.features = owner, features
+        stack = () if replicas is None else (replicas,)
+        bound = (6 / (features + hidden)) ** 0.5
+        shape = (*stack, features, hidden)
+        # Through the library's noise, with a dummy dimension of examples: a replica's weights come from its own stream.
+        u = uniform((*stack, 1, *shape[-2:]), dtype=torch.get_default_dtype(), device=torch.device("cpu"))
+        weight = (2 * u - 1).reshape(shape) * bound
+        self.hidden_weight = nn.Parameter(weight.to(torch.get_default_device()))
+        self.hidden_bias = nn.Parameter(torch.zeros(*stack, 1, hidden))
+        self.output_weight = nn.Parameter(torch.zeros(*stack, hidden, 1))
+        self.output_bias = nn.Parameter(torch.zeros(*stack, 1, 1))
+
+    def forward(self, context: Tensor | None) -> Tensor:
+        """``[*batch]``; one example alone may come without a dimension of examples."""
+        if context is None or context.shape[-1] != self.features:
+            raise ValueError(
+                f"{self.owner}: the input-dependent baseline needs context [*batch, {self.features}], not "
+                f"{None if context is None else list(context.shape)}; pass it, or use "
+                f"{self.owner}(input_dependent=False)"
+            )
+        rows = context if context.dim() > 1 else context[None]
+        h = torch.tanh(rows.to(self.hidden_weight.dtype) @ self.hidden_weight + self.hidden_bias)
+        predicted = (h @ self.output_weight + self.output_bias).squeeze(-1)
+        return predicted if context.dim() > 1 else predicted[0]
 
 
 @torch.no_grad()

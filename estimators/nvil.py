@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from estimators._running import MovingAverage, update
+from estimators._running import Baseline, MovingAverage, running_scale, squarable, update_moments
 from estimators.base import ScoreFunction
 from estimators.categorical import Count, Decay
-from estimators.noise import uniform
 
 
 class NVIL(ScoreFunction):
@@ -69,8 +68,6 @@ class NVIL(ScoreFunction):
         replicas: int | None = None,
     ) -> None:
         super().__init__()
-        if hidden < 1:
-            raise ValueError(f"NVIL: hidden must be at least 1, not {hidden}; input_dependent=False drops the baseline")
         self.centring = centring
         self.variance_normalisation = variance_normalisation
         self.decay = self._decay(decay)
@@ -79,7 +76,7 @@ class NVIL(ScoreFunction):
         self.square = MovingAverage("NVIL", replicas)
         self.baseline = None
         if input_dependent and context_features is not None:
-            self.baseline = _Baseline(context_features, hidden, replicas)
+            self.baseline = Baseline("NVIL", context_features, hidden, replicas)
 
     @property
     def unbiased(self) -> bool:  # type: ignore[override]
@@ -92,55 +89,18 @@ class NVIL(ScoreFunction):
         return self.variance_normalisation
 
     def signal(self, losses: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        prediction = self._predict(context)
+        prediction = None if self.baseline is None else self.baseline(context)
         wide = losses.to(torch.promote_types(losses.dtype, torch.float32))  # squares overflow in half precision
         residual = wide if prediction is None else wide - prediction.detach()
-        mean = self.mean.value()
-        variance = self.square.value() - mean**2
-        usable = residual.abs() <= self.square.largest(residual.dtype) ** 0.5
+        mean, scale = self.mean.value(), running_scale(self.mean, self.square)
         if self.centring or self.variance_normalisation:
-            clean = torch.where(usable, residual, 0.0)
-            update([self.mean, self.square], [clean, clean.square()], usable, self.decay)
+            update_moments(self.mean, self.square, residual, self.decay)
         centre = mean if self.centring else torch.zeros_like(mean)
         learned = None
         if prediction is not None:
+            usable = squarable(residual, self.square.total.dtype)
             learned = 0.5 * torch.where(usable, wide - centre - prediction, 0.0) ** 2
         signal = residual - centre
         if self.variance_normalisation:
-            signal = signal / variance.clamp_min(1).sqrt()
+            signal = signal / scale
         return signal.to(losses.dtype), learned
-
-    def _predict(self, context: Tensor | None) -> Tensor | None:
-        if self.baseline is None:
-            return None
-        if context is None or context.shape[-1] != self.baseline.features:
-            raise ValueError(
-                f"NVIL: the input-dependent baseline needs context [*batch, {self.baseline.features}], not "
-                f"{None if context is None else list(context.shape)}; pass it, or use NVIL(input_dependent=False)"
-            )
-        return self.baseline(context) if context.dim() > 1 else self.baseline(context[None])[0]
-
-
-class _Baseline(nn.Module):
-    """``[..., examples, features] -> [..., examples]``: one hidden layer of tanh units, one network per replica.
-
-    In the dtype of its weights, whatever that of ``context``.
-    """
-
-    def __init__(self, features: int, hidden: int, replicas: int | None) -> None:
-        super().__init__()
-        self.features = features
-        stack = () if replicas is None else (replicas,)
-        bound = (6 / (features + hidden)) ** 0.5
-        shape = (*stack, features, hidden)
-        # Through the library's noise, with a dummy dimension of examples: a replica's weights come from its own stream.
-        u = uniform((*stack, 1, *shape[-2:]), dtype=torch.get_default_dtype(), device=torch.device("cpu"))
-        weight = (2 * u - 1).reshape(shape) * bound
-        self.hidden_weight = nn.Parameter(weight.to(torch.get_default_device()))
-        self.hidden_bias = nn.Parameter(torch.zeros(*stack, 1, hidden))
-        self.output_weight = nn.Parameter(torch.zeros(*stack, hidden, 1))
-        self.output_bias = nn.Parameter(torch.zeros(*stack, 1, 1))
-
-    def forward(self, context: Tensor) -> Tensor:
-        h = torch.tanh(context.to(self.hidden_weight.dtype) @ self.hidden_weight + self.hidden_bias)
-        return (h @ self.output_weight + self.output_bias).squeeze(-1)

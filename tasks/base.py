@@ -100,6 +100,9 @@ class Task(nn.Module, ABC):
         ``batch`` ``[R, E, D]`` intensities in [0, 1] -> ``[R, E]``, lower is better.
         """
 
+    def warm(self, step: int) -> None:  # noqa: B027
+        """Set what depends on how many steps were taken, in buffers and in place: called before each step, from 0."""
+
     @abstractmethod
     def encoder_parameters(self) -> list[nn.Parameter]:
         """The parameters whose gradient variance is reported."""

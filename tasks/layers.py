@@ -58,6 +58,13 @@ def stacked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return out.reshape(weight.shape[0], *lead, x.shape[-2], weight.shape[2]).movedim(0, -3)
 
 
+def nonlinearity_named(name: str) -> Callable[[Tensor], Tensor]:
+    """One of ``NONLINEARITIES``; raises ``ValueError`` for another name."""
+    if name not in NONLINEARITIES:
+        raise ValueError(f"task.nonlinearity must be one of {', '.join(NONLINEARITIES)}, not {name!r}")
+    return NONLINEARITIES[name]
+
+
 class StackedMLP(nn.Module):
     """Linear layers of the given widths with a nonlinearity between them, one network per replica.
 
@@ -80,9 +87,7 @@ class StackedMLP(nn.Module):
         super().__init__()
         if initialisation not in INITIALISATIONS:
             raise ValueError(f"task.initialisation must be one of {', '.join(INITIALISATIONS)}, not {initialisation!r}")
-        if nonlinearity not in NONLINEARITIES:
-            raise ValueError(f"task.nonlinearity must be one of {', '.join(NONLINEARITIES)}, not {nonlinearity!r}")
-        self.nonlinearity = NONLINEARITIES[nonlinearity]
+        self.nonlinearity = nonlinearity_named(nonlinearity)
         for layer, (inputs, outputs) in enumerate(pairwise(widths)):
             weight, bias = initial_layer(inputs, outputs, replicas, initialisation, uniform)
             self.register_parameter(f"weight{layer}", nn.Parameter(weight))
@@ -124,4 +129,18 @@ class StackedMLP(nn.Module):
         own = [parameter for parameter in self._parameters.values() if parameter is not None]
         for layer in range(2 * first, len(own), 2):
             x = stacked_linear(x if layer == 2 * first else self.nonlinearity(x), own[layer], own[layer + 1])
+        return x
+
+
+class Chained(nn.Sequential):
+    """Networks one after the other, with a nonlinearity between them."""
+
+    def __init__(self, nonlinearity: Callable[[Tensor], Tensor], *networks: nn.Module) -> None:
+        super().__init__(*networks)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of the first network's inputs the last one's outputs."""
+        for place, network in enumerate(self):
+            x = network(x if place == 0 else self.nonlinearity(x))
         return x

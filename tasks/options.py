@@ -11,6 +11,7 @@ MOST_LAYERS = 4
 """Of nested latents."""
 
 Count = Annotated[int, ("range", "[1, inf)")]
+Steps = Annotated[int, ("range", "[0, inf)")]
 Categories = Annotated[int, ("range", "[2, inf)")]
 Layers = Annotated[int, ("range", f"[1, {MOST_LAYERS}]")]
 HiddenLayers = Annotated[int, ("range", "[0, 100]")]

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from tasks.base import Estimator, RandomStreams
+from tasks.class_and_style import convolutions, perceptrons
 from tasks.datasets import Dataset
 from tasks.distributions.kl import for_log_q, kl_form
 from tasks.distributions.latents import RESOLUTION, latents_of
 from tasks.distributions.likelihoods import bernoulli_nats
 from tasks.evaluation.chunks import intensities
 from tasks.images import ImageTask
-from tasks.layers import StackedMLP
-from tasks.options import OUTPUT_BIASES, Categories, Count, NotNegative, Widths, check_choice, check_widths
+from tasks.options import OUTPUT_BIASES, Categories, Count, NotNegative, Steps, Widths, check_choice, check_widths
 
+NETWORKS = ("mlp", "conv")
 IMAGES_AT_ONCE = 1000
 """Whose classes are looked at together."""
 
@@ -38,8 +39,13 @@ class SemiSupervised(ImageTask):
     of a batch are expectations over the two sets. With ``w = 1`` an expected labelled image weighs as much as an
     expected unlabelled one, so that each of the few labelled images weighs hundreds of times as much as another.
 
-    Networks are multi-layer perceptrons; the first layer of ``q(z|x, y)`` is a sum over x and y, so that the part of x
-    is computed once for all classes.
+    Networks are multi-layer perceptrons, or as published convolutional: three convolutions and a linear layer in the
+    encoders, four transposed convolutions in the decoder (:mod:`tasks.class_and_style`). One layer of ``q(z|x, y)``,
+    the first or the third convolution, is a sum over x and y, so that the part of x is computed once for all classes.
+
+    With a warm-up the KL terms, that of z and of y, have a weight in training that goes linearly from ``kl_start`` to
+    1, and alpha goes from ``alpha_start`` times itself to itself. Above 1 a ``kl_start`` keeps the style from saying
+    what the class could. Evaluation has the bound itself at all times.
 
     Args:
         data: images with labels; grey targets (``binarization: none``) make the likelihood a cross-entropy.
@@ -55,15 +61,20 @@ class SemiSupervised(ImageTask):
         unlabelled: False leaves U(x) out. Then ``q(y|x)``, which shares no parameter with the other networks, is an
             ordinary classifier trained on the labelled images alone: the baseline.
         output_bias: initial bias of the pixels: ``zero``, or ``data_mean`` for the logit of the training mean, clipped
-            to [0.001, 0.999].
+            to [0.001, 0.999]; with convolutions all pixels have one bias, and it is that of their common mean.
+        network: ``mlp``, with ``hidden``, or ``conv``, with ``channels``.
+        channels: after each of the three convolutions; the decoder has them reversed.
+        warm_up: steps of the warm-up; 0: none.
+        kl_start: >= 0, weight of the KL terms at its first step, like alpha.
+        alpha_start: >= 0, factor of alpha there, like alpha.
 
     Raises:
         ValueError: one sentence for data without labels, or an option that is not one of the above.
 
     Reference: Kingma, Rezende, Mohamed, Welling (arXiv 1406.5298, model M2), and with an estimator in place of the
-    marginalisation Jang, Gu, Poole (1611.01144, section 4.3). Differences from the latter: perceptrons instead of
-    convolutions, whose sizes are in an image of the paper only; labelled images are binarised anew at each visit, too,
-    where the data are dynamic; and the labelled images are among the unlabelled.
+    marginalisation Jang, Gu, Poole (1611.01144, section 4.3). Differences from the latter: perceptrons by default, and
+    sizes of convolutions of our own, because theirs are in an image of the paper only; labelled images are binarised
+    anew at each visit, too, where the data are dynamic; and the labelled images are among the unlabelled.
     """
 
     def __init__(
@@ -80,31 +91,33 @@ class SemiSupervised(ImageTask):
         labelled_weight: NotNegative = 1.0,
         unlabelled: bool = True,
         output_bias: str = "zero",
+        network: str = "mlp",
+        channels: Widths = (16, 32, 64),
+        warm_up: Steps = 0,
+        kl_start: NotNegative = 0.0,
+        alpha_start: NotNegative = 1.0,
     ) -> None:
         super().__init__(data, streams)
-        _check(data, labelled, categories, style, hidden, output_bias)
-        self.alpha, self.labelled_weight = (
-            _weight(name, value, streams.replicas)
-            for name, value in (("alpha", alpha), ("labelled_weight", labelled_weight))
-        )
+        _check(data, labelled, categories, style, output_bias)
+        _check_network(network, hidden, channels, warm_up)
+        replicas = streams.replicas
+        self.alpha = _weight("alpha", alpha, replicas)
+        self.labelled_weight = _weight("labelled_weight", labelled_weight, replicas)
+        self.warm_up = warm_up
+        if warm_up:
+            self.kl_start = _weight("kl_start", kl_start, replicas)
+            self.alpha_start = _weight("alpha_start", alpha_start, replicas)
+            self.progress = nn.Buffer(torch.zeros(replicas, 1))
         self.labelled, self.unlabelled = labelled, unlabelled
         self.latents = latents_of(1, categories)
         self.style_size = style
-        pixels, replicas, width = self.pixels, streams.replicas, self.latents.width
-        uniform = streams.fresh("parameters")
-        inner = [*hidden, 2 * style]
-
-        def network(*widths: int) -> StackedMLP:
-            return StackedMLP(widths, nonlinearity, replicas, uniform)
-
-        self.classifier = network(pixels, *hidden, width)
-        self.style_of_x, self.style_of_y, self.style_inner = network(pixels, inner[0]), network(width, inner[0]), None
-        if hidden:
-            self.style_inner = network(*inner)
-        self.decoder = network(width + style, *hidden[::-1], pixels)
+        form, sizes = (perceptrons, hidden) if network == "mlp" else (convolutions, channels)
+        networks = form(data.image_shape, self.latents.width, style, sizes, nonlinearity, streams)
+        self.classifier, self.style_of_x, self.style_of_y, self.style_inner, self.decoder = networks[:5]
         if output_bias == "data_mean":
             with torch.no_grad():
-                self.decoder.biases[-1].copy_(data.mean.clamp(0.001, 0.999).logit())
+                mean = data.mean if networks.pixel_bias.dim() == 3 else data.mean.mean()
+                networks.pixel_bias.copy_(mean.clamp(0.001, 0.999).logit())
         rows = self._labelled_rows()
         labels = data.train.labels
         assert labels is not None
@@ -161,8 +174,32 @@ class SemiSupervised(ImageTask):
         """Logits of the pixels, ``[..., R, E, D]``."""
         return self.decoder(torch.cat((y, z), -1))
 
-    def _nats(self, x: Tensor, from_x: Tensor, y: Tensor, noise: Tensor, *, sampled: bool = False) -> Tensor:
-        """l(x, y) by one draw of z, ``[..., R, E]``.
+    def warm(self, step: int) -> None:
+        """The weights of the step after ``step`` others."""
+        if self.warm_up:
+            self.progress.fill_(min(1.0, step / self.warm_up))
+
+    def _kl_weight(self) -> Tensor | float:
+        """Of the KL terms in training, ``[R, 1]``."""
+        return self.kl_start + (1 - self.kl_start) * self.progress if self.warm_up else 1.0
+
+    def _alpha(self) -> Tensor:
+        """``[R, 1]``, of this step."""
+        if not self.warm_up:
+            return self.alpha
+        return self.alpha * (self.alpha_start + (1 - self.alpha_start) * self.progress)
+
+    def _nats(
+        self,
+        x: Tensor,
+        from_x: Tensor,
+        y: Tensor,
+        noise: Tensor,
+        weight: Tensor | float = 1.0,
+        *,
+        sampled: bool = False,
+    ) -> Tensor:
+        """l(x, y) by one draw of z, ``[..., R, E]``, with this ``weight`` of its KL.
 
         ``y`` ``[..., R, E, width]``, ``from_x`` ``[R, E, first hidden]``, ``noise`` ``[..., R, E, style]`` normal.
         ``sampled``: with ``log q(z|x, y) - log p(z)`` at the draw in place of its mean, the KL.
@@ -173,7 +210,7 @@ class SemiSupervised(ImageTask):
             kl = 0.5 * (z.square() - noise.square()).sum(-1) - log_std.sum(-1)
         else:
             kl = 0.5 * (mean.square() + (2 * log_std).exp() - 1).sum(-1) - log_std.sum(-1)
-        return bernoulli_nats(self._decode(y, z), x) + kl
+        return bernoulli_nats(self._decode(y, z), x) + weight * kl
 
     def loss(self, batch: Tensor, estimator: Estimator) -> Tensor:  # type: ignore[override]
         """The training objective: ``batch`` ``[R, E, D]``, unlabelled -> ``[R, E]`` nats, lower is better."""
@@ -195,8 +232,8 @@ class SemiSupervised(ImageTask):
         noise = torch.special.ndtri(uniform((*shape, self.style_size), *like, 1))
         log_k = math.log(self.latents.categories)
         cross_entropy = log_k - self.latents.log_ratio(y, self.classifier(x), None)
-        bound = self._nats(x, self.style_of_x(x), y, noise) + log_k
-        return self.labelled_weight * bound + self.alpha * cross_entropy
+        bound = self._nats(x, self.style_of_x(x), y, noise, self._kl_weight()) + log_k
+        return self.labelled_weight * bound + self._alpha() * cross_entropy
 
     def _unlabelled_loss(self, x: Tensor, estimator: Estimator) -> Tensor:
         """U(x), ``[R, E]``, through ``estimator``."""
@@ -204,15 +241,15 @@ class SemiSupervised(ImageTask):
         noise = torch.special.ndtri(uniform((*x.shape[:2], self.style_size), x.dtype, x.device, 1))
         outputs, from_x = self.classifier(x), self.style_of_x(x)
         sampled = self.kl_for(estimator) == "sampled"
-        log_q_from = for_log_q(outputs, estimator)
+        log_q_from, weight = for_log_q(outputs, estimator), self._kl_weight()
 
         def loss(z: Tensor) -> Tensor:
             y = self.latents.features(z)
-            nats = self._nats(x, from_x, y, noise, sampled=_of_weights(estimator))
-            return nats + self.latents.log_ratio(y, log_q_from, None) if sampled else nats
+            nats = self._nats(x, from_x, y, noise, weight, sampled=_of_weights(estimator))
+            return nats + weight * self.latents.log_ratio(y, log_q_from, None) if sampled else nats
 
         losses = estimator(self.latents.logits(outputs), loss, context=x)
-        return losses if sampled else losses + self.latents.kl(outputs, None)
+        return losses if sampled else losses + weight * self.latents.kl(outputs, None)
 
     @torch.no_grad()
     def evaluate(self, split: str, num_samples: int, details: bool = False) -> dict[str, Tensor]:
@@ -295,12 +332,24 @@ def _weight(name: str, value: float | Tensor, replicas: int) -> nn.Buffer:
     return nn.Buffer(weight.expand(replicas, 1).clone())
 
 
-def _check(data: Dataset, labelled: int, categories: int, style: int, hidden: Sequence[int], output_bias: str) -> None:
+def _check_network(network: str, hidden: Sequence[int], channels: Sequence[int], warm_up: int) -> None:
+    """Raise ``ValueError`` for networks and a warm-up that there are not."""
+    check_choice("network", network, NETWORKS)
+    check_widths(hidden)
+    if warm_up < 0:
+        raise ValueError(f"task.warm_up must be at least 0 steps, not {warm_up}")
+    if len(channels) != 3 or min(channels) < 1:
+        raise ValueError(
+            "task.channels must be three numbers of at least 1, one for each convolution, such as [16,32,64], not "
+            f"{list(channels)}"
+        )
+
+
+def _check(data: Dataset, labelled: int, categories: int, style: int, output_bias: str) -> None:
     """Raise ``ValueError`` for what the task cannot be built from."""
     check_choice("output_bias", output_bias, OUTPUT_BIASES)
     if style < 1:
         raise ValueError(f"task.style must be at least 1, not {style}")
-    check_widths(hidden)
     if any(split.labels is None for split in (data.train, data.valid, data.test)):
         raise ValueError(
             f"semi-supervised classification needs labels, and data={data.name} has none; use data=digits or "

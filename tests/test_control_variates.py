@@ -16,6 +16,7 @@ from torch import nn
 from estimators import REINFORCE, check_estimator, noise_source
 from estimators._control_variates import Coupled
 from estimators.base import Estimator
+from estimators.darn import DARN
 from estimators.double_cv import DoubleCV
 from estimators.muprop import MuProp
 from estimators.noise import open_uniform
@@ -271,6 +272,8 @@ REPLICATED = {
     "RLOO": lambda n: RLOO(3),
     "VIMCO": lambda n: VIMCO(3),
     "MuProp": lambda n: MuProp(replicas=n),
+    "MuProp with all": lambda n: MuProp(4, input_dependent=True, variance_normalisation=True, hidden=5, replicas=n),
+    "DARN normalised": lambda n: DARN(variance_normalisation=True, replicas=n),
     "UnorderedSet": lambda n: UnorderedSet(3),
     "REBAR": lambda n: REBAR(replicas=n),
     "RELAX": lambda n: RELAX(3, 2, 4, hidden=5, layers=2, replicas=n),

@@ -244,7 +244,7 @@ def test_darn_is_exact_as_far_as_declared(monkeypatch):
             assert bias(DARN(centre), shape, 1) < 1e-12
     assert bias(DARN(), (3, 2), 2) < 1e-12 and bias(DARN(0.5), (3, 2), 2) < 1e-12
     assert bias(DARN(0.3), (3, 2), 2) > 1e-2 and bias(DARN(), (2, 4), 2) > 1e-2 and bias(DARN(), (3, 2), 3) > 1e-2
-    assert DARN.exact_for == 1
+    assert DARN().exact_for == 1
 
 
 def test_indecater_is_exact_for_a_sum_over_latents_and_never_noisier_than_reinforce():

@@ -21,10 +21,14 @@ def pack(*overrides, seeds=(4,)):
     return build([{**job, "seed": seed} for seed in seeds], CPU)
 
 
+CONV = ["task.network=conv", "task.channels=[2,3,4]", "task.warm_up=5"]
+
+
+@pytest.mark.parametrize("options", [[], CONV], ids=["mlp", "conv"])
 @pytest.mark.parametrize("name", ["exact", "gumbel_softmax", "nvil", "rebar", "vimco"])
-def test_a_step_can_be_captured(in_blocks, monkeypatch, name):  # noqa: F811
+def test_a_step_can_be_captured(in_blocks, monkeypatch, name, options):  # noqa: F811
     """It neither waits, nor draws, nor copies; and what it writes is known."""
-    ours = pack(f"estimator={name}", seeds=(0, 1))
+    ours = pack(f"estimator={name}", *options, seeds=(0, 1))
     if name == "exact":  # on a CPU it looks at numbers; on a GPU it does not
         monkeypatch.setattr("estimators._enumeration.may_look", lambda x: False)
     ours.program.looks = False  # as on a GPU
@@ -32,6 +36,7 @@ def test_a_step_can_be_captured(in_blocks, monkeypatch, name):  # noqa: F811
         ours.train_step()
     state = [ours.state(replica) for replica in range(ours.replicas)]
     written = [(tensor, tensor.detach().clone()) for tensor in ours.tensors.tensors()]
+    ours.anneal()  # as train_step does, outside of the program
     ours.streams.fill(ours.step)
     with Watch() as watch:
         first = ours.program.update(ours.tensors, ours.batches.rows(ours.step))

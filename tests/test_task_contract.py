@@ -41,6 +41,9 @@ TASKS = {
     "vae, two layers, cosine": partial(VAE, latents=1, layers=2, square_hidden=1, likelihood="von_mises_fisher"),
     "structured": partial(StructuredPrediction, latents=2),
     "semi_supervised": partial(SemiSupervised, categories=2, labelled=4, style=2, hidden=(4,)),
+    "semi_supervised, conv": partial(
+        SemiSupervised, categories=2, labelled=4, style=2, network="conv", channels=(2, 2, 2), warm_up=3
+    ),
     "toy": partial(Toy, latents=2, categories=3),
     "toy_bernoulli3": ToyBernoulli3,
     "toy_simplex": partial(ToySimplex, latents=2),

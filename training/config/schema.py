@@ -42,10 +42,19 @@ TASKS = {
 RECORDED_AS = {"deep_vae": "tasks.DeepVAE"}
 """The ``_target_`` of a schema's runs where it is not the class's own name."""
 LATER: dict[str, dict[str, Any]] = {
+    "estimators.MuProp": {"input_dependent": False, "variance_normalisation": False, "hidden": 100},
+    "estimators.DARN": {"variance_normalisation": False, "decay": 0.8},
     "tasks.VAE": {"layers": 1, "square_hidden": 0, "centred": False},
     "tasks.DeepVAE": {"likelihood": "bernoulli", "concentration": None},
+    "tasks.SemiSupervised": {
+        "network": "mlp",
+        "channels": [16, 32, 64],
+        "warm_up": 0,
+        "kl_start": 0.0,
+        "alpha_start": 1.0,
+    },
 }
-"""By ``_target_``: the neutral values of a task's options that its first recorded runs do not have."""
+"""By ``_target_``: the neutral values of options that the first recorded runs do not have."""
 
 
 def option(default: Any, role: str, **metadata: Any) -> Any:

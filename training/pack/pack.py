@@ -67,7 +67,8 @@ class Pack:
         return self.estimators[0]
 
     def anneal(self) -> None:
-        """Set the temperatures of this step, in place."""
+        """Set the temperatures of this step, and what the task has of the kind, in place."""
+        self.task.warm(self.step)
         if schedules.anneals(self.configs[0]):
             temperatures = [
                 schedules.temperature_at(config["schedule"], config["estimator"]["temperature"], self.step)
