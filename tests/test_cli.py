@@ -9,6 +9,7 @@ from configs import config
 from hydra.core.global_hydra import GlobalHydra
 
 from analysis import records
+from analysis.statistics.summary import summarise
 from training.devices import pick_device
 from training.errors import explained
 from training.pack.build import build
@@ -32,9 +33,13 @@ def call(monkeypatch, *arguments):
 
 def test_a_sweep_from_the_command_line_to_the_frame(monkeypatch, tmp_path):
     arguments = ["-m", "estimator=nvil,straight_through", "seed=1,4", *FAST, f"runs_dir={tmp_path}", "sweep=grid"]
-    assert call(monkeypatch, *arguments) is None
+    assert call(monkeypatch, *arguments, "estimator.nvil.variance_normalisation=true,false") is None
     frame = records.load(tmp_path / "grid")
     assert frame.groupby(["estimator", "seed"]).ngroups == 4 and set(frame["status"]) == {"finished"}
+    assert frame["run"].nunique() == 6
+    rows = {row.label: row.n for row in summarise(frame).itertuples()}
+    normalised = "nvil, estimator.variance_normalisation"
+    assert rows == {f"{normalised}=false": 2, f"{normalised}=true": 2, "straight_through": 2}
     overrides = (records.find_runs(tmp_path)[0] / records.OVERRIDES).read_text()
     assert "estimator=nvil" in overrides and "seed=1" in overrides
 
@@ -42,10 +47,15 @@ def test_a_sweep_from_the_command_line_to_the_frame(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["estimator=nvli"], ["nvli", "gumbel_softmax", "nvil"]),
-        (["task=vae"], ["vae", "vae_bernoulli"]),
+        (["estimator=nvli"], ["'estimator/nvli' (did you mean estimator=nvil?)", "gumbel_softmax"]),
+        (["task=vae_bernouli"], ["did you mean task=vae_bernoulli?"]),
+        (["+experiment=jang_table"], ["did you mean experiment=jang_table"]),
+        (["-m", "estimator=nvli,rloo"], ["(did you mean estimator=nvil?)"]),
+        (["-m", "estimator=nvil,rloo", "estimator.nvil.decai=1"], ["'decai' not in 'NVIL' (did you mean decay?)"]),
+        (["-m", "estimator.nvil.decay=0.5"], ["it is for estimator=nvil, which is not in this sweep (gumbel_softmax)"]),
+        (["estimator=nvil", "estimator.nvil.decay=0.5"], ["with -m; of one run it is estimator.decay"]),
         (["data=cifar"], ["cifar", "binarized_mnist"]),
-        (["estimator.temprature=1"], ["temprature", "allowed here", "temperature"]),
+        (["estimator.temprature=1"], ["temprature", "allowed here", "did you mean temperature?"]),
         (["optimizer.lrr=1"], ["lrr", "allowed here", "lr", "beta1"]),
         (["stepz=1"], ["stepz", "allowed here", "steps"]),
         (["steps=many"], ["steps", "many", "Integer"]),

@@ -239,6 +239,37 @@ def test_a_damaged_record_is_named_and_its_run_redone_or_left(composer, tmp_path
         assert any(str(named) in line and "redone" in line for line in plan.lines())
 
 
+def test_an_option_of_one_estimator_is_its_alone_in_a_sweep(composer):
+    """The others are as if it were not there; it overrules the option of all, wherever they stand; it makes a grid."""
+    runs, _ = composer
+    both, general = "estimator=nvil,reinmax", "estimator.temperature=0.5"
+    own = ["estimator.nvil.decay=0.5", "estimator.reinmax.temperature=1,2"]
+    alone = runs("estimator=nvil", "estimator.decay=0.5") + runs("estimator=reinmax", "estimator.temperature=1,2")
+    for arguments in ([both, *own], [*own, both], [own[1], own[0], both]):
+        found = runs(*arguments)
+        assert [run.name for run in found] == [run.name for run in alone]
+        assert [run.config for run in found] == [run.config for run in alone]
+    assert [set(run.overrides) - {*SMALL, "seed=0"} for run in found] == [
+        {"estimator=nvil", "estimator.decay=0.5"},
+        {"estimator=reinmax", "estimator.temperature=1"},
+        {"estimator=reinmax", "estimator.temperature=2"},
+    ]
+    (overruled,) = runs("estimator.reinmax.temperature=2", "estimator=reinmax", general)
+    assert overruled.name == alone[2].name
+    shared = runs("estimator=nvil,rloo", "estimator.nvil.decay=0.5,0.9", "estimator.rloo.num_samples=3", "seed=0,1")
+    assert len(shared) == 6 and len({run.name for run in shared}) == 6
+
+
+def test_an_option_of_one_task_or_optimiser_is_its_alone(composer):
+    runs, _ = composer
+    tasks = runs("task=vae_bernoulli,sbn_bernoulli", "task.sbn_bernoulli.latents=3", "task.vae_bernoulli.hidden=[8]")
+    assert [(run.config["task"]["latents"], run.config["task"].get("hidden")) for run in tasks] == [(4, [8]), (3, None)]
+    optimisers = runs("optimizer=adam,sgd", "optimizer.lr=0.1", "optimizer.sgd.momentum=0,0.5", "optimizer.sgd.lr=1")
+    assert [(run.config["optimizer"]["lr"], run.config["optimizer"].get("momentum")) for run in optimisers] == [
+        *((0.1, None), (1.0, 0.0), (1.0, 0.5))
+    ]
+
+
 ODD = ["a b", "a,b", "a/b", "ü/日本", "x" * 300, "$(rm -rf)", "a=b", "'", '"', "{", "..", "#", "a\\b"]
 
 

@@ -19,10 +19,11 @@ class Tutorial:
 
     def write_files(self, folder, *languages):
         """The files that the page says to put somewhere, with its blocks of ``languages``."""
-        names = re.findall(r"^Put this into `(.*?)`:$", self.text, re.M)
+        names = re.findall(r"^Put this into `(.*?)`.*:$", self.text, re.M)
         contents = [block for language in languages for block in self.blocks(language)]
         assert len(names) == len(contents) > 0
         for name, content in zip(names, contents, strict=True):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(content)
 
     def run(self, folder, environment):

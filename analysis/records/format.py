@@ -209,6 +209,14 @@ class RunRecord:
                 continue
         return None
 
+    def code(self) -> dict[str, str]:
+        """The fingerprints of a user's own code that the run began with, by group; empty where none is known."""
+        try:
+            found = files.read_json(self.path / FACTS).get("code")
+        except (FileNotFoundError, DamagedRecord):
+            return {}
+        return {str(group): str(digest) for group, digest in found.items()} if isinstance(found, dict) else {}
+
     def start(
         self,
         config_yaml: str,

@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
+from training.config import of_one
 from training.config.targets import GROUPS
 from training.errors import UserError
 
@@ -44,6 +45,14 @@ def checked(arguments: Sequence[str]) -> list[str]:
     if "hydra/sweeper" not in keys:  # another one heeds what it likes
         for key in keys:
             _check_key(key)
+    if not options.multirun:
+        for key in keys:
+            if part := of_one.parted(key):
+                group, name, option = part
+                raise UserError(
+                    f"{key} is the option of {group}={name} in a sweep over several, with -m; of one run it is "
+                    f"{group}.{option}"
+                )
     return [_added(argument, keys) for argument in ordered]
 
 
@@ -51,6 +60,8 @@ def _added(argument: str, keys: Sequence[str]) -> str:
     """An option of what ``task._target_`` names: the schema of the task that it stands in for has it not."""
     group, _, option = argument.partition("=")[0].partition(".")
     known = ("", "name") if group == "data" else ("", "name", "_target_")
+    if of_one.parted(f"{group}.{option}"):
+        return of_one.as_sweep(argument)
     own = group in GROUPS and f"{group}._target_" in keys and option not in known
     return f"++{argument}" if own else argument
 

@@ -25,9 +25,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from training.config import schema
+from training.config import of_one, schema
 from training.config.plan import Config, RunPlan, replicated
-from training.errors import UserError
+from training.errors import UserError, did_you_mean
 
 MOST_RUNS = 100_000
 """Of one sweep: to plan so many takes a minute, and a folder for each is as many as file systems like."""
@@ -55,13 +55,17 @@ def runs_of_experiment(arguments: Sequence[str], master: DictConfig, loader: Any
     sweeper, budget = master.hydra.sweeper, master.budget
     params, budgets = dict(sweeper.params or {}), {"full": {}, **(sweeper.budgets or {})}
     if budget not in budgets:
-        raise UserError(f"budget={budget}: choose one of those that the experiment has ({', '.join(budgets)})")
+        raise UserError(
+            f"budget={budget}: choose one of those that the experiment has ({', '.join(budgets)})"
+            f"{did_you_mean(budget, budgets, 'budget={}')}"
+        )
     compose = _Composer(master, loader)
     runs: dict[str, RunPlan] = {}
     for cases in itertools.product(*(group.values() for group in (sweeper.cases or {}).values())):
         options = {**params, **{key: value for case in cases for key, value in case.items()}, **budgets[budget]}
         own = [f"{key}={'null' if value is None else value}" for key, value in options.items()]
         join(runs, runs_of([*own, *arguments], master, loader, compose))
+    compose.of_one.check()
     return list(runs.values())
 
 
@@ -71,7 +75,7 @@ def runs_of_command(command: str) -> list[RunPlan]:
     words = shlex.split(command)
     if words[:2] != ["python", "train.py"]:
         raise ValueError(f"not a training command: {command}")
-    arguments = [word for word in words[2:] if word != "-m"]
+    arguments = [of_one.as_sweep(word) for word in words[2:] if word != "-m"]
     GlobalHydra.instance().clear()
     with initialize_config_module("conf", version_base="1.3"):
         hydra: Any = GlobalHydra.instance().hydra
@@ -88,15 +92,14 @@ def runs_of(
     Hydra's own rules, once for each value, instead of composing a config for each run.
     """
     choices = _choices(OverridesParser.create(config_loader=loader).parse_overrides(list(arguments)))
-    count = math.prod(map(len, choices))
+    count = math.prod(len(each) for each in choices if not of_one.parted(of_one.key_of(each)))
     _check_number(count)
     if count >= MANY_RUNS:
         print(f"planning at least {count} runs ...", file=sys.stderr, flush=True)
     compose = compose or _Composer(master, loader)
     runs: dict[str, RunPlan] = {}
-    for job in itertools.product(*choices):
-        config = compose([choice for choice, _ in job])
-        join(runs, replicated(config, [text for _, text in job]))
+    for config, texts in compose.of_one.jobs(choices, compose):
+        join(runs, replicated(config, texts))
     return list(runs.values())
 
 
@@ -198,6 +201,7 @@ class _Composer:
         self._groups_are_apart = True
         self._values: dict[tuple[Any, ...], tuple[str, Any]] = {}
         self._is_simple: dict[str | None, bool] = {}
+        self.of_one = of_one.OfOne()
 
     def __call__(self, job: Sequence[Override]) -> Config:
         sources = self._sources([override for override in job if not self._is_value(override)])
@@ -319,13 +323,17 @@ def _explain(error: BaseException) -> str:
         elif isinstance(chain, MissingConfigException) and chain.missing_cfg_file == "cluster/local":
             return "cluster=local is no more: the worker pool is what trains on this machine; leave cluster out"
         elif isinstance(chain, MissingConfigException) and chain.options:
-            parts += [lines[0], f"choose one of {', '.join(chain.options)}"]
+            group, _, name = str(chain.missing_cfg_file).rpartition("/")
+            parts += [lines[0] + did_you_mean(name, chain.options, f"{group}={{}}")]
+            parts += [f"choose one of {', '.join(chain.options)}"]
         elif isinstance(chain, HydraException | OmegaConfBaseException):
             parts += [line.rstrip(".") for line in lines if line and not line.startswith(_NOT_FOR_USERS)]
         elif not parts:
             parts.append(f"the command line cannot be read ({type(chain).__name__}: {' '.join(lines)})")
         node = getattr(chain, "parent_node", None)
         if isinstance(node, DictConfig) and " not in " in str(chain):  # an unknown key
+            wrong = re.search(r"Key '(.*?)' (?:is )?not in", str(chain))
+            parts[-1] += did_you_mean(wrong[1], sorted(map(str, node))) if wrong else ""
             parts.append(f"allowed here: {', '.join(sorted(map(str, node)))}")
         chain = chain.__cause__
     return "; ".join(dict.fromkeys([*parts, "python train.py --help lists all options"]))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.config import schema, targets
-from training.errors import UserError
+from training.errors import UserError, did_you_mean
 
 Config = dict[str, Any]
 LARGEST = 2**63 - 1
@@ -100,7 +100,10 @@ def check(config: Config) -> None:
         allowed = [field.name for field in dataclasses.fields(kind)]
         for key, value in node.items():
             if key not in allowed and not getattr(kind, "open_ended", False):
-                raise UserError(f"{prefix}{key}: there is no such option; allowed here: {', '.join(sorted(allowed))}")
+                raise UserError(
+                    f"{prefix}{key}: there is no such option{did_you_mean(key, allowed)}; allowed here: "
+                    f"{', '.join(sorted(allowed))}"
+                )
             if prefix or key not in schema.GROUPS:
                 _check_text(prefix + key, value)
         for name, limits in ranges_of(kind).items():
@@ -155,5 +158,5 @@ def _schema(group: str, key: str, node: Any) -> type:
     kinds = schema.GROUPS[group]
     by_name = {str(getattr(kind, "name", "")): kind for kind in kinds}
     if name not in by_name and len(kinds) > 1 and group != "basket":  # whose names are free, like those of data
-        raise UserError(f"{key}.name must be one of {', '.join(by_name)}, not {name!r}")
+        raise UserError(f"{key}.name must be one of {', '.join(by_name)}, not {name!r}{did_you_mean(name, by_name)}")
     return by_name.get(name, kinds[-1])

@@ -22,8 +22,9 @@ def check(config: dict[str, Any]) -> None:
     ranges.check(config)
     if config["source"] not in ("", *sources()):
         raise UserError(f"source={config['source']} has no published numbers here: use {', '.join(sources())}, or ''")
-    if config["retry"] not in ("", "failed", "diverged"):
-        raise UserError(f"retry must be failed or diverged (or empty: all that is unfinished), not {config['retry']!r}")
+    if config["retry"] not in ("", "failed", "diverged", "changed"):
+        words = "failed, diverged or changed (or empty: all that is unfinished)"
+        raise UserError(f"retry must be {words}, not {config['retry']!r}")
     if config["compile"].lower() not in ("auto", "true", "false"):
         raise UserError(f"compile must be auto, true or false, not {config['compile']!r}")
     if "likelihood" in config["task"]:

@@ -158,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     allow = "a module of your own whose classes the run's config may name (repeatable); it is imported"
     parser.add_argument("--allow", action="append", default=[], metavar="MODULE", help=allow)
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with estimator/NAME.yaml of your own")
     options = parser.parse_intermixed_args(arguments)  # --allow MODULE may stand between names
     if options.draws < LEAST_DRAWS or options.warm_up < 0:
         raise UserError(
@@ -166,7 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     pack = load_run(options.run, pick_device(options.device), options.allow)
     names = options.names or ("nvil", "muprop", "rebar")
-    nodes: dict[str, Config] = {name: composed(f"estimator={name}")["estimator"] for name in names}
+    own = [f"hydra.searchpath=['file://{options.config_dir.absolute()}']"] if options.config_dir else []
+    nodes: dict[str, Config] = {name: composed(f"estimator={name}", *own)["estimator"] for name in names}
     unbiased: Config = composed("estimator=indecater")["estimator"]
     with_kl = f", task.kl={options.kl}" if options.kl else ""
     print(f"{options.run.name}, step {pack.step}{with_kl}; variance: mean over the encoder's parameters")

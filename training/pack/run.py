@@ -17,7 +17,7 @@ import yaml
 
 from analysis.records import CONFIG, DamagedRecord, RunRecord, UnreadableRecord
 from analysis.records.claims import HEARTBEAT_SECONDS
-from training.config import identity
+from training.config import fingerprint, identity
 from training.config.plan import RunPlan
 from training.devices import pick_device
 from training.errors import UserError
@@ -126,7 +126,9 @@ def _take(run: RunPlan, report: Report) -> RunRecord | None:
     record = run.record
     with contextlib.suppress(DamagedRecord):
         if record.answer(run.target) is not None:
-            report({"event": "skipped", "run": run.name, "reason": "finished already"})
+            other = fingerprint.changed(run.config, record)
+            since = f" with other code of {other} than now; retry=changed trains it again" if other else ""
+            report({"event": "skipped", "run": run.name, "reason": f"finished already{since}"})
             return None
     if not record.claim.take():
         report({"event": "skipped", "run": run.name, "reason": "being trained by another process"})
@@ -240,6 +242,8 @@ def _begin(plan: RunPlan, state: dict[str, Any] | None = None, pack: Pack | None
     if pack is None:
         return plan.record.start(config, list(plan.overrides), facts)
     facts["primary"] = dataclasses.asdict(pack.task.primary)
+    code = plan.record.code() if pack.step else fingerprint.fingerprints(plan.config)
+    facts |= {"code": code} if code else {}
     along = state["along"] if state and pack.step else None
     plan.record.start(config, list(plan.overrides), facts, pack.step, along)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from analysis.records import CHECKPOINT, RESULT, DamagedRecord, UnreadableRecord
-from training.config import validity
+from training.config import fingerprint, validity
 from training.config.plan import PackPlan, RunPlan, packs_of
 from training.devices import largest_pack, worker_count
 from training.errors import UserError
@@ -30,6 +30,7 @@ class Plan:
     skipped: dict[str, list[RunPlan]] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
     cautions: dict[str, list[RunPlan]] = field(default_factory=dict)
+    changed: dict[str, list[RunPlan]] = field(default_factory=dict)
     later: list[RunPlan] = field(default_factory=list)
 
     @property
@@ -46,6 +47,9 @@ class Plan:
             lines.append(f"... and {len(self.damaged) - SHOWN} more damaged records")
         lines += [f"{count_of(runs)} skipped: {_names(runs)}: {reason}" for reason, runs in self.skipped.items()]
         lines += [f"{count_of(runs)} to beware of: {_names(runs)} {text}" for text, runs in self.cautions.items()]
+        for modules, runs in self.changed.items():
+            what = f"{count_of(runs)} of {_names(runs)} began with other code of {modules} than it has now"
+            lines.append(f"{what}; retry=changed trains {'it' if len(runs) == 1 else 'them'} again")
         return lines
 
 
@@ -63,7 +67,8 @@ def make_plan(runs: Sequence[RunPlan], take_back: bool = False) -> Plan:
 
     Args:
         runs: of one sweep.
-        take_back: with ``retry=diverged``, remove the results of those that diverged, so that they start again.
+        take_back: remove results and checkpoints of what ``retry`` trains from its start: with ``diverged`` those that
+            diverged, with ``changed`` those that other code of the user's began.
 
     Raises:
         UserError: for an option that no run can have.
@@ -94,15 +99,12 @@ def make_plan(runs: Sequence[RunPlan], take_back: bool = False) -> Plan:
         if run.name in names:  # the same training, for longer or measured otherwise: one after the other
             plan.later.append(run)
             continue
-        wanted = (
-            (record.status_word() if outcome is None else outcome) == options["retry"]
-            if options["retry"]
-            else not outcome
-        )
+        changed = fingerprint.changed(run.config, record)
+        wanted = _is_wanted(options["retry"], record.status_word() if outcome is None else outcome, outcome, changed)
         if wanted and record.claim.is_held():
             plan.skipped.setdefault(BUSY, []).append(run)
         elif wanted:
-            if outcome and take_back:
+            if (outcome or options["retry"] == "changed") and take_back:
                 for name in (RESULT, CHECKPOINT):
                     (record.path / name).unlink(missing_ok=True)
             todo.append(run)
@@ -111,11 +113,18 @@ def make_plan(runs: Sequence[RunPlan], take_back: bool = False) -> Plan:
                 plan.cautions.setdefault(text, []).append(run)
         elif outcome:
             plan.done[outcome] += 1
-        else:
-            plan.skipped.setdefault(f"not {options['retry']}", []).append(run)
+        if changed and options["retry"] != "changed":
+            plan.changed.setdefault(changed, []).append(run)
+        if wanted or outcome:
+            continue
+        plan.skipped.setdefault(f"not {options['retry']}", []).append(run)
     rehearse_all(todo)
     plan.packs = packs_of(todo, worker_count(options), largest_pack(options))
     return plan
+
+
+def _is_wanted(retry: str, word: str, outcome: str | None, changed: str | None) -> bool:
+    return bool(changed) if retry == "changed" else word == retry if retry else not outcome
 
 
 def rehearse_all(runs: Sequence[RunPlan]) -> None:

@@ -39,7 +39,7 @@ def train_job(job: dict[str, Any], overrides: Sequence[str] = ()) -> None:
     runs = list(replicated(job, overrides))
     if job["budget"] != "full":
         raise UserError(f"budget={job['budget']} is a form of an experiment's sweep: add -m")
-    if job["dry_run"] or job["cluster"]["name"] != "none":
+    if job["dry_run"] or job["retry"] or job["cluster"]["name"] != "none":
         return run_sweep(runs)
     first = runs[0].config
     validity.check(first)
