@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: gpu classes demo test setup lint bench certificates noise paper clean
+.PHONY: gpu classes matrix demo test setup lint bench certificates noise paper clean
 
 demo: setup ## train 24 runs on 8x8 digits, then print the table, figures and an interactive page into runs/demo/report
 	$(BIN)/python train.py -m +experiment=demo
@@ -24,6 +24,9 @@ lint: setup ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+matrix: setup ## the wheel in empty environments: every Python that is found, and the lowest versions of pyproject.toml
+	$(BIN)/python tests/matrix.py
 
 bench: setup ## what a gradient of every estimator costs; the training step beside its matrix products and its peers
 	$(BIN)/python -m training.benchmarks.estimators

@@ -45,7 +45,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -227,6 +227,10 @@ class Estimator(nn.Module, ABC):
     def evaluations_for(self, logits: Tensor) -> int:
         """Evaluations of ``loss`` per gradient, in samples, for logits of this shape."""
         return self.evaluations
+
+    if TYPE_CHECKING:  # of a module's call torch's own types say nothing
+
+        def __call__(self, logits: Tensor, loss: Loss, context: Tensor | None = None) -> Tensor: ...
 
     def forward(self, logits: Tensor, loss: Loss, context: Tensor | None = None) -> Tensor:
         """``[*batch]`` losses: see the contract in :mod:`estimators.base`. Raises ``ValueError`` on bad shapes."""

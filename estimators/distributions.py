@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, distributions
 
 from estimators import functional
+from estimators._autograd import carried
+from estimators._surrogate import finite
 from estimators.base import BlackBox, Estimator, Pathwise
 from estimators.straight_through import StraightThrough
 
@@ -63,6 +65,17 @@ class OneHotCategorical(distributions.OneHotCategorical):
         new = self._get_checked_instance(OneHotCategorical, _instance)
         new.estimator, new._given = self.estimator, self._given.expand(*batch_shape, *self.event_shape)
         return super().expand(batch_shape, _instance=new)  # type: ignore[no-untyped-call,no-any-return]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """``value . log q`` ``[*sample_shape, *batch]``, with the gradient ``log q`` in ``value``.
+
+        torch's class reads the logits by index: a sample of :meth:`rsample` then gets no gradient of ``log q(z)`` or
+        ``log p(z)``, which an ELBO with sampled densities needs.
+        """
+        exact: Tensor = super().log_prob(value)  # type: ignore[no-untyped-call]
+        if not value.requires_grad:
+            return exact
+        return exact + (carried(value) * finite(self.logits)).sum(dim=-1)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Exact one-hot samples ``[*sample_shape, *batch, categories]`` without a gradient, whatever the estimator."""

@@ -10,7 +10,12 @@ from configs import config
 
 ROOT = Path(__file__).parents[1]
 FOLLOWED = [ROOT / "docs" / name for name in ("tutorial.md", "tutorial_task.md", "tutorial_data.md")]  # by tests
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "estimators" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 GIVEN = {
     "logits": torch.zeros(4, 3, 2, requires_grad=True),
     "log_odds": torch.zeros(4, 3, requires_grad=True),
