@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 
-.PHONY: gpu classes matrix demo test setup lint bench certificates noise paper clean
+.PHONY: demo test setup lint bench gpu certificates paper reference leaderboard entry noise classes matrix docs clean
 
 demo: setup ## train 24 runs on 8x8 digits, then print the table, figures and an interactive page into runs/demo/report
 	$(BIN)/python train.py -m +experiment=demo
@@ -43,14 +43,22 @@ certificates: setup ## measure bias and variance of every estimator; tables and 
 	$(BIN)/python -m training.documents.table docs/estimators.md $(CERTIFICATES)/certificates.json
 	$(BIN)/python -m analysis.papers.certificates $(CERTIFICATES)/certificates.json $(CERTIFICATES)
 
-paper: setup ## every table and figure of docs/results anew from the runs in runs/, and which runs are missing
-	$(BIN)/python -m training.paper
+RECORDS =
+
+paper: setup ## every table and figure of docs/results anew from the runs in runs/ (or RECORDS=FILE), and which runs are missing
+	$(BIN)/python -m training.paper $(if $(RECORDS),--records $(RECORDS))
+
+EXPERIMENTS = jang_table1 every_estimator
+BUDGET = medium
+MINUTES = 8
+
+reference: ## train what is missing of EXPERIMENTS at BUDGET within MINUTES, and pack the records; no set-up, no network
+	$(PYTHON) -m training.reference $(EXPERIMENTS) --budget $(BUDGET) --minutes $(MINUTES)
 
 leaderboard: setup ## docs/results/leaderboard.md anew from every committed reference.json and the certificates
 	$(BIN)/python -m analysis.papers.leaderboard
 
-EXPERIMENT ?= jang_table1
-BUDGET ?= medium
+EXPERIMENT = jang_table1
 
 entry: setup ## a row of the leaderboard: make entry ESTIMATOR=module:Class BY="A. Name" [EXPERIMENT= BUDGET= OPTIONS=]
 	$(BIN)/python -m training.entry "$(ESTIMATOR)" --by "$(BY)" --experiment "$(EXPERIMENT)" --budget "$(BUDGET)" $(OPTIONS)

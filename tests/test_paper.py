@@ -50,27 +50,27 @@ def test_every_committed_figure_is_one_that_can_be_made():
 def test_what_is_missing_is_said_and_what_is_there_is_drawn(monkeypatch, tmp_path):
     """``disarm`` is for bits: the sweep skips it, and it is not missing."""
     monkeypatch.setattr(paper, "RESULTS", tmp_path / "results")
-    monkeypatch.setenv("RUNS_DIR", str(tmp_path / "runs"))
+    runs = str(tmp_path / "runs")
     entry = {
         "train": f"{TRAIN} sweep=tiny",
         "draw": ["python -m analysis {runs} --output {out}"],
         "keep": ["table.md", "learning_curves.png"],
     }
-    said = paper.regenerate("tiny", entry)
+    said = paper.regenerate("tiny", entry, runs)
     assert said.startswith("left as it is: 2 of 2 runs are missing (") and entry["train"] in said
     assert not (tmp_path / "results").exists()
 
     assert call(monkeypatch, *entry["train"].split()[2:], "progress=false", f"runs_dir={tmp_path}/runs") is None
-    assert paper.regenerate("tiny", entry) == f"2 files written to {tmp_path}/results/tiny"
+    assert paper.regenerate("tiny", entry, runs) == f"2 files written to {tmp_path}/results/tiny"
     drawn = {file.name: file.read_bytes() for file in (tmp_path / "results/tiny").iterdir()}
     assert set(drawn) == set(entry["keep"]) and b"| rloo |" in drawn["table.md"]
-    paper.regenerate("tiny", entry)
+    paper.regenerate("tiny", entry, runs)
     assert {file.name: file.read_bytes() for file in (tmp_path / "results/tiny").iterdir()} == drawn
 
     with pytest.raises(UserError, match="has not written no_such.png"):
-        paper.regenerate("tiny", {**entry, "draw": ["python -m training.status {runs}"], "keep": ["no_such.png"]})
+        paper.regenerate("tiny", {**entry, "draw": ["python -m training.status {runs}"], "keep": ["no_such.png"]}, runs)
     shutil.rmtree(next((tmp_path / "runs" / "tiny").glob("nvil-*")))
-    assert paper.regenerate("tiny", entry).startswith("left as it is: 1 of 2 runs are missing (nvil-")
+    assert paper.regenerate("tiny", entry, runs).startswith("left as it is: 1 of 2 runs are missing (nvil-")
 
 
 def test_an_unknown_name_is_one_sentence():

@@ -3,7 +3,8 @@
 ``docs/results/paper.yaml`` has for each name the command (or commands, of one sweep) that train its runs, the commands
 that draw (in which ``{runs}`` is the sweep's directory and ``{out}`` an empty folder), the files to keep of what they
 write (``FILE``, or ``FILE: NEW NAME``), and their folder, if that is not the name. Nothing is trained here: where not
-all runs are over the files stay as they are, and the commands that make the runs are printed.
+all runs are over the files stay as they are, and the commands that make the runs are printed. ``--records ARCHIVE``
+reads records that ``python -m training.reference`` packed, mostly on another machine, instead of those in ``runs/``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from analysis.records import DamagedRecord
+from analysis.records import DamagedRecord, archive
 from training.config import validity
 from training.config.compose import runs_of_command
 from training.config.plan import RunPlan
@@ -33,7 +34,7 @@ RESULTS = ROOT / "docs" / "results"
 
 def unfinished(runs: Sequence[RunPlan]) -> list[RunPlan]:
     """Those without a result that can be trusted; of a race those that it asks for next."""
-    if rungs := rungs_of(runs):
+    if runs and (rungs := rungs_of(runs)):
         return rungs.missing()
 
     def is_over(run: RunPlan) -> bool:
@@ -45,15 +46,15 @@ def unfinished(runs: Sequence[RunPlan]) -> list[RunPlan]:
     return [run for run in runs if not is_over(run)]
 
 
-def regenerate(name: str, entry: dict[str, Any]) -> str:
-    """Draw one folder anew if its runs are there; returns what was done or what is missing, in a sentence.
+def regenerate(name: str, entry: dict[str, Any], runs_dir: str = "runs") -> str:
+    """Draw one folder anew if its runs are in ``runs_dir``; returns what was done or what is missing, in a sentence.
 
     Raises:
         UserError: if a drawing command fails or does not write a file that is to be kept.
     """
     runs_directory, commands = "", entry.get("train", [])
     if commands := [commands] if isinstance(commands, str) else commands:
-        where = f"runs_dir={os.environ.get('RUNS_DIR', 'runs')}"
+        where = shlex.quote(f"runs_dir={runs_dir}")
         asked = [run for command in commands for run in runs_of_command(f"{command} {where}")]
         runs = [run for run in asked if validity.reason_to_skip(run.config) is None]
         if missing := unfinished(runs):
@@ -92,11 +93,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     content: dict[str, Any] = yaml.safe_load((RESULTS / "paper.yaml").read_text(encoding="utf-8"))
     parser = argparse.ArgumentParser(prog="python -m training.paper", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(content)} (default: all)")
-    names = parser.parse_args(arguments).names or list(content)
+    parser.add_argument("--records", type=Path, metavar="ARCHIVE", help="of training.reference, instead of runs/")
+    options = parser.parse_args(arguments)
+    names = options.names or list(content)
     if unknown := [name for name in names if name not in content]:
         raise UserError(f"docs/results/paper.yaml has no {', '.join(unknown)}; it has {', '.join(content)}")
-    for name in names:
-        print(f"{name}: {regenerate(name, content[name])}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        runs_dir = os.environ.get("RUNS_DIR", "runs")
+        if options.records:
+            runs_dir = folder
+            try:
+                print(f"{archive.unpack(options.records, Path(folder))} runs in {options.records}", flush=True)
+            except (DamagedRecord, FileNotFoundError) as error:
+                raise UserError(str(error)) from None
+        for name in names:
+            print(f"{name}: {regenerate(name, content[name], runs_dir)}", flush=True)
 
 
 if __name__ == "__main__":

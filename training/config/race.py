@@ -57,21 +57,24 @@ class Stage(Generic[Run]):
     means: dict[int, dict[str, float]] = field(default_factory=dict)
 
 
-def stage(race: Race, runs: Mapping[str, Sequence[Run]], value: Callable[[Run, int], float | None]) -> Stage[Run]:
+def stage(
+    race: Race, runs: Mapping[str, Sequence[Run]], value: Callable[[Run, int], float | None], seeds: int | None = None
+) -> Stage[Run]:
     """Where the race is, as a pure function of what the runs measured.
 
     Args:
         race: its rungs.
         runs: of each setting of a cell, by seed.
         value: of a run at a step, on validation, higher is better; NaN if it diverged, ``None`` if it is not there yet.
+        seeds: how many of a setting's runs are asked for at the end; all by default.
     """
     found: Stage[Run] = Stage(0, list(runs))
-    for rung, share, seeds in race:
+    for rung, share, first in race:
         if len(found.left) < 2:
             break
-        values = {name: [value(run, rung) for run in runs[name][:seeds]] for name in found.left}
+        values = {name: [value(run, rung) for run in runs[name][:first]] for name in found.left}
         if any(each is None for own in values.values() for each in own):
-            found.step, found.asked = rung, [run for name in found.left for run in runs[name][:seeds]]
+            found.step, found.asked = rung, [run for name in found.left for run in runs[name][:first]]
             return found
         healthy = {
             name: [each for each in own if each is not None and math.isfinite(each)] for name, own in values.items()
@@ -82,7 +85,7 @@ def stage(race: Race, runs: Mapping[str, Sequence[Run]], value: Callable[[Run, i
         chosen = set(able[: number_kept(share, len(found.left))])
         found.out |= {name: rung for name in found.left if name not in chosen}
         found.left = [name for name in found.left if name in chosen]
-    found.asked = [run for name in found.left for run in runs[name]]
+    found.asked = [run for name in found.left for run in runs[name][:seeds]]
     return found
 
 

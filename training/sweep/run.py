@@ -52,15 +52,19 @@ def train_job(job: dict[str, Any], overrides: Sequence[str] = ()) -> None:
     _refuse_divergence(runs)
 
 
-def run_sweep(runs: Sequence[RunPlan]) -> None:
+def run_sweep(runs: Sequence[RunPlan], seeds: int | None = None) -> None:
     """Train what is left of a sweep and print a summary.
+
+    Args:
+        runs: of the sweep.
+        seeds: with how many seeds those go to the end that win a race; all by default.
 
     Raises:
         UserError: if a run failed, with the reasons; if no run came to its first evaluation.
         Stopped: if a signal asked for it.
     """
     options = runs[0].config
-    rungs = rungs_of([run for run in runs if validity.reason_to_skip(run.config) is None])
+    rungs = rungs_of(runs, seeds)
     done = _Done()
     if rungs:
         _race(rungs, runs, done)
@@ -96,8 +100,10 @@ def _race(rungs: Rungs, runs: Sequence[RunPlan], done: _Done) -> None:
     print("\n".join(lines_of(rungs.legs(), rungs.race.over)), flush=True)
     for run in runs:
         validity.check(run.config)
+    skipped = [run for run in runs if validity.reason_to_skip(run.config)]
     if options["dry_run"]:
-        return print("\n".join(estimate.of_race(rungs.trial(), options)), flush=True)
+        lines = [*make_plan([*rungs.missing(), *skipped]).lines(), *estimate.of_race(rungs.trial(), options)]
+        return print("\n".join(lines), flush=True)
     before: set[tuple[str, int]] = set()
     while True:
         lines = rungs.eliminate()
@@ -108,7 +114,7 @@ def _race(rungs: Rungs, runs: Sequence[RunPlan], done: _Done) -> None:
         if not asked or now == before:
             break
         before = now
-        plan = make_plan(asked, take_back=True)
+        plan, skipped = make_plan([*asked, *skipped], take_back=True), []
         print("\n".join(plan.lines()), flush=True)
         _carry_out(plan, done)
     if asked:

@@ -15,15 +15,19 @@ from collections.abc import Iterator, Sequence
 from analysis.records import METRICS, DamagedRecord
 from training.config.plan import RunPlan
 from training.config.race import Leg, Race, Stage, cells, legs, race_of, stage
+from training.config.validity import reason_to_skip
 
 Cell = dict[str, list[RunPlan]]
 
 
 class Rungs:
-    """The race of ``runs``, which are those of a sweep that make sense."""
+    """The race of ``runs``, which are those of a sweep that make sense.
 
-    def __init__(self, race: Race, runs: Sequence[RunPlan]) -> None:
-        self.race, self.cells = race, cells(race, runs)
+    The settings that are left in the end train with so many ``seeds``, by default all.
+    """
+
+    def __init__(self, race: Race, runs: Sequence[RunPlan], seeds: int | None = None) -> None:
+        self.race, self.cells, self.seeds = race, cells(race, runs), seeds
         self._said: set[str] = set()
 
     def missing(self) -> list[RunPlan]:
@@ -51,6 +55,18 @@ class Rungs:
         """Whether no cell has a setting left."""
         return not any(self._stage(cell).left for cell in self.cells)
 
+    def progress(self) -> list[tuple[str, int, int]]:
+        """Of each cell what it is, how many runs of those that are left are at their end, and how many are to be."""
+        found = []
+        for cell in self.cells:
+            where, last = self._stage(cell), self._legs(cell)[-1]
+            label = next(iter(cell.values()))[0].label
+            if where.step:
+                found.append((label, 0, last.settings * last.seeds))
+            else:
+                found.append((label, sum(run.is_over() for run in where.asked), len(where.asked)))
+        return found
+
     def legs(self) -> dict[tuple[Leg, ...], int]:
         """What the race asks for from rung to rung, and of how many cells."""
         return Counter(tuple(self._legs(cell)) for cell in self.cells)
@@ -72,7 +88,7 @@ class Rungs:
         return legs(self.race, len(cell), len(own), own[0].config["steps"])
 
     def _stage(self, cell: Cell) -> Stage[RunPlan]:
-        return stage(self.race, cell, _value)
+        return stage(self.race, cell, _value, self.seeds)
 
     def _lines(self, cell: Cell, where: Stage[RunPlan]) -> Iterator[str]:
         label = next(iter(cell.values()))[0].label
@@ -86,10 +102,14 @@ class Rungs:
                 yield f"{label}: step {rung}: {len(went)} of {len(means)} settings go on: {told}"
 
 
-def rungs_of(runs: Sequence[RunPlan]) -> Rungs | None:
-    """The race that a sweep's config asks for, or ``None``. Raises ``UserError`` for one that cannot be run."""
+def rungs_of(runs: Sequence[RunPlan], seeds: int | None = None) -> Rungs | None:
+    """The race that a sweep's config asks for, of those of its runs that make sense, or ``None``.
+
+    Raises:
+        UserError: for a race that cannot be run.
+    """
     race = race_of(runs[0].config)
-    return None if race is None else Rungs(race, runs)
+    return None if race is None else Rungs(race, [run for run in runs if not reason_to_skip(run.config)], seeds)
 
 
 def lines_of(legs_of_cells: dict[tuple[Leg, ...], int], over: Sequence[str]) -> list[str]:
