@@ -82,6 +82,13 @@ def largest(*dtypes: torch.dtype) -> float:
     return min(torch.finfo(dtype).max for dtype in dtypes) * 2.0**-40
 
 
+def baseline_of(owner: str, features: int | None, hidden: int, replicas: int | None) -> Baseline | None:
+    """A :class:`Baseline`, or ``None`` without ``features``. Raises ``ValueError`` for no hidden units."""
+    if hidden < 1:
+        raise ValueError(f"{owner}: hidden must be at least 1, not {hidden}; input_dependent=False drops the baseline")
+    return None if features is None else Baseline(owner, features, hidden, replicas)
+
+
 class Baseline(nn.Module):
     """``[..., examples, features] -> [..., examples]``: one hidden layer of tanh units, one network per replica.
 
@@ -94,15 +101,11 @@ class Baseline(nn.Module):
         replicas: if given, contexts are ``[..., replicas, examples, features]``.
 
     Raises:
-        ValueError: for no hidden units; when called, for a ``context`` that is missing or of another size.
+        ValueError: when called, for a ``context`` that is missing or of another size.
     """
 
     def __init__(self, owner: str, features: int, hidden: int, replicas: int | None) -> None:
         super().__init__()
-        if hidden < 1:
-            raise ValueError(
-                f"{owner}: hidden must be at least 1, not {hidden}; input_dependent=False drops the baseline"
-            )
         self.owner, self.features = owner, features
         stack = () if replicas is None else (replicas,)
         bound = (6 / (features + hidden)) ** 0.5

@@ -8,7 +8,7 @@ from torch import Tensor
 from estimators._autograd import with_term
 from estimators._control_variates import value_and_slope
 from estimators._running import MovingAverage, running_scale, update_moments
-from estimators.base import Estimator, Loss, Range
+from estimators.base import DECAY, Estimator, Loss, Range
 from estimators.categorical import Decay, Finite, log_probabilities, sample_with_log_prob
 
 CENTRE = Range("finite", hint="None is 1 / categories")
@@ -66,6 +66,7 @@ class DARN(Estimator):
         given = self._number("centre", 0.0 if centre is None else centre, CENTRE)
         self.centre = None if centre is None else given
         self.variance_normalisation = variance_normalisation
+        self._within("decay", decay, DECAY)  # without a use for it, too
         if variance_normalisation:
             self.decay = self._decay(decay)
             self.mean, self.square = MovingAverage("DARN", replicas), MovingAverage("DARN", replicas)

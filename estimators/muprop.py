@@ -7,7 +7,7 @@ from torch import Tensor
 
 from estimators._autograd import carried, score_term, with_term
 from estimators._control_variates import value_and_slope
-from estimators._running import Baseline, MovingAverage, running_scale, squarable, update_moments
+from estimators._running import MovingAverage, baseline_of, running_scale, squarable, update_moments
 from estimators.base import Estimator, Loss
 from estimators.categorical import Count, Decay, probabilities, sample_with_log_prob
 
@@ -79,9 +79,7 @@ class MuProp(Estimator):
         self.decay = self._decay(decay)
         self.average = MovingAverage("MuProp", replicas) if centring or variance_normalisation else None
         self.square = MovingAverage("MuProp", replicas) if variance_normalisation else None
-        self.baseline = None
-        if input_dependent and context_features is not None:
-            self.baseline = Baseline("MuProp", context_features, hidden, replicas)
+        self.baseline = baseline_of("MuProp", context_features if input_dependent else None, hidden, replicas)
 
     @property
     def unbiased(self) -> bool:  # type: ignore[override]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from estimators._running import Baseline, MovingAverage, running_scale, squarable, update_moments
+from estimators._running import MovingAverage, baseline_of, running_scale, squarable, update_moments
 from estimators.base import ScoreFunction
 from estimators.categorical import Count, Decay
 
@@ -74,9 +74,7 @@ class NVIL(ScoreFunction):
         # Moments of loss - B.
         self.mean = MovingAverage("NVIL", replicas)
         self.square = MovingAverage("NVIL", replicas)
-        self.baseline = None
-        if input_dependent and context_features is not None:
-            self.baseline = Baseline("NVIL", context_features, hidden, replicas)
+        self.baseline = baseline_of("NVIL", context_features if input_dependent else None, hidden, replicas)
 
     @property
     def unbiased(self) -> bool:  # type: ignore[override]

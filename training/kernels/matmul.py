@@ -66,9 +66,12 @@ def use_onednn() -> bool:
 
 
 def use_tf32(allowed: bool) -> None:
-    """Let float32 products on a GPU round their factors to 10 bits (TF32: faster, and other numbers), or forbid it."""
+    """Let float32 products and convolutions on a GPU round their factors to 10 bits (TF32: faster, and other numbers),
+    or forbid it. Convolutions are those that give the same numbers each time, as resumed runs need them."""
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high" if allowed else "highest")
+        torch.backends.cudnn.allow_tf32 = allowed
+        torch.backends.cudnn.deterministic = True
 
 
 def use_torch() -> None:
