@@ -3,20 +3,23 @@
 import sys
 from typing import Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
-
-from training.config import command, schema
-from training.config.compose import composing
+from training.config import manual
 from training.errors import explained
-from training.sweep.run import run_sweep, train_job
-
-schema.register()
 
 
 def main() -> None:
     """Compose with Hydra, then train: before a run's own folder there is none, and its errors are none of Hydra's."""
+    if manual.is_asked_for(sys.argv[1:]):
+        return print(manual.text(sys.argv[1:]))
+    import hydra  # what takes seconds to import is for those who train
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from training.config import command, schema
+    from training.config.compose import composing
+    from training.sweep.run import run_sweep, train_job
+
+    schema.register()
     jobs: list[Any] = []
     sweeps: list[Any] = []
 

@@ -17,7 +17,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     A run's config has every option that there was. What it lacks was added later, and the run went as the default of
     that option goes. Of a class that is not of this library no defaults are known, and nothing is added to its options.
     """
-    known = _defaults()
+    known = defaults()
     full = {**known["config"], **config}
     for group, options in full.items():
         if isinstance(options, dict):
@@ -30,6 +30,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _defaults() -> dict[str, Any]:
+def defaults() -> dict[str, Any]:
+    """``{"config": {field: default}, "classes": {_target_: ...}, "names": {group: {name: _target_ or ...}}}``."""
     content: dict[str, Any] = json.loads(FILE.read_bytes())
     return content

@@ -136,6 +136,8 @@ class Estimator(nn.Module, ABC):
     - ``binary_only``: whether it works for two categories only;
     - ``rescales``: whether the gradient with respect to ``logits`` comes out divided by a scale, so that other terms on
       the same logits (an analytic KL) would be out of proportion beside it and belong into ``loss``;
+    - ``tempered``: the argument of the constructor, and attribute, that is a temperature, over which certificates
+      measure the bias, or ``None``; ``inverse_temperature``: whether it is one over a temperature, a sharpness;
     - ``relaxed``: whether the value is the loss of relaxed samples: no estimate of E_q[loss(z)], and no bound if the
       loss is a negative ELBO.
 
@@ -150,6 +152,8 @@ class Estimator(nn.Module, ABC):
     binary_only: bool = False
     rescales: bool = False
     relaxed: bool = False
+    tempered: str | None = None
+    inverse_temperature: bool = False
     objective: str = "mean"
     nests: bool = True
     stochastic: bool = True

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
-import inspect
 import io
 import json
 import math
@@ -278,14 +277,18 @@ def _microseconds(estimator: Estimator, logits: Tensor, loss: Loss, seconds: flo
 
 
 def _at_temperatures(subject: Subject, plan: Plan) -> Iterator[tuple[float | None, Callable[[int], Estimator]]]:
-    """The estimator at each temperature that it accepts (``beta`` is an inverse one), or once if it has none."""
-    names = inspect.signature(type(subject.make(2)).__init__).parameters
-    option = next((name for name in ("temperature", "backward_temperature", "beta") if name in names), None)
-    if option is None:
+    """The estimator with its default arguments, and at each temperature that it accepts, if its class declares one."""
+    default = subject.make(2)
+    if default.tempered is None:
         yield None, subject.make
         return
-    for temperature in plan.temperatures:
-        options = {option: 1 / temperature if option == "beta" else temperature}
+
+    def turned(value: float) -> float:
+        return 1 / value if default.inverse_temperature else value
+
+    own = turned(float(getattr(default, default.tempered)))
+    for temperature in sorted({own, *plan.temperatures}):
+        options = {} if temperature == own else {default.tempered: turned(temperature)}
         try:
             subject.make(2, **options)
         except ValueError:

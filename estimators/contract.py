@@ -8,6 +8,7 @@ probability at most ``false_alarm``.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -117,6 +118,9 @@ def _declarations(estimator: Estimator) -> Iterator[str]:
     }.items():
         if not isinstance(getattr(estimator, attribute, ...), kinds):
             yield f"declares no `{attribute}` of type {kinds}; tests and tables read it from the class"
+    name = estimator.tempered
+    if name is not None and not (name in inspect.signature(type(estimator)).parameters and hasattr(estimator, name)):
+        yield f"declares tempered = {name!r}, which is not an argument of its constructor and an attribute of that name"
 
 
 def _logits(checked: _Checked, categories: int, stream: int = 0) -> Tensor:

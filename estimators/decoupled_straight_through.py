@@ -34,6 +34,8 @@ class DecoupledStraightThrough(Pathwise):
     arXiv 2410.13331 v2 (v1 has the Gumbel-Softmax form).
     """
 
+    tempered = "backward_temperature"
+
     def __init__(self, forward_temperature: Positive = 1.0, backward_temperature: Positive = 1.0) -> None:
         super().__init__()
         self.forward_temperature = self._positive("forward_temperature", forward_temperature)

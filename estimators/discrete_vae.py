@@ -28,6 +28,8 @@ class _Smoothing(Pathwise):
     family = "relaxation"
     binary_only = True
     relaxed = True
+    tempered = "beta"
+    inverse_temperature = True
 
     def __init__(self, beta: Number) -> None:
         super().__init__()

@@ -48,6 +48,8 @@ class GappedStraightThrough(Pathwise):
     1e-5; where p_z rounds to 1 the gradient is 0.
     """
 
+    tempered = "temperature"
+
     def __init__(
         self, temperature: Positive = 1.0, gap: Annotated[Number | Literal["p"], ("range", "(0, inf)")] = 1.0
     ) -> None:

@@ -51,6 +51,8 @@ class GumbelRao(Pathwise):
     K = 2 draws one conditional logistic variable.
     """
 
+    tempered = "temperature"
+
     def __init__(self, temperature: Positive = 1.0, num_inner: Count = 10) -> None:
         super().__init__()
         if num_inner < 1:

@@ -39,6 +39,7 @@ class GumbelSoftmax(Pathwise):
     """
 
     family = "relaxation"
+    tempered = "temperature"
 
     def __init__(self, temperature: Positive = 1.0, hard: bool = False) -> None:
         super().__init__()

@@ -38,6 +38,8 @@ class ReinMax(Pathwise):
     ICML 2023 (ZGR). Differences from the authors' package: none in the gradient; it also returns p.
     """
 
+    tempered = "temperature"
+
     def __init__(self, temperature: Annotated[Number, ("range", "[1, inf)")] = 1.0) -> None:
         super().__init__()
         self.temperature = self._number("temperature", temperature, FROM_ONE)

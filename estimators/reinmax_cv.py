@@ -54,6 +54,7 @@ class ReinMaxCV(Pathwise):
     """
 
     exact_for = 2
+    tempered = "temperature"
 
     def __init__(
         self,

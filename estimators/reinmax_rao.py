@@ -50,6 +50,8 @@ class ReinMaxRao(Pathwise):
     logarithm and takes exponentials of the logits, here everything is in log space and K = 2 draws one variable.
     """
 
+    tempered = "temperature"
+
     def __init__(self, temperature: Positive = 1.0, num_inner: Count = 10) -> None:
         super().__init__()
         if num_inner < 1:

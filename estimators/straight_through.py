@@ -30,6 +30,8 @@ class StraightThrough(Pathwise):
     identity variant (Jacobian replaced by 1) is a different estimator.
     """
 
+    tempered = "temperature"
+
     def __init__(self, temperature: Positive = 1.0) -> None:
         super().__init__()
         self.temperature = self._positive("temperature", temperature)

@@ -3,6 +3,7 @@
 Statistical tolerances are 6 standard errors, or 0.003 of a variance with its own standard error of about 0.0005.
 """
 
+import inspect
 import itertools
 import json
 import math
@@ -262,6 +263,44 @@ def test_figures_are_reproducible_and_a_wrong_sign_is_no_scale():
 
     result = check.certify(check.Subject("Flipped", lambda k: Flipped()), plan)
     assert all(row["relative_bias"] > 1 and row["cosine"] < -0.8 for row in result["bias"])
+
+
+class Sharp(GumbelSoftmax):
+    """Soft samples at the temperature 1 / ``sharpness``; its ``beta`` is a weight, and none."""
+
+    tempered = "sharpness"
+    inverse_temperature = True
+
+    def __init__(self, sharpness: float = 3.0, beta: float = 0.1) -> None:
+        super().__init__(1 / sharpness)
+        self.sharpness, self.beta = sharpness, beta
+
+
+def test_a_temperature_is_what_the_class_declares_and_the_default_is_measured_with_the_others():
+    plan = check.Plan(500, (0.5, 2.0), 1e-6, warm_up=1, seconds=0.0)
+
+    def at(method, plan=plan):
+        (subject, *_) = check.examples(method)
+        return [(temperature, make(2)) for temperature, make in check._at_temperatures(subject, plan)]
+
+    assert [(t, made.sharpness, made.beta) for t, made in at(Sharp)] == [
+        *((1 / 3.0, 3.0, 0.1), (0.5, 2.0, 0.1), (2.0, 0.5, 0.1))
+    ]
+    undeclared = type("Undeclared", (Sharp,), {"tempered": None})
+    ((temperature, made),) = at(undeclared)
+    assert temperature is None and made.sharpness == 3.0
+    assert [t for t, _ in at(estimators.OverlappingExponential)] == [1 / 8.0, 0.5, 2.0]
+    assert [t for t, _ in at(estimators.ReinMax)] == [1.0, 2.0]  # which refuses what is below 1
+    wrong = type("Wrong", (Sharp,), {"tempered": "temperature", "__init__": lambda self: Sharp.__init__(self)})
+    with pytest.raises(estimators.ContractError, match="declares tempered = 'temperature', which is not an argument"):
+        estimators.check_estimator(wrong(), draws=500)
+
+
+def test_biased_methods_with_a_temperature_declare_it():
+    for method in estimators.METHODS:
+        arguments = set(inspect.signature(method).parameters)
+        if not method.unbiased and arguments & {"temperature", "backward_temperature", "beta"}:
+            assert method.tempered in arguments, method
 
 
 def test_every_method_and_every_option_has_a_name():

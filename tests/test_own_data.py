@@ -38,7 +38,7 @@ OWN = ["++data._target_=stripes.load", "data.name=stripes", "estimator=rloo", "t
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tutorial_data")
-    PAGE.write_files(folder, "python")
+    PAGE.write_files(folder)
     return folder
 
 

@@ -17,7 +17,7 @@ PAGE = Tutorial("tutorial.md")
 def folder(tmp_path_factory):
     """With the two files that the tutorial writes, where it says so."""
     folder = tmp_path_factory.mktemp("tutorial")
-    PAGE.write_files(folder, "python", "yaml")
+    PAGE.write_files(folder)
     return folder
 
 

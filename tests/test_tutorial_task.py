@@ -18,7 +18,7 @@ PAGE = Tutorial("tutorial_task.md")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tutorial_task")
-    PAGE.write_files(folder, "python")
+    PAGE.write_files(folder)
     return folder
 
 

@@ -17,12 +17,11 @@ class Tutorial:
     def blocks(self, language):
         return re.findall(rf"^```{language}\n(.*?)^```", self.text, re.M | re.S)
 
-    def write_files(self, folder, *languages):
-        """The files that the page says to put somewhere, with its blocks of ``languages``."""
-        names = re.findall(r"^Put this into `(.*?)`.*:$", self.text, re.M)
-        contents = [block for language in languages for block in self.blocks(language)]
-        assert len(names) == len(contents) > 0
-        for name, content in zip(names, contents, strict=True):
+    def write_files(self, folder):
+        """The files that the page says to put somewhere: each with the block that follows."""
+        found = re.findall(r"^Put this into `([^`\n]*)`[^\n]*:\n\n```\w+\n(.*?)^```", self.text, re.M | re.S)
+        assert len(found) == self.text.count("\nPut this into ") > 0
+        for name, content in found:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(content)
 

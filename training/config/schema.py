@@ -69,7 +69,13 @@ def number(default: float, interval: str, role: str = "") -> Any:
 
 @dataclass
 class Data:
-    """Which images, where they are, and how they become bits."""
+    """Which images, where they are, and how they become bits.
+
+    ``root``: the folder in which they are looked for (``DATA_DIR`` of the environment, else ``data``).
+    ``binarization``: ``dynamic`` (drawn anew each time), ``static`` (drawn once), ``threshold`` (at 1/2) or ``none``
+    (grey). ``download``: what is not there. ``train_evaluated``: so many training images are evaluated at the end, at
+    most.
+    """
 
     name: str = MISSING
     root: str = option("data", "places")
@@ -80,7 +86,12 @@ class Data:
 
 @dataclass
 class Adam:
-    """Adam (Kingma, Ba, arXiv 1412.6980)."""
+    """Adam (Kingma, Ba, arXiv 1412.6980).
+
+    ``lr``: the learning rate, > 0. ``beta1``: decay of the mean of the gradient, in [0, 1). ``beta2``: decay of the
+    mean of its square, in [0, 1). ``eps``: added to the root of that mean, >= 0. ``weight_decay``: times the
+    parameters, added to the gradient, >= 0.
+    """
 
     name: str = "adam"
     lr: float = number(3e-4, "(0, inf)")
@@ -92,7 +103,11 @@ class Adam:
 
 @dataclass
 class SGD:
-    """Stochastic gradient descent with momentum."""
+    """Stochastic gradient descent with momentum.
+
+    ``lr``: the learning rate, > 0. ``momentum``: the share of the last step that is added, in [0, 1). ``weight_decay``:
+    times the parameters, added to the gradient, >= 0.
+    """
 
     name: str = "sgd"
     lr: float = number(1e-3, "(0, inf)")
@@ -111,8 +126,9 @@ class Constant:
 class Exponential:
     """temperature(t) = max(minimum, temperature * exp(-rate * t)), refreshed every ``every`` steps.
 
-    ``only``: the estimators that are annealed, by name or as ``NAME on TASK``, for sweeps in which others keep their
-    temperature or have none; empty: the one that is trained, whichever it is.
+    ``rate``: of the decay, per step, >= 0. ``minimum``: the temperature at which it ends, > 0. ``every``: so many steps
+    the temperature stays as it is. ``only``: the estimators that are annealed, by name or as ``NAME on TASK``, for
+    sweeps in which others keep their temperature or have none; empty: the one that is trained, whichever it is.
     """
 
     name: str = "exponential"
@@ -135,9 +151,9 @@ class Basket:
 
     ``estimators``: by name, ``estimator`` nodes. ``points``: at so many steps, from 1 to the last, log spaced.
     ``draws``: gradients per estimator and point. ``examples``: in the minibatch. ``warm_up``: steps at each point in
-    which learned parts are trained. ``reference``: the unbiased estimator whose mean of ``reference_draws`` gradients
-    stands in for the exact one where there are more than ``max_states`` joint states. ``rounds``: in which the time is
-    taken.
+    which learned parts are trained. ``reference``: the unbiased estimator whose mean stands in for the exact gradient
+    where that cannot be enumerated. ``reference_draws``: gradients in that mean. ``max_states``: joint states that are
+    enumerated at most. ``rounds``: in which the time is taken.
     """
 
     name: str = "default"
@@ -161,7 +177,10 @@ class NoLogger:
 
 @dataclass
 class Wandb:
-    """One Weights & Biases run per run, grouped by sweep; the local files stay the truth."""
+    """One Weights & Biases run per run, grouped by sweep; the local files stay the truth.
+
+    ``mode``: ``offline`` (files to be synced) or ``online``. ``project``: its name there. ``entity``: the user or team.
+    """
 
     name: str = "wandb"
     mode: str = "offline"
@@ -180,9 +199,10 @@ class NoCluster:
 class Slurm:
     """Each pack is a job of SLURM, submitted through submitit.
 
-    ``timeout_min``: minutes until a job must make room; it goes on later, at most ``max_timeouts`` times. ``mem_gb``: 0
-    leaves it to the partition. ``gpus``: 1 or 0. ``parallelism``: jobs at once (of an array of 1000); 0: no limit.
-    ``setup``: shell lines that run before Python. Empty words leave the choice to the cluster.
+    ``timeout_min``: minutes until a job must make room, and goes on later. ``max_timeouts``: so often at most.
+    ``mem_gb``: 0 leaves it to the partition. ``cpus``: of a job. ``gpus``: 1 or 0. ``parallelism``: jobs at once (of an
+    array of 1000); 0: no limit. ``setup``: shell lines that run before Python. ``partition``, ``account``, ``qos``,
+    ``constraint``: SLURM's; empty words leave the choice to the cluster.
     """
 
     name: str = "slurm"
@@ -227,10 +247,29 @@ class Halving:
 class Config:
     """One run (or ``replicas`` runs with the seeds ``seed .. seed + replicas - 1``).
 
-    ``compile``: the step by ``torch.compile``, or not; ``auto``: on a GPU, if it saves more time than it takes.
-    ``source``: whose published numbers stand beside the run's, a key of ``analysis/papers/published.json``; empty:
-    nobody's. ``tune``, ``compare``: options, or groups of them, of which the analysis chooses a value on validation, or
-    shows each in a row, whatever it does by default (:mod:`analysis.statistics.settings`).
+    ``estimator``: whose gradient trains the encoder. ``task``: the model and its objective. ``data``: the images.
+    ``optimizer``: of all parameters. ``schedule``: of the estimator's temperature. ``basket``: gradients of other
+    estimators that are measured along the run. ``logger``: beside the local files. ``cluster``: where packs train.
+
+    ``seed``: of the run, from which all that is random in it comes. ``replicas``: so many runs, with the seeds from
+    ``seed`` on. ``steps``: gradient steps; more of them later go on from the checkpoint. ``batch_size``: images per
+    step. ``evaluate_every``: steps between rows of metrics. ``evaluate_samples``: samples of the bound in such a row.
+    ``train_samples``: samples of the final bound on training images; 0: none. ``valid_samples``: on validation images.
+    ``test_samples``: on test images.
+
+    ``checkpoint_seconds``: between checkpoints. ``runs_dir``: the folder of all sweeps. ``sweep``: the folder of this
+    one in it. ``budget``: a smaller form of an experiment that it has a name for, such as ``small``. ``source``: whose
+    published numbers stand beside the run's, a key of ``analysis/papers/published.json``; empty: nobody's. ``tune``:
+    options, or groups of them, of which the analysis chooses a value on validation, whatever it does by default
+    (:mod:`analysis.statistics.settings`). ``compare``: those of which it shows each value in a row.
+
+    ``device``: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``. ``threads``: of a process on the CPU. ``allow_tf32``: matrix
+    products of ten bits on a GPU. ``compile``: the step by ``torch.compile``, ``true`` or ``false``; ``auto``: on a
+    GPU, if it saves more time than it takes. ``progress``: shown on the screen. ``workers``: processes of a sweep; 0:
+    one for each GPU, or for each core. ``pack_size``: most runs that train together; 0: as many as memory allows.
+    ``retries``: so often a pack whose process died is tried again. ``retry``: only runs that are ``failed`` or
+    ``diverged``, or that other code of the user's began (``changed``); empty: all that is unfinished. ``dry_run``: show
+    the plan and an estimate, and train nothing.
     """
 
     estimator: Any = option(MISSING, "trains")
