@@ -21,7 +21,7 @@ from analysis.records.files import write_atomically
 from analysis.statistics.summary import ProtocolsDiffer
 
 PAGE = Path(__file__).with_name("page")
-SCRIPTS = ("elements.js", "rows.js", "curves.js", "tables.js", "gumbel.js", "main.js")
+SCRIPTS = ("elements.js", "view.js", "rows.js", "curves.js", "tables.js", "tabs.js", "gumbel.js", "main.js")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

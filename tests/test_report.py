@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import combinations
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -14,6 +15,7 @@ from fake_runs import make_config, write_run
 
 from analysis import report
 from analysis.figures.style import LOOKS
+from analysis.page import colors
 from analysis.page.curves import POINTS
 from analysis.page.data import page_data
 from analysis.records import load
@@ -124,14 +126,20 @@ def test_no_text_ends_a_script_and_all_of_it_arrives(tmp_path):
     assert page.count("<script") == page.count("</script>") == 4
 
 
-def test_looks_are_told_apart_as_in_the_figures(tmp_path):
+def test_every_method_has_its_own_colour_and_line(tmp_path):
     for estimator in LOOKS:
         write_run(tmp_path, make_config(estimator), steps=1)
     looks = page_data(load(tmp_path), tmp_path)["looks"]
     assert list(looks) == list(LOOKS)
-    assert all(looks[name]["color"] == LOOKS[name].color for name in LOOKS)
-    for keys in (("color", "symbol", "size"), ("symbol", "size", "dash")):
-        assert len({tuple(look[key] for key in keys) for look in looks.values()}) == len(LOOKS)
+    for theme, background in (("light", colors.LIGHT), ("dark", colors.DARK)):
+        shown = [look["colors"][theme] for look in looks.values()]
+        assert min(colors.distance(one, two) for one, two in combinations(shown, 2)) > 8  # 2.3 is just seen
+        assert all(colors.contrast(color, background) > 2 for color in shown)
+        alone = page_data(load(tmp_path)[lambda frame: frame["estimator"] == "rloo"], tmp_path)["looks"]["rloo"]
+        assert alone == looks["rloo"]  # the same on every page
+    firsts = {look.color: name for name, look in reversed(LOOKS.items())}
+    assert all(looks[name]["colors"]["light"] == color for color, name in firsts.items())
+    assert len({tuple(look[key] for key in ("symbol", "size", "dash")) for look in looks.values()}) == len(LOOKS)
 
 
 def test_the_noise_is_the_librarys_own():

@@ -15,10 +15,14 @@ from fake_runs import make_config, write_run
 from scipy.stats import chisquare
 
 from analysis import report
+from analysis.page.colors import DARK, LIGHT, contrast
 from analysis.records import load
+from analysis.statistics.comparisons import pairs
 from analysis.statistics.intervals import student_half_width
-from analysis.statistics.summary import curve, summarise
+from analysis.statistics.summary import curve, final_rows, select, summarise
+from analysis.tables import comparisons
 from analysis.tables import summary as tables
+from analysis.tables.table import PLAIN
 from estimators import GumbelSoftmax
 from estimators.noise import noise_source
 
@@ -35,7 +39,7 @@ def sweep(tmp_path_factory):
     """Two tasks; estimators with learning rates, one with temperatures; a diverged run and a failed one."""
     sweep = tmp_path_factory.mktemp("runs") / "sweep"
 
-    def train(estimator, task, bound, **settings):
+    def train(estimator, task, bound, images=False, **settings):
         for seed in range(3):
             config = make_config(estimator, task, seed=seed, **settings)
             value = bound - 0.7 * seed**2
@@ -43,7 +47,7 @@ def sweep(tmp_path_factory):
             def row(step, value=value, seed=seed):
                 return {"valid_elbo": value - 3000 / (step + 20), "gradient_variance": 1e-3 * (1 + seed) / step}
 
-            write_run(sweep, config, valid=value, test=value - 1, steps=10, row=row)
+            write_run(sweep, config, valid=value, test=value - 1, steps=10, row=row, images=images)
 
     for lr in (0.001, 0.01):
         for temperature in (0.5, 1.0):
@@ -51,7 +55,7 @@ def sweep(tmp_path_factory):
             train("gumbel_softmax", "vae_bernoulli", bound, optimizer__lr=lr, estimator__temperature=temperature)
         train("nvil", "vae_bernoulli", -110 + 100 * lr, optimizer__lr=lr)
     train("st_gumbel_softmax", "vae_bernoulli", -104.0)
-    train("nvil", "vae_categorical", -9.5)
+    train("nvil", "vae_categorical", -9.5, images=True)
     train("rloo", "vae_categorical", -100.2)
     write_run(sweep, make_config("nvil", seed=8), status="diverged")
     failed = write_run(sweep, make_config("rloo", seed=9), status="failed")
@@ -68,15 +72,15 @@ def browser():
         browser.close()
 
 
-def opened(browser, sweep, width=1280):
-    context = browser.new_context(viewport={"width": width, "height": 900}, offline=True)
+def opened(browser, sweep, width=1280, height=900, hash=""):
+    context = browser.new_context(viewport={"width": width, "height": height}, offline=True)
     context.set_default_timeout(120_000)
     page = context.new_page()
     page.said, page.asked = [], []
     page.on("console", lambda message: page.said.append(message.text))
     page.on("pageerror", lambda error: page.said.append(str(error)))
     page.on("request", lambda request: page.asked.append(request.url))
-    page.goto((sweep / "report" / "report.html").as_uri())
+    page.goto((sweep / "report" / "report.html").as_uri() + hash)
     page.wait_for_selector("body[data-ready]")
     return page
 
@@ -188,8 +192,19 @@ def test_axes_metrics_and_single_runs(page, sweep):
     assert page.evaluate("byId('plot').layout.yaxis.type") == "log"
     page.get_by_label("each seed").check()
     assert page.evaluate("byId('plot').data.filter(trace => trace.meta.kind === 'run').length") == 9
-    color = page.evaluate("byId('plot').data.find(trace => trace.meta.estimator === 'nvil').fillcolor")
-    assert color == "#D55E00"
+    page.get_by_label("log scale").uncheck()
+    assert page.evaluate("byId('plot').layout.yaxis.type") == "linear"
+    texts = page.evaluate("byId('plot').data.find(trace => trace.meta.kind === 'mean').customdata")
+    assert all(re.fullmatch(r"\S+ \[\S+, \S+\], 3 seeds", text) for text in texts)
+    page.get_by_label("curve", exact=True).select_option("valid_elbo")
+    assert page.evaluate("byId('plot').layout.yaxis.type") == "linear"
+    page.get_by_label("log scale").check()
+    assert page.evaluate("byId('plot').layout.yaxis.type") == "log"
+    texts = page.evaluate("byId('plot').data.filter(trace => trace.meta.kind === 'mean').flatMap(t => t.customdata)")
+    decimals = {
+        len(number.partition(".")[2]) for text in texts for number in re.findall(r"-?[\d.]+(?=[ ,\]])", text)[:3]
+    }
+    assert decimals == {2}  # as in the table
 
 
 def test_lost_runs_protocols_and_links(page, sweep):
@@ -213,6 +228,111 @@ def test_lost_runs_protocols_and_links(page, sweep):
     assert page.locator("#results .details a").count() == 3
     page.keyboard.press("Enter")
     assert page.locator("#results .details").count() == 0
+
+
+def test_no_button_and_no_link_leads_off_the_machine(page, sweep):
+    page.locator("#plot").hover()
+    titles = page.locator(".modebar-btn").evaluate_all("all => all.map(each => each.getAttribute('data-title'))")
+    assert titles == ["Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"]
+    page.get_by_label("status").select_option("all")
+    for button in page.locator("#results .expand").all():
+        button.click()
+    texts = set(page.locator("button").all_inner_texts())
+    sections = {"Pairs", "All tasks", "Samples and reconstructions", "Gradient variance", "all", "none", "Re-sample"}
+    heads = {"estimator", "nats", "seeds", "not finished", "published", "difference", "setting"}
+    assert texts - {"", "more", "less"} == sections | heads | {"run", "seed", "status", "step", "reason"}
+    places = "all => all.flatMap(each => ['href', 'src', 'action', 'xlink:href'].map(name => each.getAttribute(name)))"
+    links = {place for place in page.locator("body *, link").evaluate_all(places) if place}
+    runs = {link for link in links if not link.startswith(("#", "data:"))}
+    assert len(runs) == 23 and all((sweep / "report" / link).is_dir() for link in runs)
+    ours = re.sub(r"<script>/\*\*.*?</script>", "", (sweep / "report" / "report.html").read_text(), flags=re.S)
+    assert set(re.findall(r"https?:[^\"'`]*", ours)) == {"http://www.w3.org/2000/svg"}
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_the_plot_stands_above_the_fold_and_a_cut_table_says_so(browser, sweep, width, height):
+    page = opened(browser, sweep, width, height)
+    box = page.locator("#plot").bounding_box()
+    assert box["y"] + box["height"] < height and box["height"] >= 300
+    assert page.locator("#legend").is_visible() == (width < 1000)  # where the list of estimators is closed
+    results = page.locator("#results")
+    is_cut = results.evaluate("box => box.scrollWidth > box.clientWidth + 1")
+    assert results.get_attribute("data-more") == ("right" if is_cut else "") and is_cut == (width < 1000)
+    results.evaluate("box => { box.scrollLeft = box.scrollWidth; }")
+    page.wait_for_function("byId('results').dataset.more === ''")
+    assert page.said == []
+    page.context.close()
+
+
+def test_every_line_of_a_plot_is_its_own(page):
+    page.get_by_label("every one").check()
+    look = "all => all.filter(t => t.meta.kind === 'mean').map(t => [t.line.color, t.line.dash, t.meta.estimator])"
+    lines = page.evaluate(f"({look})(byId('plot').data)")
+    assert len(lines) == len({(color, dash) for color, dash, _ in lines}) == 7
+    assert page.locator("#legend li").count() == 8  # RLOO has a setting and no curve
+    legend, table = (
+        page.locator(f"{place} svg line").evaluate_all(
+            "all => all.map(line => line.getAttribute('stroke') + line.getAttribute('stroke-dasharray'))"
+        )
+        for place in ("#legend", "#results")
+    )
+    assert legend == table and len(set(legend)) == 8
+    assert "Gumbel-Softmax, temperature 1, learning rate 0.001" in page.locator("#legend").inner_text()
+
+
+def test_a_link_keeps_what_is_chosen(browser, page, sweep):
+    page.get_by_label("learning rate").select_option("0.01")
+    page.get_by_label("every one").check()
+    page.get_by_role("checkbox", name="NVIL", exact=True).uncheck()
+    page.get_by_label("seconds of training").check()
+    page.get_by_label("log scale").check()
+    page.get_by_role("tab", name="All tasks").click()
+    link = page.locator("#link").get_attribute("href")
+    assert page.url.endswith(link)
+    other = opened(browser, sweep, hash=link)
+    assert drawn(other) == drawn(page) and len(drawn(other)) == 2
+    assert other.get_by_label("learning rate").input_value() == "0.01"
+    assert other.get_by_label("log scale").is_checked() and other.get_by_role("radio", name="seconds").is_checked()
+    assert other.get_by_role("tab", name="All tasks").get_attribute("aria-selected") == "true"
+    other.get_by_role("link", name="Runs").click()
+    assert other.url.endswith(link)
+    other.context.close()
+    wrong = opened(browser, sweep, hash="#metric=nothing&x=y&task=1&hide=nobody&tab=constructor&where.seed=3")
+    assert len(drawn(wrong)) == 3 and wrong.said == []
+    wrong.context.close()
+
+
+def test_tabs_and_how_to_train_it_again(page, sweep):
+    panel = page.locator("#panel")
+    compared = pairs(select(final_rows(load(sweep))))
+    for (_, data), expected in comparisons.best_against_the_others(compared).items():
+        assert data == "binarized_mnist"
+        page.get_by_label("task", exact=True).select_option(label=f"{expected.title}")
+        assert panel.locator("td").all_inner_texts() == [cell for row in expected.cells(PLAIN)[1:] for cell in row]
+    page.get_by_role("tab", name="Pairs").press("ArrowRight")
+    assert "each scaled to 0 for the lowest mean" in panel.inner_text()
+    page.get_by_role("tab", name="Gradient variance").click()
+    assert panel.inner_text().startswith("No gradients were measured")
+    page.get_by_role("tab", name="Samples and reconstructions").click()
+    assert panel.locator("h3").all_inner_texts() == ["NVIL"] and panel.locator("img").count() == 3
+    sizes = panel.locator("img").evaluate_all("all => all.map(image => [image.naturalWidth, image.naturalHeight])")
+    assert sizes == [[8 * 15 - 1, 14]] * 3
+    again = page.locator("#reproduce").inner_text()
+    assert again.count("not recorded") == 2 and re.search(r"Estimators: .*nvil.*rloo", again)
+
+
+def test_it_is_dark_when_the_system_is_and_when_asked(page):
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(background)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+    dark = page.evaluate(background)
+    assert [light, dark] == ["rgb(255, 255, 255)", "rgb(22, 25, 29)"]
+    assert page.evaluate("byId('plot').layout.paper_bgcolor") == DARK
+    shown = page.evaluate("byId('plot').data.filter(t => t.meta.kind === 'mean').map(t => t.line.color)")
+    assert all(contrast(color, DARK) >= 4 for color in shown)
+    page.get_by_label("theme").select_option("light")
+    assert page.evaluate(background) == light and page.evaluate("byId('plot').layout.paper_bgcolor") == LIGHT
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -244,6 +364,10 @@ def test_a_sweep_of_one_run(browser, tmp_path, status):
     kinds = page.evaluate("byId('plot').data.map(trace => trace.meta.kind)")
     assert kinds == {"failed": [], "running": ["run"], "finished": ["mean"]}[status]
     assert column(page, 2) == (["-"] if status != "finished" else ["105.00"])
+    page.get_by_label("status").select_option("lost")
+    said = page.locator("#run-table").inner_text()
+    assert (said == "All 1 runs finished: none failed, diverged or is under way.") == (status == "finished")
+    assert page.locator("#panel").inner_text().startswith("No pair to compare")
     assert page.said == []
     page.context.close()
 
@@ -333,4 +457,8 @@ def test_three_hundred_runs(browser, tmp_path, monkeypatch):
     assert len(drawn(page)) == 5
     page.get_by_label("every one").check()
     assert len(drawn(page)) == 30
+    page.get_by_label("status").select_option("all")
+    assert len(column(page, 1, "run-table")) == 200
+    page.get_by_role("button", name="show all 300").click()
+    assert len(column(page, 1, "run-table")) == 300
     context.close()

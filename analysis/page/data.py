@@ -17,7 +17,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.command import reason
+from analysis.figures.curves import chosen
 from analysis.figures.style import SOLID, Look, families_of, look, looks
+from analysis.page import parts
+from analysis.page.colors import DARK, LIGHT, shades
 from analysis.page.curves import AXES, Curves, curve_columns, metrics_of
 from analysis.records import STATUSES, RunRecord
 from analysis.statistics.settings import Uses, as_text, uses_of, varying
@@ -26,6 +29,8 @@ from analysis.tables import summary as tables
 from analysis.tables.table import PLAIN
 
 NAMES = {"optimizer.lr": "learning rate", "estimator.temperature": "temperature"}
+DIGITS = {"value": 6, "elbo": 2, "bound": 2}
+"""Decimals of a metric, as the table has them; other ones have three digits in all."""
 SYMBOLS = {
     **{".": "circle", "o": "circle", "s": "square", "D": "diamond", "d": "diamond-tall", "*": "star"},
     **{"^": "triangle-up", "v": "triangle-down", "<": "triangle-left", ">": "triangle-right"},
@@ -41,16 +46,22 @@ def page_data(frame: pd.DataFrame, folder: Path) -> dict[str, Any]:
     summary = summarise(frame)
     runs = ranked(final_rows(frame))
     uses = uses_of(frame)
+    found = looks(runs["label"], families_of(runs, "label"))
+    colors = {theme: shades(found, background) for theme, background in (("light", LIGHT), ("dark", DARK))}
     filters = {key: _filters(group, uses) for key, group in runs.groupby(COMPARISON)}
     counts = runs["status"].value_counts()
     return {
         "counts": [[word, int(counts[word])] for word in STATUSES if word in counts],
         "repeated": int(frame["path"].nunique() - len(runs)),
         "damaged": list(frame.attrs.get("damaged", [])),
-        "looks": {name: _look(each) for name, each in looks(runs["label"], families_of(runs, "label")).items()},
+        "looks": {
+            name: _look(each) | {"colors": {theme: own[name] for theme, own in colors.items()}}
+            for name, each in found.items()
+        },
         "axes": {"step": "training steps", "loss_evaluations": "loss evaluations", "seconds": "seconds of training"},
         "runs": [_run(run, folder, filters[run["task"], run["data"]]) for _, run in runs.iterrows()],
         "comparisons": list(_comparisons(frame, runs, summary, filters)),
+        "together": parts.together(runs),
     }
 
 
@@ -90,12 +101,14 @@ def _comparisons(
 ) -> Iterator[dict[str, Any]]:
     columns = curve_columns(frame)
     evaluated = frame.dropna(subset=["step"]).reindex(columns=["path", *AXES, *columns])
-    parts = dict(list(evaluated.groupby("path", observed=True)))
+    by_path = dict(list(evaluated.groupby("path", observed=True)))
+    pictured = dict(list(chosen(frame).groupby(COMPARISON, observed=True)))
+    compared, measured = parts.pairs_of(runs), parts.variance(frame)
     for (task, data), group in runs.groupby(COMPARISON):
         shown = _settings(group, summary)
         long = frame[frame["path"].isin(group["path"])]
         metrics = list(metrics_of(long, columns))
-        drawn = Curves(parts, metrics)
+        drawn = Curves(by_path, metrics)
         header, *cells = tables.cells(shown, PLAIN)
         rows = [_row(row, header, line) for (_, row), line in zip(shown.iterrows(), cells, strict=True)]
         for row in rows:
@@ -107,8 +120,14 @@ def _comparisons(
             **{"task": task, "data": data, "title": tables.title(first), "caption": tables.caption(first)},
             **{"notes": tables.notes(first), "header": header, "rows": rows},
             "filters": list(filters[task, data].values()),
-            "metrics": [{"name": m.name, "label": m.label, "log": m.log} for m in metrics],
+            "metrics": [
+                {"name": m.name, "label": m.label, "log": m.log, "digits": DIGITS.get(m.name.rpartition("_")[2])}
+                for m in metrics
+            ],
             "grids": drawn.grids,
+            **{"pairs": compared.get((task, data)), "variance": measured.get((task, data), [])},
+            "images": parts.images(pictured[task, data]) if (task, data) in pictured else [],
+            "reproduce": parts.reproduce(first),
             "optimum": group["protocol.optimum"].dropna().unique().tolist() if "protocol.optimum" in group else [],
         }
 
@@ -116,6 +135,7 @@ def _comparisons(
 def _row(row: pd.Series, header: list[str], cells: list[str]) -> dict[str, Any]:
     return {
         **{"estimator": row["label"], "place": int(row["place"]), "setting": as_text(row["setting"])},
+        "short": parts.in_words(as_text(row["setting"]), NAMES),
         **{"settings": int(row["settings"]), "interval": row["interval"], "n": int(row["n"]), "mark": row["mark"]},
         **{"cells": cells, "keys": [_key(row, name, cell) for name, cell in zip(header, cells, strict=True)]},
         **{"protocol": _protocol(row), "published": _published(row), "runs": row["runs"]},
@@ -180,7 +200,9 @@ def _protocol(row: pd.Series) -> list[tuple[str, str]]:
     names = [name for name in map(str, row.index) if name.startswith("protocol.")]
     names += [name for name in ("task.kl", "steps", "optimizer", "batch_size", "metric") if name in row]
     stated = [(name.removeprefix("protocol.").replace("_", " "), as_text(row[name])) for name in names]
-    stated.append(("validation", "none" if np.isnan(row["valid"]) else f"{row['valid']:.6g}"))
+    digits = DIGITS.get(str(row["metric"]).rpartition("_")[2])
+    valid = f"{row['valid']:.3g}" if digits is None else f"{row['valid']:.{digits}f}"
+    stated.append(("validation", "none" if np.isnan(row["valid"]) else valid))
     return [(name, value) for name, value in stated if value != "none"]
 
 

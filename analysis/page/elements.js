@@ -93,7 +93,7 @@ function swatch(look) {
     makeSvg("polygon", {
       points: SHAPES[look.symbol] || round.join(" "),
       stroke: look.color,
-      fill: look.hollow ? "#fff" : look.color,
+      fill: look.hollow ? paper() : look.color,
     }),
   );
 }

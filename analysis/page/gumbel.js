@@ -33,9 +33,9 @@ function gumbelSoftmax(noise) {
       `At temperature ${chosen.temperature.toFixed(2)} the largest entry of a sample is ${top.toFixed(2)} on average (1 is one-hot, ${(1 / p.length).toFixed(2)} uniform).`;
     const pictures = Array.from({ length: SHOWN }, (_, n) => {
       const number = (chosen.first + n) % samples.length;
-      return bars(samples[number], `sample ${number + 1}`, "#0072B2");
+      return bars(samples[number], `sample ${number + 1}`, "sample");
     });
-    byId("samples").replaceChildren(bars(p, "exact p", "#3d444b"), ...pictures);
+    byId("samples").replaceChildren(bars(p, "exact p", "exact"), ...pictures);
   }
 
   function fill(id, value) {
@@ -88,7 +88,7 @@ function gumbelSoftmax(noise) {
 }
 
 // A small bar chart of one distribution; the exact numbers are in data-values.
-function bars(values, caption, color) {
+function bars(values, caption, kind) {
   const wide = 100 / values.length;
   const shapes = values.map((value, k) =>
     makeSvg("rect", {
@@ -96,7 +96,7 @@ function bars(values, caption, color) {
       width: wide * 0.76,
       y: 100 - 100 * value,
       height: 100 * value,
-      fill: color,
+      class: kind,
     }),
   );
   const text = `${caption}: ${values.map((value) => value.toFixed(2)).join(", ")}`;

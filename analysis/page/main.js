@@ -2,17 +2,7 @@
 // What is chosen on the page, the controls that choose it, and what has to be drawn anew.
 
 const data = JSON.parse(byId("data").textContent);
-const state = {
-  comparison: 0,
-  hidden: new Set(),
-  filters: {},
-  settings: "chosen",
-  metric: "",
-  x: "step",
-  singles: false,
-  lost: false,
-  status: "lost",
-};
+let state = {};
 
 function comparison() {
   return data.comparisons[state.comparison];
@@ -30,11 +20,7 @@ function update() {
   const names = new Set(comparison().rows.map((row) => row.estimator));
   const whole = rows.length === names.size && rows.every((row) => row.place === 0);
   drawResults(data, comparison(), rows, whole);
-  const runs = shownRuns(data, comparison(), state);
-  const elsewhere = data.runs.filter((run) => hasStatus(run, state.status)).length - runs.length;
-  drawRuns(data, runs);
-  byId("runs-note").textContent =
-    `${runs.length} of the task and the filters above` + (elsewhere ? `; ${elsewhere} more outside of them.` : ".");
+  updateRuns();
   byId("shown").textContent =
     `${rows.length} of ${comparison().rows.length} settings shown.` +
     (Object.values(state.filters).some(Boolean)
@@ -43,60 +29,104 @@ function update() {
     (whole
       ? ""
       : " Best and ties are marked only when the chosen setting of every estimator is shown, and nothing else.");
-  return drawCurves(data, comparison(), rows, state);
+  const drawn = drawCurves(data, comparison(), rows, state);
+  keep();
+  return drawn;
 }
 
-// The controls of a task and data set: estimators, filters, metrics and statuses that it has.
+function updateRuns() {
+  const runs = shownRuns(data, comparison(), state);
+  const elsewhere = data.runs.filter((run) => hasStatus(run, state.status)).length - runs.length;
+  drawRuns(data, runs, state);
+  byId("runs-note").textContent =
+    `${runs.length} of the task and the filters above` + (elsewhere ? `; ${elsewhere} more outside of them.` : ".");
+}
+
+// The address keeps what is chosen.
+function keep() {
+  const hash = toHash(data, state);
+  byId("link").setAttribute("href", hash);
+  history.replaceState(null, "", hash);
+  hintAtMore();
+}
+
+function showTab(key) {
+  state.tab = key;
+  drawTabs(data, comparison(), state, showTab);
+  keep();
+}
+
+// Everything of the state, controls included.
+function show() {
+  const { title, caption, notes, reproduce } = comparison();
+  taskChoices();
+  curveChoices();
+  estimatorChips();
+  byId("table-caption").textContent = `${title}. ${caption[0]}`;
+  byId("table-notes").replaceChildren(...[...caption.slice(1), ...notes].map((line) => make("li", {}, line)));
+  const statuses = [["lost", "not finished"], ["all", "all"], ...data.counts.map(([word]) => [word, word])];
+  byId("run-choices").replaceChildren(choice("status", statuses, state.status, change("status")));
+  drawTabs(data, comparison(), state, showTab);
+  drawReproduce(reproduce);
+  return update();
+}
+
+// Another task and data set, with filters of its own.
 function choose(number) {
-  state.comparison = Number(number);
-  state.filters = {};
-  const { filters, metrics, title, caption, notes, rows } = comparison();
-  if (!metrics.some((metric) => metric.name === state.metric)) state.metric = metrics.length ? metrics[0].name : "";
+  const metric = state.metric;
+  state = { ...state, comparison: Number(number), filters: {} };
+  if (!comparison().metrics.some((one) => one.name === metric)) state.metric = firstMetric(comparison());
+  return show();
+}
+
+function taskChoices() {
   const tasks = data.comparisons.map((one, k) => [
     String(k),
     one.data === "none" ? one.task : `${one.task} on ${one.data}`,
   ]);
+  const settings = [
+    ["chosen", "best on validation"],
+    ["every", "every one"],
+  ];
   byId("choices").replaceChildren(
     choice("task", tasks, String(state.comparison), choose),
-    ...filters.map(({ column, label, values }) => {
+    ...comparison().filters.map(({ column, label, values }) => {
       const options = [["", "any"], ...values.map((value) => [value, value])];
-      return choice(label, options, "", (value) => {
+      return choice(label, options, state.filters[column] || "", (value) => {
         state.filters[column] = value;
         update();
       });
     }),
-    radios(
-      "settings",
-      "settings",
-      [
-        ["chosen", "best on validation"],
-        ["every", "every one"],
-      ],
-      state.settings,
-      change("settings"),
-    ),
+    radios("settings", "settings", settings, state.settings, change("settings")),
   );
+}
+
+function curveChoices() {
+  const { metrics } = comparison();
+  const here = metrics.find((metric) => metric.name === state.metric);
+  const choose = (name) => {
+    state.log = null;
+    state.metric = name;
+    curveChoices();
+    update();
+  };
   byId("curve-choices").replaceChildren(
     choice(
       "curve",
       metrics.map(({ name, label }) => [name, label]),
       state.metric,
-      change("metric"),
+      choose,
     ),
     radios("against", "x", Object.entries(data.axes), state.x, change("x")),
+    checkbox("log scale", Boolean(here && isLog(here, state)), change("log")),
     checkbox("each seed", state.singles, change("singles")),
     checkbox("runs that did not finish", state.lost, change("lost")),
   );
-  byId("estimators").replaceChildren(
-    ...Object.keys(data.looks)
-      .filter((name) => rows.some((row) => row.estimator === name))
-      .map(estimatorChip),
-  );
-  byId("table-caption").textContent = `${title}. ${caption[0]}`;
-  byId("table-notes").replaceChildren(...[...caption.slice(1), ...notes].map((line) => make("li", {}, line)));
-  const statuses = [["lost", "not finished"], ["all", "all"], ...data.counts.map(([word]) => [word, word])];
-  byId("run-choices").replaceChildren(choice("status", statuses, state.status, change("status")));
-  return update();
+}
+
+function estimatorChips() {
+  const names = Object.keys(data.looks).filter((name) => comparison().rows.some((row) => row.estimator === name));
+  byId("estimators").replaceChildren(...names.map(estimatorChip));
 }
 
 function estimatorChip(name) {
@@ -112,7 +142,7 @@ function estimatorChip(name) {
     checked: !state.hidden.has(name),
     change: toggle,
   });
-  return make("label", {}, box, swatch(data.looks[name]), data.looks[name].label);
+  return make("label", {}, box, swatch(ownLook(data, name)), data.looks[name].label);
 }
 
 function setAll(shown) {
@@ -121,22 +151,44 @@ function setAll(shown) {
   update();
 }
 
-function start() {
-  const counts = data.counts.map(([word, n]) => `${n} ${word}`).join(", ");
+function counts() {
+  const words = data.counts.map(([word, n]) => `${n} ${word}`).join(", ");
   const repeated = data.repeated ? ` ${data.repeated} runs stand in more than one sweep and count once.` : "";
-  byId("counts").textContent = `${data.runs.length} runs: ${counts}.${repeated}`;
+  byId("counts").textContent = `${data.runs.length} runs: ${words}.${repeated}`;
   if (data.damaged.length) {
     const list = make("ul", {}, ...data.damaged.map((line) => make("li", {}, line)));
     byId("counts").after(
       make("details", { class: "note" }, make("summary", {}, `${data.damaged.length} damaged records, left out`), list),
     );
   }
-  state.lost = !data.runs.some((run) => run.status === "finished");
+}
+
+function open() {
+  state = fromHash(data, location.hash);
+  if (!data.runs.some((run) => run.status === "finished")) state.lost = true;
+  return show();
+}
+
+// Links to sections scroll there and leave the address, which has the state, alone.
+function goTo(event) {
+  const section = byId(event.target.getAttribute("href").slice(1));
+  event.preventDefault();
+  section.scrollIntoView();
+  section.focus({ preventScroll: true });
+}
+
+function start() {
+  counts();
+  byId("filter-box").open = window.matchMedia("(min-width: 1000px)").matches;
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
   byId("all-estimators").addEventListener("click", () => setAll(true));
   byId("no-estimators").addEventListener("click", () => setAll(false));
+  for (const link of document.querySelectorAll("nav a, .skip")) link.addEventListener("click", goTo);
+  themeChoice(() => show());
+  window.addEventListener("resize", hintAtMore);
+  window.addEventListener("hashchange", () => open());
   gumbelSoftmax(JSON.parse(byId("noise").textContent).noise);
-  choose(0).then(() => {
+  open().then(() => {
     document.body.dataset.ready = "true";
   });
 }

@@ -3,6 +3,8 @@
 
 const sorting = new Map(); // table -> { column, descending }
 const opened = new Set(); // keys of rows whose details are open
+const MOST = 200; // rows of a table that are made before somebody asks for all
+const whole = new Set(); // tables of which all rows were asked for
 
 // rows: { key, cells, keys, classes, details }; keys are what a column is sorted by, details() makes the node to unfold.
 function sortableTable(place, name, header, rows) {
@@ -25,10 +27,20 @@ function sortableTable(place, name, header, rows) {
     );
   });
   const body = make("tbody");
-  for (const row of sorted) addRow(body, row, header.length + 1);
+  const shown = whole.has(name) ? sorted : sorted.slice(0, MOST);
+  for (const row of shown) addRow(body, row, header.length + 1);
   place.replaceChildren(
     make("table", {}, make("thead", {}, make("tr", {}, ...heads, make("th", { scope: "col" }, "about"))), body),
   );
+  if (shown.length < sorted.length) {
+    const all = () => {
+      whole.add(name);
+      sortableTable(place, name, header, rows);
+    };
+    const text = `show all ${sorted.length}: the first ${MOST} are shown`;
+    place.append(make("p", { class: "all" }, make("button", { type: "button", click: all }, text)));
+  }
+  hintAtMore();
 }
 
 function addRow(body, row, width) {
@@ -65,8 +77,12 @@ function compare(a, b, descending) {
   return descending ? -difference : difference;
 }
 
-function estimatorName(data, estimator) {
+function ownLook(data, estimator) {
   const look = data.looks[estimator];
+  return { ...look, color: look.colors[theme()] };
+}
+
+function estimatorName(data, estimator, look = ownLook(data, estimator)) {
   const name = make("span", { title: estimator }, look.label);
   return make("span", {}, swatch(look), name);
 }
@@ -75,12 +91,13 @@ const MARKS = { best: " *", tie: " ~", "": "" };
 
 function drawResults(data, comparison, rows, marked) {
   const header = [...comparison.header, "setting"];
-  const lines = rows.map((row) => ({
+  const looks = lines(data, rows);
+  const made = rows.map((row) => ({
     key: `${comparison.task} ${comparison.data} ${row.estimator} ${row.setting}`,
     label: data.looks[row.estimator].label,
     mark: marked ? row.mark : "",
     cells: [
-      estimatorName(data, row.estimator),
+      estimatorName(data, row.estimator, looks.get(row)),
       row.cells[1] + (marked ? MARKS[row.mark] : ""),
       ...row.cells.slice(2),
       settingText(row),
@@ -89,11 +106,13 @@ function drawResults(data, comparison, rows, marked) {
     classes: ["name", "number first", ...row.cells.slice(2).map(() => "number"), "text"],
     details: () => resultDetails(data, comparison, row),
   }));
-  sortableTable(byId("results"), "results", header, lines);
+  if (made.length) return sortableTable(byId("results"), "results", header, made);
+  const text = comparison.rows.length ? "No setting passes the filters." : "No run of this task yet.";
+  byId("results").replaceChildren(make("p", { class: "empty" }, text));
 }
 
 function settingText(row) {
-  return row.setting === "none" ? `none of ${row.settings} finished` : row.setting || "the only one";
+  return row.setting === "none" ? `none of ${row.settings} finished` : row.short || "the only one";
 }
 
 function resultDetails(data, comparison, row) {
@@ -119,9 +138,13 @@ function resultDetails(data, comparison, row) {
   );
 }
 
-function drawRuns(data, runs) {
+function drawRuns(data, runs, state) {
+  if (!runs.length) {
+    byId("run-table").replaceChildren(make("p", { class: "empty" }, whyNoRun(data, state)));
+    return;
+  }
   const header = ["run", "estimator", "setting", "seed", "status", "step", "reason"];
-  const lines = runs.map((run) => ({
+  const made = runs.map((run) => ({
     key: run.href,
     label: run.run,
     cells: [
@@ -137,6 +160,12 @@ function drawRuns(data, runs) {
     classes: ["text", "name", "text", "number", "", "number", "text"],
     details: run.details ? () => make("pre", {}, run.details) : null,
   }));
-  if (lines.length) sortableTable(byId("run-table"), "runs", header, lines);
-  else byId("run-table").replaceChildren(make("p", {}, "No run of this kind."));
+  sortableTable(byId("run-table"), "runs", header, made);
+}
+
+function whyNoRun(data, state) {
+  const finished = data.runs.filter((run) => run.status === "finished").length;
+  if (state.status === "lost" && finished === data.runs.length)
+    return `All ${finished} runs finished: none failed, diverged or is under way.`;
+  return `No run of this task and these filters is ${{ lost: "unfinished", all: "recorded" }[state.status] || state.status}.`;
 }

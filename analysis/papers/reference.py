@@ -9,7 +9,6 @@ protocol, the model and the budget (steps, batch size, optimiser) agree; otherwi
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ import numpy as np
 import pandas as pd
 
 from analysis.defaults import complete
-from analysis.records import DamagedRecord, files, flat_config, load_basket, read_overrides, seals, write_atomically
-from analysis.records.legacy import role_of
+from analysis.records import files, flat_config, load_basket, seals, write_atomically
 from analysis.statistics.settings import as_text, labelled, uses_of
 from analysis.statistics.summary import CELL, COMPARISON, final_rows, select, summarise_runs
 from analysis.statistics.variance import panels
+from analysis.tables import trained
 
 FILE, SEAL = "reference.json", "sha256"
 FORMAT = 1
@@ -84,7 +83,7 @@ def _details(kept: pd.DataFrame, roles: Mapping[str, str]) -> dict[str, Any]:
         "config": {name: value for name, value in config.items() if as_text(value) != "none"},
         "wall_seconds": round(sum(seconds) / len(seconds), 3) if seconds else None,
         **{name: sorted(set(of_all[name].dropna().map(as_text))) for name in known},
-        "command": _command(kept),
+        "command": trained.command(kept["path"].tolist()),
     }
 
 
@@ -102,17 +101,6 @@ def _measured(kept: pd.DataFrame) -> dict[str, Any]:
         if row["method"] == panel.trainer and row["measured"] in (panel.trainer, OWN)
     ]
     return found | ({"gradient": {name: rows[0][name] for name in GRADIENT}} if rows else {})
-
-
-def _command(kept: pd.DataFrame) -> str | None:
-    """The command that trains these runs, from the overrides of the first; without where and how fast it happens."""
-    try:
-        overrides = read_overrides(Path(kept["path"].iloc[0]))
-    except DamagedRecord:
-        return None
-    words = [word for word in overrides if role_of(word.split("=")[0].lstrip("+~")) != "places" and word[:5] != "seed="]
-    seeds = ",".join(str(seed) for seed in kept["seed"])
-    return " ".join(["python train.py -m", *map(shlex.quote, words), "replicas=1", f"seed={seeds}"])
 
 
 def _plain(value: Any) -> Any:

@@ -28,6 +28,8 @@ from analysis.statistics.settings import WITHIN, as_text, uses_of, with_settings
 CELL = ["estimator", "variant", "task", "data"]
 """A row's runs agree in these columns: one method on one task and data set."""
 COMPARISON = ["task", "data"]
+SAID = ("estimator.", "task.", "optimizer", "schedule")
+"""Options that a summary says of each row."""
 LEGACY_PRIMARIES = ("bound", "pseudo_bound", "value")
 """Primary metrics of records of older code, which did not say it: the first of these that a run has."""
 
@@ -184,7 +186,8 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     ``cell_failed``, ``cell_unfinished``: over all of these; ``raced``: the race over them, in words.
     ``published``, ``difference`` (ours - theirs), ``published_source``, ``published_differences`` (of settings) and
     ``published_note`` (its trap): see :mod:`analysis.papers.published`. Further columns say what the chosen runs have:
-    ``protocol.*``, ``task.kl``, ``steps``, ``optimizer`` and others.
+    ``protocol.*``, ``task.kl``, ``steps``, ``optimizer`` and others, the first of them in its options, commit and
+    device; ``paths`` are all of them.
 
     Raises :class:`ProtocolsDiffer`.
     """
@@ -197,6 +200,7 @@ def summarise_runs(runs: pd.DataFrame) -> pd.DataFrame:
     chosen = select(runs)
     shared = [c for c in map(str, chosen) if c.startswith("protocol.")]
     shared += [c for c in ("task.kl", "steps", "optimizer", "batch_size", "test_samples", "metric") if c in chosen]
+    said = [c for c in map(str, chosen) if c.startswith(SAID) or c in ("commit", "device", "wall_seconds")]
     rows = []
     for cell, kept in chosen.groupby(CELL):
         tried = runs[(runs[CELL] == list(cell)).all(axis=1)]
@@ -214,6 +218,9 @@ def summarise_runs(runs: pd.DataFrame) -> pd.DataFrame:
         row["negated"] = first["metric"] not in (*LEGACY_PRIMARIES, None) and first.get("primary_sign") == 1
         row |= {f"cell_{word}": count for word, count in _lost(tried).items()}
         row |= {"setting": kept["setting"].iloc[0], "settings": kept["settings"].iloc[0]}
+        row |= {name: first[name] for name in said} | {
+            "paths": [path for path in kept["path"] if isinstance(path, str)]
+        }
         rows.append({**row, **_published_number(row, agreed, first.to_dict()), **agreed})
     summary = pd.DataFrame(rows)
     return summary.sort_values([*COMPARISON, "mean", "label"], ignore_index=True) if rows else summary

@@ -21,21 +21,23 @@ def write(runs: pd.DataFrame, output: Path) -> tuple[list[str], list[Path]]:
     ``runs`` are those of :func:`~analysis.statistics.summary.final_rows`. A table without enough runs is not written.
     """
     chosen = select(runs)
-    compared, together = pairs(chosen), across_tasks(chosen)
-    blocks: list[Table] = []
+    compared, scores = pairs(chosen), across_tasks(chosen)
     files = []
-    if not compared.empty:
-        files.append(output / "pairs.csv")
-        write_atomically(files[-1], table.frame_to_csv(compared).encode())
-    for (task, data), group in compared.groupby(COMPARISON):
-        blocks.append(_best_against_the_others(str(task) if data == "none" else f"{task} on {data}", group))
-    if not together.empty:
-        files.append(output / "across_tasks.csv")
-        write_atomically(files[-1], table.frame_to_csv(together).encode())
-        blocks.append(_together(together))
-    if blocks:
+    for name, found in (("pairs", compared), ("across_tasks", scores)):
+        if not found.empty:
+            files.append(output / f"{name}.csv")
+            write_atomically(files[-1], table.frame_to_csv(found).encode())
+    if blocks := [*best_against_the_others(compared).values(), *([] if scores.empty else [together(scores)])]:
         files += table.write(blocks, output / "comparisons", ("md",))
     return verdict(compared), files
+
+
+def best_against_the_others(compared: pd.DataFrame) -> dict[tuple[str, str], Table]:
+    """Of the pairs of each task and data set those of the estimator that is before most of the others."""
+    return {
+        (str(task), str(data)): _of_the_best(str(task) if data == "none" else f"{task} on {data}", group)
+        for (task, data), group in compared.groupby(COMPARISON)
+    }
 
 
 def write_sensitivity(frame: pd.DataFrame, output: Path) -> list[Path]:
@@ -50,8 +52,7 @@ def write_sensitivity(frame: pd.DataFrame, output: Path) -> list[Path]:
     return [output / "sensitivity.csv", *figures.save(figure, output / "sensitivity")]
 
 
-def _best_against_the_others(where: str, group: pd.DataFrame) -> Table:
-    """The pairs of the estimator that is before most of the others."""
+def _of_the_best(where: str, group: pd.DataFrame) -> Table:
     ahead = group[group["n"] > 0]["estimator"].value_counts()
     best = str(ahead.index[0]) if len(ahead) else str(group["estimator"].iloc[0])
     own = group[(group["estimator"] == best) | (group["other"] == best)]
@@ -71,7 +72,8 @@ def _best_against_the_others(where: str, group: pd.DataFrame) -> Table:
     return Table(header, rows, [*verdict(group), about], where, numbers=own)
 
 
-def _together(scores: pd.DataFrame) -> Table:
+def together(scores: pd.DataFrame) -> Table:
+    """Of the rows of :func:`~analysis.statistics.comparisons.across_tasks`."""
     header = ["estimator", "interquartile mean", "95 % interval", "runs", "diverged", "failed", "unfinished"]
     rows = []
     for row in scores.to_dict("records"):
