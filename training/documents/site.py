@@ -28,11 +28,11 @@ import estimators
 from analysis.statistics import certificates
 from estimators.base import FAMILIES, Estimator
 from estimators.certificate import certificate
-from training.documents import table
+from training.documents import notebook, table
 
 ROOT = Path(__file__).parents[2]
 MOVED = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "estimators/README.md": "library.md"}
-MOVED |= {"CHANGELOG.md": "changelog.md", "examples": "examples.md"}
+MOVED |= {"CHANGELOG.md": "changelog.md", "examples": "examples.md", "examples/variance.ipynb": "notebook.md"}
 SYMBOLS = (
     "*A*: the logits, *f*: the loss, *p*: the probabilities, *K*: the number of categories, *a*: the log-odds of a "
     "bit. The text below has the same formula, in the names of the code."
@@ -43,12 +43,16 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 def lay_out(target: Path) -> None:
     """Write all pages' sources into the folder ``target``."""
     shutil.copytree(ROOT / "docs", target, ignore=shutil.ignore_patterns("*.pdf", "__pycache__"))
-    origins = {target / page: ROOT / source for source, page in MOVED.items() if source.endswith(".md")}
+    origins = {target / page: ROOT / source for source, page in MOVED.items() if source != "examples"}
     for page, origin in origins.items():
-        shutil.copy(origin, page)
+        text = origin.read_text(encoding="utf-8")
+        page.write_text(notebook.markdown(json.loads(text)) if origin.suffix == ".ipynb" else text, encoding="utf-8")
     for page in target.rglob("*.md"):
         origin = origins.get(page, ROOT / "docs" / page.relative_to(target))
-        page.write_text(moved_links(page.read_text(encoding="utf-8"), origin, page, target), encoding="utf-8")
+        text = moved_links(page.read_text(encoding="utf-8"), origin, page, target)
+        if page == target / "estimators.md":  # the table of methods leads to their pages
+            text = re.sub(r"(?m)^\| (`(\w+)`) (?=\| `)", r"| [\1](methods/\2.md) ", text)
+        page.write_text(text, encoding="utf-8")
     with (target / "index.md").open("a", encoding="utf-8") as index:
         index.write("\n" + (ROOT / "docs" / "contents.md").read_text(encoding="utf-8"))
     (target / "contents.md").unlink()
