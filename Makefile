@@ -21,13 +21,16 @@ setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[harness,cluster,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[harness,cluster,dev,docs]'
 	touch $@
 
 lint: setup ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: setup ## the documentation as a site in build/site, readable offline; a warning or a broken link is an error
+	$(BIN)/python -m training.documents.site build/site
 
 matrix: setup ## the wheel in empty environments: every Python that is found, and the lowest versions of pyproject.toml
 	$(BIN)/python tests/matrix.py

@@ -1,7 +1,9 @@
-"""Weights & Biases: one run of theirs for each of ours, whatever happens in between. Offline, with the real package."""
+"""One run of a logger for each of ours, whatever happens in between. Offline, with the real packages."""
 
+import importlib.util
 import json
 import shutil
+import struct
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,8 +12,9 @@ import pytest
 from test_training import config, rows
 
 from analysis import records
-from training import interrupt
+from training import interrupt, loggers
 from training.config.plan import replicated
+from training.errors import UserError
 from training.interrupt import Stopped
 from training.pack.pack import Pack
 from training.pack.run import train_runs
@@ -21,7 +24,7 @@ STEPS = [10, 20, 30, 40]
 
 
 def plans(tmp_path, *overrides):
-    own = ["estimator=nvil", "logger=wandb", "evaluate_every=10", "task.latents=2", f"runs_dir={tmp_path}"]
+    own = ["logger=wandb", "estimator=nvil", "evaluate_every=10", "task.latents=2", f"runs_dir={tmp_path}"]
     return list(replicated(config(*own, *overrides)))
 
 
@@ -35,6 +38,27 @@ def kept(run):
     history = [entry["history"]["item"] for entry in entries if entry["type"] == "history"]
     assert [item["train_loss"] for item in history] == [row["train_loss"] for row in rows(run.path)]
     return started["run_id"], [item["step"] for item in history]
+
+
+def events(run):
+    """Steps and texts of the one event file that a run has, read by the format: length, its sum, an event, its sum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    (file,) = (run.path / "tensorboard").iterdir()
+    content, scalars, texts = file.read_bytes(), {}, {}
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        event, content = Event.FromString(content[12 : 12 + length]), content[16 + length :]
+        for value in event.summary.value:
+            if value.HasField("tensor"):
+                texts[value.tag.removesuffix("/text_summary")] = value.tensor.string_val[0].decode()
+            else:
+                scalars.setdefault(value.tag, []).append((event.step, value.simple_value))
+    losses = [(row["step"], pytest.approx(row["train_loss"])) for row in rows(run.path)]
+    assert scalars["train_loss"] == losses and "step" not in scalars
+    assert all(steps == sorted(set(steps)) for steps in ([at for at, _ in found] for found in scalars.values()))
+    assert json.loads(texts["config"].removeprefix("```json").removesuffix("```"))["seed"] == run.config["seed"]
+    return [step for step, _ in losses], texts.get("status")
 
 
 def stop_after(steps, monkeypatch, how):
@@ -126,3 +150,23 @@ def test_online_a_run_is_gone_on_with_where_the_server_has_it(tmp_path, monkeypa
     shutil.rmtree(tmp_path / "main" / runs[0].name)
     train_runs(runs, PackLine(False), solo=True)
     assert asked[1]["id"] != options["id"]  # another record is another run
+
+
+def test_tensorboard_has_each_step_once_however_often_a_run_goes_on(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    runs = plans(tmp_path, "logger=tensorboard", "replicas=30")
+    with monkeypatch.context() as patch, interrupt.on_signals():
+        stop_after(25, patch, interrupt.ask)
+        with pytest.raises(Stopped):
+            train_runs(runs, PackLine(False), solo=True)
+    assert [events(run) for run in runs] == [(STEPS[:2], "interrupted")] * 30
+    train_runs(runs, PackLine(False), solo=True)
+    assert [events(run) for run in runs] == [(STEPS, "finished")] * 30
+
+
+@pytest.mark.parametrize(("logger", "package"), [("wandb", "wandb"), ("tensorboard", "tensorboardX")])
+def test_without_the_package(logger, package, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(UserError, match=f"logger={logger} needs the package {package}: pip install {package}"):
+        loggers.check({"name": logger, "mode": "offline"})

@@ -1,14 +1,15 @@
-"""Loggers beside the local files: none, or Weights & Biases (imported only when used)."""
+"""Loggers beside the local files: none, Weights & Biases or TensorBoard (imported only when used)."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import netrc
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from analysis.records import METRICS, RunRecord, read_metrics
@@ -90,14 +91,56 @@ class WandbLogger:
             self._run.finish(exit_code=0 if status == "finished" else 1)
 
 
+class TensorBoardLogger:
+    """One event file per run, in ``tensorboard/`` of its directory: ``tensorboard --logdir runs/SWEEP`` shows a sweep.
+
+    An event file cannot be gone on with: where a run goes on, its history is written anew from the record's metrics,
+    and each step is there once.
+    """
+
+    def __init__(self, config: dict[str, Any], record: RunRecord) -> None:
+        from tensorboardX import SummaryWriter
+
+        folder = record.path / "tensorboard"
+        shutil.rmtree(folder, ignore_errors=True)
+        self._writer, self._step = SummaryWriter(str(folder)), 0
+        self._writer.add_text("config", f"```json\n{json.dumps(config, indent=1, default=str)}\n```")
+        for row in read_metrics(record.path / METRICS):
+            self.log(row)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Write the numbers of a metrics row at its step."""
+        self._step = row["step"]
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, self._step)
+
+    def finish(self, status: str) -> None:
+        """Close the file with the status; once it is closed, do nothing."""
+        if self._writer is not None:
+            self._writer.add_text("status", status, self._step)
+            self._writer.close()
+            self._writer = None
+
+
+LOGGERS: dict[str, Callable[[dict[str, Any], RunRecord], Logger]] = {
+    "none": lambda config, record: NoLogger(),
+    "wandb": WandbLogger,
+    "tensorboard": TensorBoardLogger,
+}
+PACKAGES = {"wandb": "wandb", "tensorboard": "tensorboardX"}
+
+
 def check(options: dict[str, Any]) -> None:
     """Raise ``UserError`` for a logger that could not start; asked before anything is written."""
-    if options["name"] != "wandb":
-        return
-    if options["mode"] not in ("offline", "online"):
+    name = options["name"]
+    package = PACKAGES.get(name)
+    if name == "wandb" and options["mode"] not in ("offline", "online"):
         raise UserError(f"logger.mode must be offline or online, not {options['mode']!r}")
-    if importlib.util.find_spec("wandb") is None:
-        raise UserError("logger=wandb needs the package wandb: pip install wandb, or use logger=none")
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise UserError(f"logger={name} needs the package {package}: pip install {package}, or use logger=none")
+    if name != "wandb":
+        return
     # Without a key wandb would ask for one at the terminal, or end the process where there is none.
     if options["mode"] == "online" and not (os.environ.get("WANDB_API_KEY") or _key_in_netrc()):
         raise UserError("logger.mode=online needs a key: set WANDB_API_KEY, or use logger.mode=offline")
@@ -115,7 +158,7 @@ def open_loggers(configs: Sequence[dict[str, Any]], records: Sequence[RunRecord]
     loggers: list[Logger] = []
     try:
         for config, record in zip(configs, records, strict=True):
-            loggers.append(WandbLogger(config, record) if config["logger"]["name"] == "wandb" else NoLogger())
+            loggers.append(LOGGERS[config["logger"]["name"]](config, record))
         yield loggers
     finally:
         for logger in loggers:

@@ -189,6 +189,13 @@ class Wandb:
 
 
 @dataclass
+class TensorBoard:
+    """An event file per run, in ``tensorboard/`` of its directory; the local files stay the truth."""
+
+    name: str = "tensorboard"
+
+
+@dataclass
 class NoCluster:
     """Train on this machine."""
 
@@ -316,7 +323,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "optimizer": (Adam, SGD),
     "schedule": (Constant, Exponential),
     "basket": (NoBasket, Basket),
-    "logger": (NoLogger, Wandb),
+    "logger": (NoLogger, Wandb, TensorBoard),
     "cluster": (NoCluster, Slurm),
     "race": (NoRace, Halving),
 }

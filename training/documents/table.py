@@ -28,35 +28,26 @@ END = "<!-- end of the generated block -->"
 
 def markdown() -> str:
     """One row per method of ``estimators.METHODS``."""
-    head = [
-        "method",
-        "option",
-        "family",
-        "mean of the gradient",
-        "evaluations",
-        "d loss / dz",
-        "K",
-        "learned",
-        "reference",
-    ]
-    rows = [head, ["---"] * len(head), *(_method_row(method) for method in estimators.METHODS)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    rows = [{"method": f"`{method.__name__}`", **facts(method)} for method in estimators.METHODS]
+    head = list(rows[0])
+    lines = [head, ["---"] * len(head), *(list(row.values()) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _method_row(method: type[Estimator]) -> list[str]:
+def facts(method: type[Estimator]) -> dict[str, str]:
+    """What a method declares, as cells of Markdown."""
     estimator = method(**method.examples(context_features=1)[""])
     learned = sorted({name.split(".")[0] for name, _ in estimator.named_parameters()})
-    return [
-        f"`{method.__name__}`",
-        ", ".join(f"`{option}`" for option in options(method)),
-        method.family,
-        _mean(estimator),
-        _evaluations(estimator),
-        "yes" if estimator.needs_gradient else "no",
-        "2" if estimator.binary_only else "any",
-        ", ".join(f"`{name}`" for name in learned) or "-",
-        _reference(method),
-    ]
+    return {
+        "option": ", ".join(f"`{option}`" for option in options(method)),
+        "family": method.family,
+        "mean of the gradient": _mean(estimator),
+        "evaluations": _evaluations(estimator),
+        "d loss / dz": "yes" if estimator.needs_gradient else "no",
+        "K": "2" if estimator.binary_only else "any",
+        "learned": ", ".join(f"`{name}`" for name in learned) or "-",
+        "reference": _reference(method),
+    }
 
 
 def options(method: type[Estimator]) -> list[str]:
