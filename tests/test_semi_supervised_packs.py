@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_capture import Watch, flat, in_blocks  # noqa: F401
+from test_capture import Watch, counted, flat  # noqa: F401
 from test_semi_supervised import CPU, digits
 
 from analysis import records
@@ -22,7 +22,7 @@ def pack(*overrides, seeds=(4,)):
 
 
 @pytest.mark.parametrize("name", ["exact", "gumbel_softmax", "nvil", "rebar", "vimco"])
-def test_a_step_can_be_captured(in_blocks, monkeypatch, name):  # noqa: F811
+def test_a_step_can_be_captured(counted, monkeypatch, name):  # noqa: F811
     """It neither waits, nor draws, nor copies; and what it writes is known."""
     ours = pack(f"estimator={name}", seeds=(0, 1))
     if name == "exact":  # on a CPU it looks at numbers; on a GPU it does not
@@ -32,11 +32,10 @@ def test_a_step_can_be_captured(in_blocks, monkeypatch, name):  # noqa: F811
         ours.train_step()
     state = [ours.state(replica) for replica in range(ours.replicas)]
     written = [(tensor, tensor.detach().clone()) for tensor in ours.tensors.tensors()]
-    ours.streams.fill(ours.step)
     with Watch() as watch:
-        first = ours.program.update(ours.tensors, ours.batches.rows(ours.step))
+        first = ours.program.update(ours.tensors)
     assert not watch.found
-    ours.program.update(ours.tensors, ours.batches.rows(ours.step))
+    ours.program.update(ours.tensors)
     with torch.no_grad():
         for tensor, before in written:
             tensor.copy_(before)
@@ -44,7 +43,7 @@ def test_a_step_can_be_captured(in_blocks, monkeypatch, name):  # noqa: F811
     assert torch.equal(ours.train_step(), first)
 
 
-def test_noise_in_blocks_alone_and_resumed(in_blocks):  # noqa: F811
+def test_noise_counted_alone_and_resumed(counted):  # noqa: F811
     together, alone = pack(seeds=(3, 4)), pack(seeds=(4,))
     for _ in range(11):
         assert torch.allclose(together.train_step()[1], alone.train_step()[0], rtol=1e-5)
