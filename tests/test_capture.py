@@ -1,5 +1,7 @@
 """The step as a CUDA graph: what of it a CPU can check, and on a GPU, where there is one, that it is the same step."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import configs
@@ -44,6 +46,22 @@ def test_steps_that_nobody_leads(counted, estimator):
         losses = alone.train_step()
     assert torch.equal(resumed.train_steps(STEPS_PER_GRAPH), losses)
     assert flat(resumed.state(0)) == flat(alone.state(0))
+
+
+@pytest.mark.parametrize("task", ["vae_bernoulli", "sbn_bernoulli"])
+def test_memory_goes_with_the_pack(counted, task):
+    """At once, and without the collector of circles: the next pack may need it, and a capture what a step has had."""
+    pack("estimator=gumbel_softmax", f"task={task}").train_steps(2)  # whatever is imported or kept once
+    gc.collect()
+    gc.disable()
+    try:
+        ours = pack("estimator=gumbel_softmax", f"task={task}")
+        ours.train_steps(2)
+        known = [weakref.ref(part) for part in (ours.task, ours.runner, ours.program, ours.tensors.loss_sum)]
+        del ours
+        assert not any(part() for part in known)
+    finally:
+        gc.enable()
 
 
 class Watch(TorchDispatchMode):

@@ -194,7 +194,7 @@ class Slurm:
 class Config:
     """One run (or ``replicas`` runs with the seeds ``seed .. seed + replicas - 1``).
 
-    ``compile``: the step by ``torch.compile``, or not; ``auto``: on a GPU, if it saves more time than it takes.
+    ``compile``: the step by ``torch.compile``, or not; ``auto``: if that saves more time than it takes.
     ``source``: whose published numbers stand beside the run's, a key of ``analysis/papers/published.json``; empty:
     nobody's. ``tune``, ``compare``: options, or groups of them, of which the analysis chooses a value on validation, or
     shows each in a row, whatever it does by default (:mod:`analysis.statistics.settings`).
@@ -226,7 +226,7 @@ class Config:
     device: str = option("auto", "places")
     threads: int = number(1, "[1, 4096]", "places")
     allow_tf32: bool = option(False, "trains")
-    compile: str = option("false", "places")
+    compile: str = option("auto", "places")
     progress: bool = option(True, "places")
     cluster: Any = option(MISSING, "places")
     workers: int = number(0, "[0, 4096]", "places")

@@ -25,7 +25,7 @@ def capture(
     begun, since a capture that fails leaves torch's allocator in a state of its own.
 
     Args:
-        work: on the device only; everything that it reads stays in place, as long as a graph is used.
+        work: on the device only; everything that it reads stays in place, and alive, as long as a graph is used.
         written: the tensors that ``work`` writes; they are as before when this returns.
 
     Each graph returns what the last of its repeats does, as a new tensor. They share memory, so one runs at a time.
@@ -48,11 +48,10 @@ def capture(
 
 @dataclass
 class _Graph:
-    """A captured graph, with what it returns, and the work, whose memory it reads for as long as it is used."""
+    """A captured graph, with what it returns."""
 
     graph: torch.cuda.CUDAGraph
     result: Tensor
-    work: Work
 
     def __call__(self) -> Tensor:
         self.graph.replay()
@@ -65,7 +64,7 @@ def _captured(work: Work, count: int, device: torch.device, pool: Any) -> _Graph
     with torch.cuda.stream(current), torch.cuda.graph(graph, pool=pool):  # the outer one: a failed capture keeps it
         for _ in range(count):
             result = work()
-    return _Graph(graph, result, work)
+    return _Graph(graph, result)
 
 
 def _warm_up(work: Work, device: torch.device) -> str:

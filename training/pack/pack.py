@@ -158,7 +158,8 @@ class Pack:
             for name, value in self._stacked().items():
                 if state["tensors"][name].shape != value.shape[1:]:
                     raise ValueError(f"{name} has shape {list(state['tensors'][name].shape)}")
-        self.runner = self._runner(first.get("compiled"))
+        before = first.get("compiled")
+        self.runner = self._runner(before if isinstance(before, bool) else None)
         self.step, self.loss_steps = first["step"], first["loss_steps"]
         self.carried_row = [state["along"] for state in states]
         self.seconds = max(state["seconds"] for state in states)

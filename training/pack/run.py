@@ -159,7 +159,7 @@ def _groups(members: list[Member], device: torch.device, report: Report) -> list
             continue
         if trouble:
             report({"event": "message", "text": f"{trouble}; the run starts again"})
-        compiled = member.state["compiled"] if member.state and "compiled" in member.state else None
+        compiled = member.state is not None and member.state.get("compiled") is True
         alike.setdefault((member.step, member.replayed, compiled), []).append(member)
     groups = []
     for group in alike.values():

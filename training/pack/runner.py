@@ -53,39 +53,43 @@ class Runner:
         return losses
 
     def _prepared(self, step: int) -> Callable[[int], Tensor]:
-        run: Callable[[int], Tensor] = self._plain
+        run = _plain(self.program)
         if not self.not_compiled:
             try:
-                run = self._compiled(step)
+                if not self.on_gpu and not any(map(shutil.which, COMPILERS)):
+                    raise RuntimeError("there is no C++ compiler")
+                run = _compiled(self.program, step)
             except Exception as error:  # torch raises many kinds
                 self.not_compiled = _in_words(error)
         if self.on_gpu and not self.not_captured:
             device, written = self.program.device, self.program.own.tensors()
             self._graphs, self.not_captured = capture(lambda: run(step), device, written, (1, STEPS_PER_GRAPH))
-        return run
+        return run  # kept, since it has memory that the graphs read
 
-    def _plain(self, step: int) -> Tensor:
-        program = self.program
-        return program.update(program.own, None if program.leads else program.batches.rows(step))
 
-    def _compiled(self, step: int) -> Callable[[int], Tensor]:
-        """The step as compiled code. Raises what torch raises for a step that cannot be."""
-        if not self.on_gpu and not any(map(shutil.which, COMPILERS)):
-            raise RuntimeError("there is no C++ compiler")
-        program, streams = self.program, self.program.streams
-        rows = program.batches.rows(step).contiguous()
-        draws = program.draws(rows)
-        with streams.rehearsal():
-            noise = flat(streams.draw(draws))
-        given = [] if program.leads else [rows]
-        work = compiled(program.in_place(draws), [*program.own.copied().tensors(), *given, *noise])
-        tensors = [tensor.detach() for tensor in program.own.tensors()]
+# No methods: a runner in a circle of references would keep a pack's memory after its end.
 
-        def run(step: int) -> Tensor:
-            given = [] if program.leads else [program.batches.rows(step).contiguous()]
-            return work([*tensors, *given, *flat(streams.draw(draws))])
 
-        return run
+def _plain(program: Step) -> Callable[[int], Tensor]:
+    """The step operator by operator."""
+    return lambda step: program.update(program.own, None if program.leads else program.batches.rows(step))
+
+
+def _compiled(program: Step, step: int) -> Callable[[int], Tensor]:
+    """The step as compiled code. Raises what torch raises for a step that cannot be."""
+    streams, rows = program.streams, program.batches.rows(step).contiguous()
+    draws = program.draws(rows)
+    with streams.rehearsal():
+        noise = flat(streams.draw(draws))
+    given = [] if program.leads else [rows]
+    work = compiled(program.in_place(draws), [*program.own.copied().tensors(), *given, *noise])
+    tensors = [tensor.detach() for tensor in program.own.tensors()]
+
+    def run(step: int) -> Tensor:
+        given = [] if program.leads else [program.batches.rows(step).contiguous()]
+        return work([*tensors, *given, *flat(streams.draw(draws))])
+
+    return run
 
 
 def choice(option: str, device: torch.device, steps: int, parameters: int, before: bool | None) -> tuple[bool, str]:
