@@ -100,8 +100,11 @@ class Task(nn.Module, ABC):
         ``batch`` ``[R, E, D]`` intensities in [0, 1] -> ``[R, E]``, lower is better.
         """
 
-    def warm(self, step: int) -> None:  # noqa: B027
-        """Set what depends on how many steps were taken, in buffers and in place: called before each step, from 0."""
+    def warm(self, step: Tensor) -> None:  # noqa: B027
+        """Set what depends on ``step``, how many were taken (a number on the device, from 0), in buffers and in place.
+
+        It is a part of each step, so it does not look at the number.
+        """
 
     @abstractmethod
     def encoder_parameters(self) -> list[nn.Parameter]:

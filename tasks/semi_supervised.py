@@ -174,10 +174,10 @@ class SemiSupervised(ImageTask):
         """Logits of the pixels, ``[..., R, E, D]``."""
         return self.decoder(torch.cat((y, z), -1))
 
-    def warm(self, step: int) -> None:
+    def warm(self, step: Tensor) -> None:
         """The weights of the step after ``step`` others."""
         if self.warm_up:
-            self.progress.fill_(min(1.0, step / self.warm_up))
+            self.progress.copy_((step.double() / self.warm_up).clamp_max(1.0))
 
     def _kl_weight(self) -> Tensor | float:
         """Of the KL terms in training, ``[R, 1]``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -117,18 +118,18 @@ class StructuredPrediction(ImageTask):
             raise ValueError(f"{self.layers} layers need as many estimators, not {len(estimators)}")
         x, y = self._halves(batch)
 
-        def expected(outputs: Tensor, layer: int) -> Tensor:
-            """``E[-log p(y|z_last)]`` over the latents from ``layer`` on, whose network gave ``outputs``."""
-            if layer == self.layers:
-                return bernoulli_nats(outputs, y)
-            network = self.networks[layer + 1]
-            return estimators[layer](
-                self.latents.logits(outputs),
-                lambda z: expected(network(self.latents.features(z)), layer + 1),
-                context=x,
-            )
+        return self._expected(x, y, estimators, self.networks[0](x), 0)
 
-        return expected(self.networks[0](x), 0)
+    def _expected(self, x: Tensor, y: Tensor, estimators: Sequence[Estimator], outputs: Tensor, layer: int) -> Tensor:
+        """``E[-log p(y|z_last)]`` over the latents from ``layer`` on, whose network gave ``outputs``."""
+        if layer == self.layers:
+            return bernoulli_nats(outputs, y)
+        network = self.networks[layer + 1]
+        return estimators[layer](
+            self.latents.logits(outputs),
+            lambda z: self._expected(x, y, estimators, network(self.latents.features(z)), layer + 1),
+            context=x,
+        )
 
     def log_weights(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """``log p(y|z)`` of exact samples, twice: they come from p(z|x), so that their weights have no more.

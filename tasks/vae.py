@@ -200,26 +200,29 @@ class VAE(ImageTask):
         if self.kl == "relaxed":
             return self._relaxed_loss(x, estimators)
 
-        def expected(outputs: Tensor, below: Tensor | None, layer: int) -> Tensor:
-            """Of what ``layer`` and those above it contribute, given the sample ``below`` (``None``: the image)."""
-            estimator = estimators[layer]
-            sampled = self.kl_for(estimator) == "sampled"
-            log_q_from = for_log_q(outputs, estimator)
+        return self._expected(x, estimators, self.encoders[0](self._centred(x)), None, 0)
 
-            def loss(z: Tensor) -> Tensor:
-                features = self.latents.features(one_row(z) if self.layers == 1 else z)
-                entering = self._entering(features)
-                nats = self._nats(self.decoders[layer](entering), below, x)
-                if sampled:
-                    nats = nats + self._log_ratio(features, log_q_from, layer)
-                if layer + 1 < self.layers:
-                    nats = nats + expected(self.encoders[layer + 1](entering), features, layer + 1)
-                return nats
+    def _expected(
+        self, x: Tensor, estimators: Sequence[Estimator], outputs: Tensor, below: Tensor | None, layer: int
+    ) -> Tensor:
+        """Of what ``layer`` and those above it contribute, given the sample ``below`` (``None``: the image)."""
+        estimator = estimators[layer]
+        sampled = self.kl_for(estimator) == "sampled"
+        log_q_from = for_log_q(outputs, estimator)
 
-            losses = estimator(self.latents.logits(outputs), loss, context=x)
-            return losses if sampled else losses + self._mean_log_ratio(outputs, layer)
+        def loss(z: Tensor) -> Tensor:
+            features = self.latents.features(one_row(z) if self.layers == 1 else z)
+            entering = self._entering(features)
+            nats = self._nats(self.decoders[layer](entering), below, x)
+            if sampled:
+                nats = nats + self._log_ratio(features, log_q_from, layer)
+            if layer + 1 < self.layers:
+                above = self.encoders[layer + 1](entering)
+                nats = nats + self._expected(x, estimators, above, features, layer + 1)
+            return nats
 
-        return expected(self.encoders[0](self._centred(x)), None, 0)
+        losses = estimator(self.latents.logits(outputs), loss, context=x)
+        return losses if sampled else losses + self._mean_log_ratio(outputs, layer)
 
     def _relaxed_loss(self, x: Tensor, estimators: Sequence[Any]) -> Tensor:
         """The loss with Concrete densities at relaxed samples, layer by layer: there is nothing to estimate."""

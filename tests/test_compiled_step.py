@@ -1,5 +1,6 @@
 """The step as a function of state, rows and noise: pure, traced as one graph, compiled; the numbers are the same."""
 
+import math
 import os
 import shutil
 from pathlib import Path
@@ -14,7 +15,9 @@ from training.errors import UserError
 from training.kernels import compiled
 from training.pack import runner
 from training.pack.build import build
+from training.pack.evaluation import summary
 from training.pack.step import flat
+from training.replicas.streams import Streams
 
 CPU = torch.device("cpu")
 FULL = bool(os.environ.get("FULL"))
@@ -199,17 +202,74 @@ def test_a_diverged_replica_in_a_program(monkeypatch):
     assert equal([p[0] for p in ours.parameters], [p[0] for p in well.parameters])
 
 
-@pytest.mark.parametrize(("each", "compiles"), [(0.001, False), (0.01, True)])
-def test_auto_compiles_where_the_steps_ahead_are_worth_it(monkeypatch, each, compiles):
-    """10,000 steps of 1 ms: a third is less than the 20 s that it takes; of 10 ms it is more."""
-    ours = pack("gumbel_softmax", "toy", "compile=auto", "steps=10000")
-    assert ours.runner.not_compiled == "compile=auto on a CPU"
-    watched, asked = ours.runner, []
-    watched.not_compiled, watched.not_captured, watched.on_gpu = "", "there is no GPU", True
-    monkeypatch.setattr(runner, "_last_compilation", 20.0)
-    monkeypatch.setattr(watched, "_now", lambda: each * ours.step)
-    monkeypatch.setattr(watched, "_compiled", lambda rows: asked.append(ours.step) or (lambda rows: rows.sum(1)))
-    for _ in range(runner.WATCHED + 3):
+def test_a_program_that_nobody_leads(monkeypatch):
+    """Rows, temperatures and noise of the step that the state says: what a GPU compiles, operator by operator here."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(Streams, "counts", lambda self, device: True)
+    monkeypatch.setattr(runner, "compiled", lambda work, examples: compiled.compiled(work, examples, "eager"))
+    annealed = ["schedule=exponential", "schedule.every=2", "schedule.rate=0.1"]
+    ours, plain = (pack("gumbel_softmax", "vae_bernoulli", f"compile={value}", *annealed) for value in (True, False))
+    ours.batches.per_epoch = plain.batches.per_epoch = 3
+    for _ in range(8):
+        losses = plain.train_step()
+    torch.testing.assert_close(ours.train_steps(8), losses, rtol=1e-5, atol=0)
+    assert ours.runner.not_compiled == "" and torch.equal(ours.temperatures()[0], plain.temperatures()[0])
+    assert ours.temperatures()[0].tolist() == pytest.approx([math.exp(-0.6)] * 2)
+
+
+def test_a_compiler_that_is_broken(monkeypatch, tmp_path):
+    """The pack trains as it would without, and its record says why."""
+    torch._dynamo.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(runner, "COMPILERS", ("true",))
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("false",))
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)
+    monkeypatch.setattr(compiled, "_programs", {})
+    ours, plain = (pack("straight_through", "toy", f"compile={value}", "batch_size=13") for value in (True, False))
+    for _ in range(3):
+        assert torch.equal(ours.train_step(), plain.train_step())
+    assert "rror" in ours.runner.not_compiled and not ours.state(0)["compiled"]
+    assert summary(ours, 0, "finished", {})["kernels"]["not_compiled"] == ours.runner.not_compiled
+
+
+GPU = torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "steps", "parameters", "first", "compiles"),
+    [
+        (CPU, 19_999, 1e9, False, False),
+        (CPU, 20_000, 1, True, True),
+        (GPU, 199_000, 1, True, False),  # launches: .1 ms each
+        (GPU, 201_000, 1, True, True),
+        (GPU, 12_000, 256 * 315_000, True, False),  # 1.55 ms each
+        (GPU, 14_000, 256 * 315_000, True, True),
+        (GPU, 3_000, 256 * 315_000, False, False),
+        (GPU, 3_500, 256 * 315_000, False, True),
+    ],
+)
+def test_auto_compiles_where_the_steps_are_worth_it(monkeypatch, device, steps, parameters, first, compiles):
+    """20 s for the first step that a process compiles for a GPU, 5 s for others; 20,000 steps on a CPU."""
+    monkeypatch.setattr(runner, "COMPILERS", ("true",))
+    monkeypatch.setattr(compiled, "_programs", {} if first else {"another": None})
+    chosen, reason = runner.choice("auto", device, steps, parameters, None)
+    assert chosen == compiles and reason.startswith("compile=auto: ")
+    for before in (True, False):  # who goes on does as before
+        assert runner.choice("auto", device, steps, parameters, before)[0] == before
+        for option in ("true", "false"):
+            assert runner.choice(option, device, steps, parameters, before)[0] == (option == "true")
+    monkeypatch.setattr(runner, "COMPILERS", ())
+    assert runner.choice("auto", CPU, 20_000, 1, None) == (False, "compile=auto: there is no C++ compiler")
+
+
+def test_a_run_that_goes_on_is_compiled_as_it_was(monkeypatch):
+    """Whatever ``auto`` says of its new length."""
+    monkeypatch.setattr(runner, "compiled", lambda work, examples: work)
+    monkeypatch.setattr(runner, "COMPILERS", ("true",))
+    long, short = (pack("gumbel_softmax", "toy", "compile=auto", f"steps={steps}") for steps in (20_000, 100))
+    for ours, other in ((long, short), (short, long)):
         ours.train_step()
-    assert asked == ([runner.WATCHED] if compiles else [])
-    assert ("too few" in watched.not_compiled) == (not compiles)
+        again = pack("gumbel_softmax", "toy", "compile=auto", f"steps={other.configs[0]['steps']}")
+        again.restore([ours.state(replica) for replica in range(2)])
+        assert torch.equal(again.train_step(), ours.train_step())
+        assert bool(again.runner.not_compiled) == bool(ours.runner.not_compiled) == (ours is short)

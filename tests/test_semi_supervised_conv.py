@@ -145,7 +145,7 @@ def test_exact_is_the_enumerated_objective(warm):
     """Values and gradients of all parameters, of each replica; in the warm-up's middle with its weights, too."""
     options = {"warm_up": 8, "kl_start": 3.0, "alpha_start": 0.5} if warm else {}
     task = tiny(alpha=0.4, labelled_weight=0.7, **options)
-    task.warm(4)
+    task.warm(torch.tensor(4))
     weights = (2.0, 0.3) if warm else (1.0, 0.4)  # halfway from 3 to 1, and from 0.2 to 0.4
     x = task.data.test.pixels[:5].double().expand(2, -1, -1)
     losses = task.loss(x, Exact())
@@ -170,7 +170,7 @@ def test_weights_go_linearly_to_those_of_no_warm_up(make):
     def losses(step=None, **options):
         task = tiny(alpha=2.0, **options)
         if step is not None:
-            task.warm(step)
+            task.warm(torch.tensor(step))
         torch.manual_seed(0)
         return task.loss(task.data.test.pixels[:4].double().expand(2, -1, -1), make()).detach()
 
@@ -184,7 +184,7 @@ def test_weights_go_linearly_to_those_of_no_warm_up(make):
 
 def test_evaluation_has_the_weights_of_the_bound():
     plain, warm = tiny(), tiny(warm_up=10, kl_start=4.0)
-    warm.warm(0)
+    warm.warm(torch.tensor(0))
     for name, value in plain.evaluate("test", 3).items():
         assert torch.equal(value, warm.evaluate("test", 3)[name])
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_capture import Watch, flat, in_blocks  # noqa: F401
+from test_capture import Watch, counted, flat  # noqa: F401
 from test_semi_supervised import CPU, digits
 
 from analysis import records
@@ -26,7 +26,7 @@ CONV = ["task.network=conv", "task.channels=[2,3,4]", "task.warm_up=5"]
 
 @pytest.mark.parametrize("options", [[], CONV], ids=["mlp", "conv"])
 @pytest.mark.parametrize("name", ["exact", "gumbel_softmax", "nvil", "rebar", "vimco"])
-def test_a_step_can_be_captured(in_blocks, monkeypatch, name, options):  # noqa: F811
+def test_a_step_can_be_captured(counted, monkeypatch, name, options):  # noqa: F811
     """It neither waits, nor draws, nor copies; and what it writes is known."""
     ours = pack(f"estimator={name}", *options, seeds=(0, 1))
     if name == "exact":  # on a CPU it looks at numbers; on a GPU it does not
@@ -36,12 +36,10 @@ def test_a_step_can_be_captured(in_blocks, monkeypatch, name, options):  # noqa:
         ours.train_step()
     state = [ours.state(replica) for replica in range(ours.replicas)]
     written = [(tensor, tensor.detach().clone()) for tensor in ours.tensors.tensors()]
-    ours.anneal()  # as train_step does, outside of the program
-    ours.streams.fill(ours.step)
     with Watch() as watch:
-        first = ours.program.update(ours.tensors, ours.batches.rows(ours.step))
+        first = ours.program.update(ours.tensors)
     assert not watch.found
-    ours.program.update(ours.tensors, ours.batches.rows(ours.step))
+    ours.program.update(ours.tensors)
     with torch.no_grad():
         for tensor, before in written:
             tensor.copy_(before)
@@ -49,7 +47,7 @@ def test_a_step_can_be_captured(in_blocks, monkeypatch, name, options):  # noqa:
     assert torch.equal(ours.train_step(), first)
 
 
-def test_noise_in_blocks_alone_and_resumed(in_blocks):  # noqa: F811
+def test_noise_counted_alone_and_resumed(counted):  # noqa: F811
     together, alone = pack(seeds=(3, 4)), pack(seeds=(4,))
     for _ in range(11):
         assert torch.allclose(together.train_step()[1], alone.train_step()[0], rtol=1e-5)

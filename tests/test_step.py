@@ -1,4 +1,4 @@
-"""The parts of a step: the optimiser in both of its forms, shared moments, noise in blocks, the captured step."""
+"""The parts of a step: the optimiser in both of its forms, shared moments."""
 
 import pytest
 import torch

@@ -272,9 +272,11 @@ def test_an_exception_is_a_failed_run_with_its_reason(tmp_path, monkeypatch):
 def test_the_papers_temperature_schedule(rate, floor):
     """max(0.5, exp(-r t)) refreshed every N steps; the floor is reached at step 69,315 (r = 1e-5) or 6,932 (1e-4)."""
     schedule = {"name": "exponential", "rate": rate, "minimum": 0.5, "every": 1}
-    assert schedules.temperature_at(schedule, 1.0, floor - 2) > 0.5 == schedules.temperature_at(schedule, 1.0, floor)
-    coarse = schedule | {"every": 500}
-    assert schedules.temperature_at(coarse, 1.0, 1499) == math.exp(-rate * 1000)
+    runs = [{"schedule": each, "estimator": {"temperature": 1.0}} for each in (schedule, schedule | {"every": 500})]
+    annealing = schedules.Annealing(runs, CPU)
+    fine, coarse = (annealing.at(torch.tensor(step)) for step in (floor - 2, floor))
+    assert fine[0] > 0.5 == coarse[0]
+    assert annealing.at(torch.tensor(1499))[1].item() == pytest.approx(math.exp(-rate * 1000), rel=1e-15)
 
 
 def test_only_the_named_estimators_are_annealed():

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from training.benchmarks.evaluation import MODELS, make_task, products
 from training.devices import pick_device
 from training.kernels.matmul import use_tf32
 from training.pack.evaluation import commit, device_name
+from training.pack.runner import STEPS_PER_GRAPH
 from training.processes import ROOT
 
 ESTIMATORS = ("gumbel_softmax", "st_gumbel_softmax", "reinmax", "nvil", "rloo", "disarm")
@@ -111,11 +113,12 @@ def _speed(
     pack.train_step()
     _wait(device)
     prepared = time.perf_counter() - began
-    duration = in_turns({"step": pack.train_step}, SECONDS)["step"]
+    steps = partial(pack.train_steps, STEPS_PER_GRAPH)
+    duration = in_turns({"steps": steps}, SECONDS, calls=3)["steps"] / STEPS_PER_GRAPH
     began = time.perf_counter()
-    for _ in range(20):
-        pack.train_step()
-    host = (time.perf_counter() - began) / 20
+    for _ in range(3):
+        steps()
+    host = (time.perf_counter() - began) / (3 * STEPS_PER_GRAPH)
     _wait(device)
     row: Row = {"task": task, "estimator": estimator, "replicas": replicas, "tf32": tf32, "compile": compile}
     row |= {"replica_steps_per_second": replicas / duration, "step_ms": 1e3 * duration, "host_ms": 1e3 * host}

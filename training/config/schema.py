@@ -271,8 +271,8 @@ class Config:
     (:mod:`analysis.statistics.settings`). ``compare``: those of which it shows each value in a row.
 
     ``device``: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``. ``threads``: of a process on the CPU. ``allow_tf32``: matrix
-    products of ten bits on a GPU. ``compile``: the step by ``torch.compile``, ``true`` or ``false``; ``auto``: on a
-    GPU, if it saves more time than it takes. ``progress``: shown on the screen. ``workers``: processes of a sweep; 0:
+    products of ten bits on a GPU. ``compile``: the step by ``torch.compile``, ``true`` or ``false``; ``auto``: if it
+    saves more time than it takes. ``progress``: shown on the screen. ``workers``: processes of a sweep; 0:
     one for each GPU, or for each core. ``pack_size``: most runs that train together; 0: as many as memory allows.
     ``retries``: so often a pack whose process died is tried again. ``retry``: only runs that are ``failed`` or
     ``diverged``, or that other code of the user's began (``changed``); empty: all that is unfinished. ``dry_run``: show
@@ -305,7 +305,7 @@ class Config:
     device: str = option("auto", "places")
     threads: int = number(1, "[1, 4096]", "places")
     allow_tf32: bool = option(False, "trains")
-    compile: str = option("false", "places")
+    compile: str = option("auto", "places")
     progress: bool = option(True, "places")
     cluster: Any = option(MISSING, "places")
     workers: int = number(0, "[0, 4096]", "places")

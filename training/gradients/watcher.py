@@ -11,7 +11,7 @@ from training.config.identity import kind_of
 from training.gradients import basket, point
 from training.interrupt import Stopped, asked
 from training.pack.pack import Config
-from training.pack.watchers import Training
+from training.pack.watchers import LOOK_EVERY_ON_GPU, Training
 
 
 class Basket:
@@ -39,6 +39,10 @@ class Basket:
     def due(self) -> bool:
         """Whether there is something to measure at the pack's step."""
         return self.pack.step in self.steps or (self.file == REPLAYED and asked())
+
+    def ahead(self) -> int:
+        """Steps until the next that is measured."""
+        return min((step - self.pack.step for step in self.steps if step > self.pack.step), default=LOOK_EVERY_ON_GPU)
 
     def look(self) -> None:
         """Measure what is missing at the pack's step. Raises ``Stopped`` if a signal asked for a stop."""

@@ -68,10 +68,11 @@ def begin(training: Training) -> None:
 
 
 def run_through(training: Training, watchers: Sequence[Watcher], divergence: Divergence | None = None) -> None:
-    """All steps that are left; after each those of the ``watchers`` look that are due, in their order."""
+    """All steps that are left; when one of the ``watchers`` may be due, those that are look, in their order."""
     pack = training.pack
+    asked = [*watchers, *([divergence] if divergence else [])]
     while pack.step < training.until and training.alive:
-        pack.train_step()
+        pack.train_steps(min(training.until - pack.step, *(watcher.ahead() for watcher in asked)))
         due = [watcher for watcher in watchers if watcher.due()]
         if divergence and (due or divergence.due()):
             divergence.look(everywhere=bool(due))

@@ -31,7 +31,7 @@ def bytes_of(config: dict[str, Any], device: torch.device) -> tuple[float, float
         for replicas in (1, 2):
             with Allocations() as memory:
                 pack = trial_pack(config, replicas, device)
-                pack.runner.not_captured = pack.runner.not_compiled = "its memory is measured"
+                pack.runner.not_captured = "its memory is measured"
                 for _ in range(2):  # the second finds moments and running averages in place
                     pack.train_step()
                 pack.task.evaluate("valid", TRIAL_SAMPLES)
@@ -47,10 +47,13 @@ TRIAL_SAMPLES = BLOCK_SAMPLES
 
 
 def trial_pack(config: dict[str, Any], replicas: int, device: torch.device) -> Pack:
-    """A pack like that of ``config`` with a block of images to evaluate, to try what a step and an evaluation take."""
+    """A pack like that of ``config`` with a block of images to evaluate, to try what a step and an evaluation take.
+
+    Its step is not compiled, which would take longer than the trial.
+    """
     data = load_once(**config["data"])
     valid = replace(data.valid, pixels=data.valid.pixels[: images_per_block(TRIAL_SAMPLES, device)])
-    return build([config] * replicas, device, replace(data, valid=valid))
+    return build([{**config, "compile": "false"}] * replicas, device, replace(data, valid=valid))
 
 
 def rehearse(config: dict[str, Any]) -> None:
@@ -119,8 +122,9 @@ def largest_pack(configs: list[dict[str, Any]], device: torch.device) -> int:
 
 def free_bytes(device: torch.device) -> float:
     """Free memory of a GPU, or of this machine within the limit of its control group (all of it where none is told)."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cuda":  # what torch keeps for itself is free, too
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     free = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()

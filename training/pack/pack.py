@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from tasks.datasets import Dataset
-from training.pack.runner import Runner
+from training.pack.runner import Runner, choice
 from training.pack.step import State, Step
-from training.replicas import schedules
 from training.replicas.batches import Batches
 from training.replicas.optimisers import ReplicaOptimizer
+from training.replicas.schedules import Annealing, anneals
 from training.replicas.streams import Streams
 
 Config = dict[str, Any]
@@ -51,11 +51,19 @@ class Pack:
     carried_row: list[dict[str, Any] | None] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.program = Step(self.task, self.estimators, self.batches, self.streams, self.optimizer)
+        annealing = Annealing(self.configs, self.device) if anneals(self.configs[0]) else None
+        parts = self.task, self.estimators, self.batches, self.streams, self.optimizer
+        self.program = Step(*parts, annealing)
         self.tensors = self.program.own
         self.carried_row = [None] * self.replicas
-        self._temperatures: list[float] = []
-        self.runner = Runner(self.program, self.tensors, self.configs[0].get("compile", "false"))
+        self.runner = self._runner()
+
+    def _runner(self, before: bool | None = None) -> Runner:
+        first = self.configs[0]
+        numbers = sum(parameter.numel() for parameter in self.parameters)
+        return Runner(
+            self.program, *choice(first.get("compile", "false"), self.device, first["steps"], numbers, before)
+        )
 
     @property
     def replicas(self) -> int:
@@ -66,27 +74,22 @@ class Pack:
         """First layer's estimator; all layers share class and hyperparameters."""
         return self.estimators[0]
 
-    def anneal(self) -> None:
-        """Set the temperatures of this step, and what the task has of the kind, in place."""
-        self.task.warm(self.step)
-        if schedules.anneals(self.configs[0]):
-            temperatures = [
-                schedules.temperature_at(config["schedule"], config["estimator"]["temperature"], self.step)
-                for config in self.configs
-            ]
-            if temperatures != self._temperatures:
-                self._temperatures = temperatures
-                for estimator in self.estimators:
-                    estimator.temperature.copy_(torch.tensor(temperatures).view_as(estimator.temperature))
-
     def train_step(self) -> Tensor:
         """One step of every replica; returns the detached losses ``[replicas]`` (mean over examples, nats)."""
-        self.anneal()
-        self.streams.fill(self.step)
-        rows = self.batches.rows(self.step)
-        losses = self.runner(rows, ahead=self.configs[0]["steps"] - self.step)
-        self.step += 1
-        self.loss_steps += 1
+        return self._taken(1)
+
+    def train_steps(self, count: int) -> Tensor:
+        """As many steps; returns the losses of the last. A GPU takes several on its own, if nobody looks in between."""
+        losses, last = torch.empty(0), self.step + count
+        while self.step < last:
+            left = self.batches.turn_to(self.step)
+            losses = self._taken(min(last - self.step, left)) if self.program.leads else self.train_step()
+        return losses
+
+    def _taken(self, count: int) -> Tensor:
+        losses = self.runner(self.step, count)
+        self.step += count
+        self.loss_steps += count
         self.carried_row = [None] * self.replicas
         return losses
 
@@ -142,6 +145,7 @@ class Pack:
                 "streams": self.streams.state(replica),
                 "variance": tensors.variance.state(replica),
                 "along": self.carried_row[replica],
+                "compiled": not self.runner.not_compiled,
             }
         )
 
@@ -154,7 +158,8 @@ class Pack:
             for name, value in self._stacked().items():
                 if state["tensors"][name].shape != value.shape[1:]:
                     raise ValueError(f"{name} has shape {list(state['tensors'][name].shape)}")
-        self._temperatures = []
+        before = first.get("compiled")
+        self.runner = self._runner(before if isinstance(before, bool) else None)
         self.step, self.loss_steps = first["step"], first["loss_steps"]
         self.carried_row = [state["along"] for state in states]
         self.seconds = max(state["seconds"] for state in states)

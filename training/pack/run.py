@@ -148,8 +148,8 @@ def _take(run: RunPlan, report: Report) -> RunRecord | None:
 
 
 def _groups(members: list[Member], device: torch.device, report: Report) -> list[list[Member]]:
-    """Members that can be trained together: of one step, and no more than fit into memory."""
-    alike: dict[tuple[int, bool], list[Member]] = {}
+    """Members that can be trained together: of one step, compiled or not, and no more than fit into memory."""
+    alike: dict[tuple[object, ...], list[Member]] = {}
     for member in members:
         member.replayed = _lacks_its_basket(member)
         trouble = None
@@ -161,7 +161,8 @@ def _groups(members: list[Member], device: torch.device, report: Report) -> list
             continue
         if trouble:
             report({"event": "message", "text": f"{trouble}; the run starts again"})
-        alike.setdefault((member.step, member.replayed), []).append(member)
+        compiled = member.state is not None and member.state.get("compiled") is True
+        alike.setdefault((member.step, member.replayed, compiled), []).append(member)
     groups = []
     for group in alike.values():
         size = memory.largest_pack([member.plan.config for member in group], device)

@@ -16,6 +16,7 @@ from training.kernels.compiled import Work
 from training.replicas.batches import Batches
 from training.replicas.divergence import Health, SeenLogits
 from training.replicas.optimisers import Moments, ReplicaOptimizer
+from training.replicas.schedules import Annealing
 from training.replicas.streams import Draws, Noise, Streams
 from training.replicas.variance import GradientVariance
 
@@ -64,8 +65,9 @@ class Losses(nn.Module):
         super().__init__()
         self.task, self.estimators = task, estimators
 
-    def forward(self, batch: Tensor) -> Tensor:
-        """``[replicas, examples, pixels] -> [replicas, examples]``."""
+    def forward(self, batch: Tensor, step: Tensor) -> Tensor:
+        """``[replicas, examples, pixels] -> [replicas, examples]``, after so many steps."""
+        self.task.warm(step)
         losses: Tensor = self.task.loss(batch, *self.estimators)
         return losses
 
@@ -76,19 +78,29 @@ class Step:
     ``step(state, rows, noise) -> (new state, losses)`` is a function of its arguments. :meth:`update` is the same work
     in place, which is what runs, is compiled and is captured: a state has one set of memory.
 
+    ``looks``: whether it looks at numbers, as on a CPU. ``leads``: whether the device finds rows and noise from the
+    state's own step, as on a GPU, so that the host has nothing to say.
+
     Args:
         task, estimators: whose parameters and buffers are ``own.model``, with which training begins.
         batches: of what rows are gathered.
         streams: of the noise that :meth:`update` draws.
         optimizer: of ``own.moments``.
+        annealing: of the estimators' temperatures, if they are annealed.
     """
 
     def __init__(
-        self, task: Any, estimators: nn.ModuleList, batches: Batches, streams: Streams, optimizer: ReplicaOptimizer
+        self,
+        task: Any,
+        estimators: nn.ModuleList,
+        batches: Batches,
+        streams: Streams,
+        optimizer: ReplicaOptimizer,
+        annealing: Annealing | None = None,
     ) -> None:
         self.losses, self.batches, self.streams, self.optimizer = Losses(task, estimators), batches, streams, optimizer
         self.device = batches.device
-        self.looks = self.device.type == "cpu"
+        self.looks, self.leads = self.device.type == "cpu", streams.counts(self.device)
         parameters = dict(self.losses.named_parameters())
         encoder = {id(parameter) for parameter in task.encoder_parameters()}
         self._parameters, self._learned = list(parameters), set(parameters)
@@ -96,6 +108,10 @@ class Step:
         self._seen = SeenLogits(estimators)
         self._cotangent = torch.full((streams.replicas, batches.batch_size), 1 / batches.batch_size, device=self.device)
         self.own, self._own_parameters = self._start(parameters), list(parameters.values())
+        streams.clock = self.own.health.step
+        self._annealing = annealing
+        annealed = {id(getattr(estimator, "temperature", None)) for estimator in estimators if annealing}
+        self._annealed = [name for name, buffer in self.losses.named_buffers() if id(buffer) in annealed]
 
     def _start(self, parameters: dict[str, nn.Parameter]) -> State:
         moments = self.optimizer.start(list(parameters.values()))
@@ -119,40 +135,47 @@ class Step:
             return new, self.update(new, rows)
 
     def draws(self, rows: Tensor) -> Draws:
-        """What a step draws, found by a rehearsal; it is the same in every step."""
+        """What a step draws, found by a rehearsal; it is the same in every step. ``rows``: of any."""
         with self.streams.rehearsal() as draws:
             self.update(self.own.copied(), rows)
         return draws
 
     def in_place(self, draws: Draws) -> Work:
-        """:meth:`update` as work on a list of tensors: those of a state, which it writes, rows, and the noise."""
+        """:meth:`update` as work on a list of tensors: those of a state, which it writes, rows where the host knows
+        them, and the noise."""
         count = len(self.own.tensors())
 
         def work(tensors: Sequence[Tensor]) -> Tensor:
-            own, (rows, *drawn) = tensors[:count], tensors[count:]
-            each = iter(drawn)
-            noise = {purpose: [next(each) for _ in shapes] for purpose, shapes in draws.items()}
+            own, rest = tensors[:count], iter(tensors[count:])
+            rows = None if self.leads else next(rest)
+            noise = {purpose: [next(rest) for _ in shapes] for purpose, shapes in draws.items()}
             with self.streams.given(noise):
                 return self.update(self.own.with_tensors(own), rows)
 
         return work
 
-    def update(self, state: State, rows: Tensor) -> Tensor:
+    def update(self, state: State, rows: Tensor | None = None) -> Tensor:
         """Take ``state`` a step on, in place, with noise from the streams; returns the detached losses ``[replicas]``.
 
-        It neither waits for the device nor looks at a number unless ``looks``, so it can be a CUDA graph.
+        Without ``rows`` they are those of the state's own step, of whose epoch ``batches`` has the order at hand. It
+        neither waits for the device nor looks at a number unless ``looks``, so it can be a CUDA graph.
         """
+        rows = self.batches.rows_at(state.health.step) if rows is None else rows
+        if self._annealed:
+            temperatures = self._annealing.at(state.health.step)  # type: ignore[union-attr]
+            for name in self._annealed:
+                state.model[name].copy_(temperatures.view_as(state.model[name]))
         self.streams.rewind()
         self._seen.take()
         parameters: Sequence[Tensor] = self._own_parameters
         batch = self.batches.gather(rows)
         with noise_source(self.streams.source("estimator", self.device)):
             if state is self.own:
-                losses = self.losses.forward(batch)
+                losses = self.losses.forward(batch, state.health.step)
             else:
                 model = {name: _leaf(value) if name in self._learned else value for name, value in state.model.items()}
                 parameters = [model[name] for name in self._parameters]
-                losses = functional_call(self.losses, model, (batch,))
+                losses = functional_call(self.losses, model, (batch, state.health.step))
         # The gradient of losses.mean(-1).sum(): a replica's is that of its own mean loss.
         gradients: Sequence[Tensor | None]
         gradients = torch.autograd.grad(losses, parameters, self._cotangent, allow_unused=True)

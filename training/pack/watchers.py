@@ -28,6 +28,9 @@ class Watcher(Protocol):
     def due(self) -> bool:
         """Whether it wants to look at the pack after this step."""
 
+    def ahead(self) -> int:
+        """How many steps may be taken before it is asked again; one that goes by the clock is asked now and then."""
+
     def look(self) -> None:
         """Do so; the time counts as what :class:`Stopwatch` is told."""
 
@@ -133,6 +136,9 @@ class Divergence:
     def due(self) -> bool:
         return self.training.pack.step % self.every == 0
 
+    def ahead(self) -> int:
+        return self.every - self.training.pack.step % self.every
+
     def look(self, everywhere: bool = False) -> None:
         """``everywhere``: at all parameters, too."""
         pack = self.training.pack
@@ -152,6 +158,9 @@ class Evaluation:
 
     def due(self) -> bool:
         return self.training.pack.step % self.every == 0
+
+    def ahead(self) -> int:
+        return self.every - self.training.pack.step % self.every
 
     def look(self) -> None:
         training, pack = self.training, self.training.pack
@@ -179,6 +188,9 @@ class Checkpoint:
         before_the_end = self.training.pack.step < self.training.until
         return before_the_end and (time.monotonic() - self.saved > self.seconds or asked())
 
+    def ahead(self) -> int:
+        return LOOK_EVERY_ON_GPU
+
     def look(self) -> None:
         if asked():
             raise self.training.stop()
@@ -195,6 +207,9 @@ class Progress:
 
     def due(self) -> bool:
         return self.evaluation.due() or time.monotonic() - self.reported > REPORT_SECONDS
+
+    def ahead(self) -> int:
+        return min(self.evaluation.ahead(), LOOK_EVERY_ON_GPU)
 
     def look(self) -> None:
         self.training.report({"event": "step", "step": self.training.pack.step, "note": self.training.note})

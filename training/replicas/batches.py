@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
-
 import torch
 from torch import Tensor
 
@@ -25,9 +23,7 @@ class Batches:
         self.batch_size, self.streams, self.device = batch_size, streams, device
         self.per_epoch = len(data.train) // batch_size
         self._epoch, self._order = -1, torch.empty(0)
-        # Permutations are drawn on the CPU: beside a GPU the next epoch's are drawn while it works.
-        self._ahead = ThreadPoolExecutor(1) if device.type != "cpu" else None
-        self._next: tuple[int, Future[Tensor]] | None = None
+        self._within = torch.arange(batch_size, device=device)
 
     def __call__(self, step: int) -> Tensor:
         """The batch of a step (counted from 0); steps must be visited in order when bits are drawn dynamically."""
@@ -35,10 +31,25 @@ class Batches:
 
     def rows(self, step: int) -> Tensor:
         """``[replicas, batch_size]``: which images are in the batch of a step."""
+        self.turn_to(step)
+        start = step % self.per_epoch * self.batch_size
+        return self._order[:, start : start + self.batch_size]
+
+    def turn_to(self, step: int) -> int:
+        """Have the order of this step's epoch at hand, in memory that stays; returns how many steps are left in it."""
         epoch, position = divmod(step, self.per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._order_of(epoch).to(self.device)
-        return self._order[:, position * self.batch_size : (position + 1) * self.batch_size]
+            order = self.streams.permutations(f"order/{epoch}", len(self.pixels), self.device)
+            if self._epoch < 0 or not self.streams.counts(self.device):
+                self._order = order.to(self.device)
+            else:  # a CUDA graph reads it
+                self._order.copy_(order)
+            self._epoch = epoch
+        return self.per_epoch - position
+
+    def rows_at(self, step: Tensor) -> Tensor:
+        """As :meth:`rows`, of a step that the device knows; :meth:`turn_to` has been called for its epoch."""
+        return self._order.index_select(1, step % self.per_epoch * self.batch_size + self._within)
 
     def gather(self, rows: Tensor) -> Tensor:
         """The images of ``rows``, as bits if they are to be: a function of ``rows`` and noise, on the device."""
@@ -47,13 +58,3 @@ class Batches:
             uniform = self.streams.source("binarization", self.device)
             return (uniform(x.shape, x.dtype, x.device, 1) * self.levels < x).float()
         return x if self.levels == 1 else x / self.levels
-
-    def _order_of(self, epoch: int) -> Tensor:
-        def draw(epoch: int) -> Tensor:
-            return self.streams.permutations(f"order/{epoch}", len(self.pixels))
-
-        if self._ahead is None:
-            return draw(epoch)
-        order = self._next[1].result() if self._next and self._next[0] == epoch else draw(epoch)
-        self._next = epoch + 1, self._ahead.submit(draw, epoch + 1)
-        return order

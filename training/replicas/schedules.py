@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from training.errors import UserError
 
@@ -16,13 +19,27 @@ def anneals(config: dict[str, Any]) -> bool:
     return not schedule["only"] or not {name, f"{name} on {config['task']['name']}"}.isdisjoint(schedule["only"])
 
 
-def temperature_at(schedule: dict[str, Any], start: float, step: int) -> float:
-    """``max(minimum, start * exp(-rate * t))`` where t is the step (from 0), refreshed every ``every`` steps.
+class Annealing:
+    """``temperature(t) = max(minimum, start * exp(-rate * t))``, t the step (from 0), refreshed every ``every`` steps.
 
     Reference: Jang, Gu, Poole, arXiv 1611.01144 (start 1, minimum 0.5, rate 1e-5 or 1e-4, every 500 or 1000).
+
+    Args:
+        configs: of a pack's runs, each with a start and a schedule of its own; all anneal or none does.
     """
-    refreshed = step - step % schedule["every"]
-    return max(schedule["minimum"], start * math.exp(-schedule["rate"] * refreshed))
+
+    def __init__(self, configs: Sequence[dict[str, Any]], device: torch.device) -> None:
+        def column(name: str, dtype: torch.dtype = torch.float64) -> Tensor:
+            return torch.tensor([config["schedule"][name] for config in configs], dtype=dtype, device=device)
+
+        starts = [config["estimator"]["temperature"] for config in configs]
+        self._start = torch.tensor(starts, dtype=torch.float64, device=device)
+        self._rate, self._minimum, self._every = column("rate"), column("minimum"), column("every", torch.int64)
+
+    def at(self, step: Tensor) -> Tensor:
+        """``[replicas]`` float64, for a step that the device knows (int64, a number)."""
+        refreshed = step - step % self._every
+        return torch.maximum(self._minimum, self._start * (-self._rate * refreshed).exp())
 
 
 def check(config: dict[str, Any]) -> None:

@@ -9,18 +9,15 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from estimators.noise import open_uniform
+from training.kernels import philox
 
 CPU = torch.device("cpu")
-STEPS_PER_BLOCK = 8
-"""A constant, since it orders the noise: numbers must not depend on a pack's memory."""
-
 
 Shape = tuple[tuple[int, ...], torch.dtype, torch.device, int]
 """What a source is asked for: shape, dtype, device, event dimensions."""
@@ -95,74 +92,30 @@ class WordSource:
         return noise.view(tuple(shape))
 
 
-@dataclass
-class _Draw:
-    """One draw of a step: the buffer that the step reads, and the noise of the steps around it."""
+class CountedSource:
+    """Noise by counting (:mod:`training.kernels.philox`), for a GPU: a draw is one kernel for all replicas.
 
-    buffer: Tensor
-    dim: int
-    block: Tensor
-    number: int = -1
+    The numbers are a function of the run's seed, the purpose, the step, which is read on the device, and of how many
+    draws the step has made before: there is nothing to keep in a checkpoint, and a CUDA graph draws anew each time.
 
-
-class BlockSource:
-    """Noise drawn for ``STEPS_PER_BLOCK`` steps at once, for a GPU, where every
-    replica's draw is a kernel.
-
-    A step's n-th draw reads a buffer that stays where it is, so that the step can be captured as a CUDA graph;
-    :meth:`fill` puts a step's noise into the buffers. Block b of draw n comes from generators seeded by the run's
-    seed, the purpose, n and b: the noise is a function of seed and step, and there is nothing to keep in a checkpoint.
-    Every step must make the same draws. ``step``: the one in which it is asked for, which may be a run's first.
+    Args:
+        clock: int64, a number on the device: the step, from 0.
     """
 
-    def __init__(self, seeds: Sequence[int], purpose: str, step: int = 0) -> None:
-        self.seeds, self.purpose = list(seeds), purpose
-        self._generators: list[torch.Generator] = []
-        self._draws: list[_Draw] = []
-        self._step, self._next = step, 0
-
-    def fill(self, step: int) -> None:
-        """Put the noise of ``step`` into the buffers of all draws known so far."""
-        self._step = step
-        for index in range(len(self._draws)):
-            self._fill(index)
+    def __init__(self, seeds: Sequence[int], purpose: str, clock: Tensor) -> None:
+        self._keys = torch.tensor([derive_seed(seed, purpose) for seed in seeds], device=clock.device)
+        self._clock, self._next = clock, 0
 
     def rewind(self) -> None:
         """The next draw is the first of the step."""
         self._next = 0
 
     def __call__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, event_dims: int = 2) -> Tensor:
-        """Uniform noise; ``shape`` is ``[..., replicas, examples, *event]`` with ``event_dims`` event dimensions.
-
-        Raises:
-            RuntimeError: if a step's draws differ in shape or dtype from those of the first step.
-        """
-        index, self._next = self._next, self._next + 1
-        if index == len(self._draws):
-            dim = _replica_dimension(shape, event_dims, len(self.seeds))
-            with torch._C._DisableFuncTorch():  # an inner layer draws within transforms, which the buffer outlives
-                self._draws.append(_Draw(torch.empty(tuple(shape), dtype=dtype, device=device), dim, torch.empty(0)))
-                self._fill(index)
-        buffer = self._draws[index].buffer
-        if buffer.shape != tuple(shape) or buffer.dtype != dtype:
-            raise RuntimeError(
-                f"draw {index} of {self.purpose} was {buffer.dtype} {list(buffer.shape)} in the first step and is "
-                f"{dtype} {list(shape)} now; noise in blocks needs the same draws in every step"
-            )
-        return buffer
-
-    def _fill(self, index: int) -> None:
-        draw, number = self._draws[index], self._step // STEPS_PER_BLOCK
-        buffer = draw.buffer.movedim(draw.dim, 0)
-        if draw.number != number:
-            device = buffer.device
-            self._generators = self._generators or [torch.Generator(device) for _ in self.seeds]
-            for seed, generator in zip(self.seeds, self._generators, strict=True):
-                generator.manual_seed(derive_seed(seed, f"{self.purpose}/{index}/{number}"))
-            shape = (len(self.seeds), STEPS_PER_BLOCK, *buffer.shape[1:])
-            draw.block = open_uniform(shape, buffer.dtype, device, self._generators)
-            draw.number = number
-        buffer.copy_(draw.block[:, self._step % STEPS_PER_BLOCK])
+        """Uniform noise; ``shape`` is ``[..., replicas, examples, *event]`` with ``event_dims`` event dimensions."""
+        dim = _replica_dimension(shape, event_dims, len(self._keys))
+        draw, self._next = self._next, self._next + 1
+        with torch._C._DisableFuncTorch():  # an inner layer draws within transforms, of which the noise is no part
+            return philox.uniform(self._keys, draw, self._clock, shape, dim, dtype)
 
     def state(self, replica: int) -> None:
         """Nothing: see the class."""
@@ -197,7 +150,7 @@ class _Given:
 class _Noted:
     """A source that writes down what it is asked for."""
 
-    def __init__(self, source: ReplicaSource | BlockSource, draws: list[Shape]) -> None:
+    def __init__(self, source: ReplicaSource | CountedSource, draws: list[Shape]) -> None:
         self._source, self._draws = source, draws
 
     def __call__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, event_dims: int = 2) -> Tensor:
@@ -205,19 +158,22 @@ class _Noted:
         return self._source(shape, dtype, device, event_dims)
 
 
-Source = ReplicaSource | BlockSource | _Given | _Noted
+Source = ReplicaSource | CountedSource | _Given | _Noted
 
 
 class Streams:
-    """The random streams of a pack, one per run and purpose."""
+    """The random streams of a pack, one per run and purpose.
+
+    ``clock``: the step that counted noise is for, a number on the device; a training step sets it to its own.
+    """
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.seeds = list(seeds)
-        self._sources: dict[str, ReplicaSource | BlockSource] = {}
+        self._sources: dict[str, ReplicaSource | CountedSource] = {}
         self._given: Mapping[str, Sequence[Tensor]] | None = None
         self._noted: Draws | None = None
         self._in_step: dict[str, Source] = {}
-        self.step = 0
+        self.clock = torch.zeros((), dtype=torch.int64)
 
     @property
     def replicas(self) -> int:
@@ -233,13 +189,19 @@ class Streams:
         own = self._stream(purpose, device)
         return own if self._noted is None else _Noted(own, self._noted.setdefault(purpose, []))
 
-    def _stream(self, purpose: str, device: torch.device) -> ReplicaSource | BlockSource:
+    def _stream(self, purpose: str, device: torch.device) -> ReplicaSource | CountedSource:
         if purpose not in self._sources:
             self._sources[purpose] = self._new(purpose, device)
         return self._sources[purpose]
 
-    def _new(self, purpose: str, device: torch.device) -> ReplicaSource | BlockSource:
-        return self.fresh(purpose) if device.type == "cpu" else BlockSource(self.seeds, purpose, self.step)
+    def _new(self, purpose: str, device: torch.device) -> ReplicaSource | CountedSource:
+        if self.counts(device):
+            return CountedSource(self.seeds, purpose, self.clock.to(device))
+        return self.fresh(purpose)
+
+    def counts(self, device: torch.device) -> bool:
+        """Whether a step's noise and orders of data are counted on the device: on a GPU."""
+        return device.type != "cpu"
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[Draws]:
@@ -265,20 +227,11 @@ class Streams:
         self.rewind()
         return {purpose: [self._stream(purpose, d[2])(*d) for d in own] for purpose, own in draws.items()}
 
-    @property
-    def _blocks(self) -> list[BlockSource]:
-        return [source for source in self._sources.values() if isinstance(source, BlockSource)]
-
-    def fill(self, step: int) -> None:
-        """Before a step: draw its noise, where that is drawn ahead."""
-        self.step = step
-        for source in self._blocks:
-            source.fill(step)
-
     def rewind(self) -> None:
         """At the beginning of a step: its draws begin with the first."""
-        for source in self._blocks:
-            source.rewind()
+        for source in self._sources.values():
+            if isinstance(source, CountedSource):
+                source.rewind()
 
     def fresh(self, purpose: str) -> ReplicaSource:
         """A new stream that starts at the beginning: the same numbers for the same seed and purpose every time."""
@@ -288,8 +241,15 @@ class Streams:
         """A new stream of integers, as :meth:`fresh` is one of uniform numbers."""
         return WordSource([derive_seed(seed, purpose) for seed in self.seeds])
 
-    def permutations(self, purpose: str, length: int) -> Tensor:
-        """``[replicas, length]``: a random permutation per replica, the same for the same seed and purpose."""
+    def permutations(self, purpose: str, length: int, device: torch.device = CPU) -> Tensor:
+        """``[replicas, length]``: a random permutation per replica, the same for the same seed and purpose.
+
+        Where noise is counted it is the order of as many numbers of 53 bits, drawn on the device.
+        """
+        if self.counts(device):
+            clock = torch.zeros((), dtype=torch.int64, device=device)
+            noise = CountedSource(self.seeds, purpose, clock)((self.replicas, length), torch.float64, device, 0)
+            return noise.argsort(dim=1, stable=True)
         generators = [torch.Generator().manual_seed(derive_seed(seed, purpose)) for seed in self.seeds]
         return torch.stack([torch.randperm(length, generator=generator) for generator in generators])
 
