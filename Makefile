@@ -68,7 +68,7 @@ leaderboard: setup ## docs/results/leaderboard.md anew from every committed refe
 EXPERIMENT = jang_table1
 
 entry: setup ## a row of the leaderboard: make entry ESTIMATOR=module:Class BY="A. Name" [EXPERIMENT= BUDGET= OPTIONS=]
-	$(BIN)/python -m training.entry "$(ESTIMATOR)" --by "$(BY)" --experiment "$(EXPERIMENT)" --budget "$(BUDGET)" $(OPTIONS)
+	$(BIN)/python -m training.documents.entry "$(ESTIMATOR)" --by "$(BY)" --experiment "$(EXPERIMENT)" --budget "$(BUDGET)" $(OPTIONS)
 
 noise: setup ## the library's Gumbel noise that the interactive page shows
 	$(BIN)/python -m training.documents.draws analysis/page/gumbel_noise.json

@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from training import entry
+from training.documents import entry
 from training.errors import UserError
 
 MODULE = '''

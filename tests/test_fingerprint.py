@@ -9,8 +9,8 @@ from test_cli import call as train_py
 from test_training import train
 
 from analysis import records
-from training.config import fingerprint
 from training.config.compose import composed, runs_of_command
+from training.pack import fingerprint
 from training.sweep import planning
 
 SOURCE = "from estimators import REINFORCE\nfrom helper import SCALE\n\n\nclass Mine(REINFORCE):\n    pass\n"

@@ -17,14 +17,14 @@ import yaml
 
 from analysis.records import CONFIG, DamagedRecord, RunRecord, UnreadableRecord
 from analysis.records.claims import HEARTBEAT_SECONDS
-from training.config import fingerprint, identity
+from training.config import identity
 from training.config.plan import RunPlan
 from training.devices import pick_device
 from training.errors import UserError
 from training.interrupt import Stopped
 from training.kernels.heap import keep_freed_memory
 from training.kernels.matmul import use_onednn, use_tf32
-from training.pack import checkpoints, memory
+from training.pack import checkpoints, fingerprint, memory
 from training.pack.build import build
 from training.pack.loop import replay, train
 from training.pack.pack import Pack

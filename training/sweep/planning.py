@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from analysis.records import CHECKPOINT, RESULT, DamagedRecord, UnreadableRecord
-from training.config import fingerprint, validity
+from training.config import validity
 from training.config.plan import PackPlan, RunPlan, packs_of
 from training.devices import largest_pack, worker_count
 from training.errors import UserError
+from training.pack import fingerprint
 from training.pack.memory import rehearse
 
 BUSY = "being trained by another process"

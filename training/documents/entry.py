@@ -1,4 +1,4 @@
-"""``python -m training.entry MODULE:CLASS --by NAME [OVERRIDE ...]``: all that a row of the leaderboard needs.
+"""``python -m training.documents.entry MODULE:CLASS --by NAME [OVERRIDE ...]``: a row of the leaderboard.
 
 It writes a folder ``docs/results/entries/NAME``: the option file ``estimator/NAME.yaml`` (yours, if it is there
 already), the certificate, the class's module, and ``reference.json``, which it draws from the runs of an experiment
@@ -70,7 +70,7 @@ def call(module: str, *words: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = Parser(prog="python -m training.entry", description=(__doc__ or "").split("\n\n")[0])
+    parser = Parser(prog="python -m training.documents.entry", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("estimator", metavar="MODULE:CLASS", help="your estimator, importable from here")
     parser.add_argument(
         "overrides", nargs="*", metavar="OVERRIDE", help="further options of train.py, such as a cluster"
