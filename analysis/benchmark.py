@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from analysis import output
 from analysis.records import RunRecord
 
 ESTIMATORS = ("nvil", "darn", "muprop", "straight_through", "gumbel_softmax")
@@ -96,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    output.run(main)

@@ -433,7 +433,8 @@ if __name__ == "__main__":
         sys.stdout.flush()
     except OSError as failure:  # of the standard output: closed, full, or a pipe that nobody reads (| head -1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 128 + 13  # that of SIGPIPE, of which nothing is said
         if not isinstance(failure, BrokenPipeError):
             print(f"estimators.check: cannot write the certificate ({failure.strerror})", file=sys.stderr)
-        code = 2
+            code = 2
     raise SystemExit(code)

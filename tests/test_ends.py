@@ -1,6 +1,7 @@
 """How commands end: streams that are closed, full or not read, too few files, sweeps that came to nothing."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from fake_runs import make_config, write_run
 from test_cli import FAST, call
 
 from analysis import records
-from training import processes
+from training import processes, progress
 from training.config import command, compose
 from training.config.compose import runs_of_command
 from training.errors import UserError
@@ -24,7 +25,7 @@ TRAIN, PLAN = f"{ROOT}/train.py {' '.join(TINY)}", f"{ROOT}/train.py -m dry_run=
 
 def shell(line, folder):
     """``PY`` stands for the interpreter; the exit code is that of the first command of a pipe."""
-    line = f"set -o pipefail; {line.replace('PY', sys.executable)}"
+    line = "set -o pipefail; " + re.sub(r"\bPY\b", sys.executable, line)
     own = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(["bash", "-c", line], cwd=folder, env=own, capture_output=True, text=True)
 
@@ -39,7 +40,8 @@ def shell(line, folder):
             2,
             "cannot write the certificate",
         ),
-        ("PY -m training.status . | true", 141, ""),
+        ("PYTHONIOENCODING=ascii COLUMNS=40 NO_COLOR=1 PY -m training.status . | true", 141, ""),
+        ("PYTHONIOENCODING=ascii COLUMNS=40 NO_COLOR=1 PY -m analysis.verify . | true", 141, ""),
         (f"PY {PLAN} 'seed=range(3)' pack_size=1 | head -1", 141, ""),
         (f"PY {PLAN} >&-", 0, ""),
         (f"ulimit -n 12; PY {ROOT}/train.py -m workers=2 seed=1,2 progress=false {' '.join(TINY)}", 1, "Too many open"),
@@ -54,6 +56,39 @@ def test_streams_that_cannot_be_written_are_a_sentence_or_silence(tmp_path, line
     assert done.returncode in allowed and words in done.stderr, done.stderr
     assert done.stderr.count("\n") == (1 if words else 0), done.stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+BY_OTHER_PROCESSES = ("training/start.py", "training/sweep/worker.py")
+FOR_THE_REPOSITORY = ("training/config/defaults.py", "training/documents/draws.py", "training/documents/table.py")
+
+
+def test_every_command_ends_in_one_way():
+    """By ``output.run``, or ``explained``, which calls it: no traceback for a pipe that nobody reads."""
+    commands = {}
+    for folder in ("training", "analysis"):
+        for path in (ROOT / folder).rglob("*.py"):
+            _, main, end = path.read_text().partition('if __name__ == "__main__":\n')
+            if main:
+                commands[str(path.relative_to(ROOT))] = end
+    others = {*BY_OTHER_PROCESSES, *FOR_THE_REPOSITORY, "analysis/papers/relaxation.py"}
+    assert others < commands.keys() and len(commands) > 12
+    for name, end in commands.items():
+        assert name in others or re.search(r"^ +(?:output\.)?(?:run|explained)\(main\)$", end, re.M), name
+
+
+@pytest.mark.parametrize("width", ["20", "40"])
+def test_lines_that_rewrite_themselves_fit_the_terminal(monkeypatch, capsys, width):
+    """And on one that cannot move its cursor (``TERM=dumb``) there are none."""
+    monkeypatch.setenv("COLUMNS", width)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    for terminal in ("xterm", "dumb"):
+        monkeypatch.setenv("TERM", terminal)
+        line = progress.PackLine(True)
+        line({"event": "pack", "label": "nvil on vae_bernoulli", "replicas": 3, "step": 0, "steps": 9})
+        line({"event": "step", "step": 9, "note": "valid_bound -90.5"})
+        shown = capsys.readouterr().err
+        assert ("\033" in shown) == (terminal == "xterm") and "nvil on" in shown
+        assert terminal == "dumb" or len(shown.replace("\033[K", "").strip()) < int(width)
 
 
 def test_a_run_trains_without_its_streams_and_its_files_are_its_own(tmp_path):

@@ -29,11 +29,9 @@ def folder(tmp_path_factory):
 def test_every_command_does_what_the_page_says(folder):
     own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     said = PAGE.run(folder, own | {"REPO": str(ROOT), "OMP_NUM_THREADS": "1"})
-    _, status, table, certificate, _, more, _, bits, figure = said
-    assert "6 runs: 6 finished" in status
-    assert "variance_normalisation=false" in table and "variance_normalisation=true" in table
-    assert "ConstantBaseline" in certificate and "FAIL" not in certificate
-    assert "constant_baseline" in more and "10 runs: 10 finished" in more
+    _, status, _, table, _, bits, figure = said
+    assert "6 runs: 6 finished" in status and "10 runs: 10 finished" in table
+    assert all(word in table for word in ("variance_normalisation=false", "=true", "constant_baseline", "rloo"))
     assert "4 runs: 4 finished" in bits and "exclusive_or" in bits
     assert "figure1.pdf" in figure and (folder / "figure1.pdf").read_bytes().startswith(b"%PDF")
     frame = records.load(folder / "runs")

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from analysis import output
 from tasks.datasets import Dataset, Split
 from training.benchmarks import peers
 from training.config.compose import composed
@@ -265,4 +266,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    output.run(main)

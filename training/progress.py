@@ -14,6 +14,8 @@ An event is a dict with the key ``event`` (plain values only: events travel betw
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -40,11 +42,21 @@ def tell(text: str, end: str = "\n", stream: Any = None) -> None:
         print(text, end=end, file=stream or sys.stderr, flush=True)
 
 
+def rewrites() -> bool:
+    """Whether lines on stderr can rewrite themselves: on a terminal that can move its cursor."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def width() -> int:
+    """The characters that a line of the terminal holds beside its cursor."""
+    return max(shutil.get_terminal_size().columns - 1, 1)
+
+
 class PackLine:
     """A report for one pack: a line that rewrites itself on a terminal, and one line every 30 s elsewhere."""
 
     def __init__(self, enabled: bool) -> None:
-        self.enabled, self.tty = enabled, sys.stderr.isatty()
+        self.enabled, self.tty = enabled, rewrites()
         self.label, self.steps, self.replicas, self.start, self.began, self.printed = "", 0, 0, 0, 0.0, 0.0
 
     def __call__(self, event: Event) -> None:
@@ -74,4 +86,4 @@ class PackLine:
             f"{clock(left)} left{', ' + note if note else ''}"
         )
         end = "\n" if last or not self.tty else ""
-        tell(f"\r\033[K{line}" if self.tty else line, end=end)
+        tell(f"\r\033[K{line[: width()]}" if self.tty else line, end=end)

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from analysis import output
 from analysis.figures import variance as figures
 from analysis.statistics import certificates, variance
 
@@ -52,4 +53,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    output.run(main)

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from analysis import records
+from analysis import output, records
 from analysis.figures.curves import save
 from analysis.figures.style import STYLE, Look, families_of, in_order, look, looks
 from analysis.output import make_printable
@@ -201,4 +201,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    output.run(main)

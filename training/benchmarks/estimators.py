@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import estimators
+from analysis import output
 from estimators import REINFORCE, RELAX, GumbelSoftmax, StraightThrough, look_up
 from estimators.base import Estimator, Loss
 from estimators.categorical import is_binary
@@ -234,4 +235,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    output.run(main)

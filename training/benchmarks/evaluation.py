@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import torch
 
+from analysis import output
 from estimators.memory import Allocations
 from tasks import VAE, StructuredPrediction
 from tasks.evaluation.chunks import images_per_block, pieces, samples_per_block
@@ -109,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    output.run(main)

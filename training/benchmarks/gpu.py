@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from analysis import output
 from training.benchmark import copied_bytes, in_turns, make_pack, prepare
 from training.benchmarks.evaluation import MODELS, make_task, products
 from training.devices import pick_device
@@ -335,4 +336,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    output.run(main)

@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from analysis import output
 from analysis.records import METRICS, RESULT, find_runs, read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -65,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    output.run(main)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.output import visible, visible_lines
 from training.config.plan import PackPlan
-from training.progress import Event, clock, tell
+from training.progress import Event, clock, rewrites, tell, width
 
 
 @dataclass
@@ -30,7 +28,7 @@ class Screen:
     what else there is to say of the whole."""
 
     def __init__(self, packs: Sequence[PackPlan], enabled: bool) -> None:
-        self.enabled, self.tty = enabled, sys.stderr.isatty()
+        self.enabled, self.tty = enabled, rewrites()
         self.packs, self.runs = len(packs), sum(map(len, packs))
         self.total = sum(len(pack) * pack[0].last for pack in packs)
         self.active: dict[int, Active] = {}
@@ -92,9 +90,8 @@ class Screen:
         lines = self.lines(now - self.began)
         if self.tty:
             self._clear()
-            width = shutil.get_terminal_size().columns - 1
             self.height = len(lines)
-            tell("\n".join(visible(line)[:width] for line in lines))
+            tell("\n".join(visible(line)[: width()] for line in lines))
         else:
             tell(visible(lines[0] if last else " | ".join(lines)))
 
