@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,15 @@ def write_run(
     steps: int = 4,
     row: Callable[[int], dict[str, float]] | None = None,
     images: bool = False,
+    overrides: Sequence[str] = (),
+    **facts_of_result: Any,
 ) -> Path:
-    """Write one run with ``steps`` evaluated steps; returns its directory. ``row`` gives the metrics of a step."""
+    """Write one run with ``steps`` evaluated steps; returns its directory. ``row`` gives the metrics of a step,
+    ``facts_of_result`` what else its result says."""
     config = config or make_config()
     record = RunRecord(sweep / run_name(config))
     assert record.claim.take()
-    record.start(yaml.safe_dump(config), [], facts(config))
+    record.start(yaml.safe_dump(config), list(overrides), facts(config))
     kind = "pseudo_" if pseudo else ""
     last = 0
     for number in range(1, steps + 1):
@@ -94,7 +97,7 @@ def write_run(
     if status in ("finished", "diverged"):
         result = {"status": status, "step": last, "protocol": {**PROTOCOL, **(protocol or {})}}
         result |= {"wall_seconds": 1.0, "diverged_at": last if status == "diverged" else None}
-        record.finish(result)
+        record.finish({**result, **facts_of_result})
     elif status == "failed":
         record.status("failed", error="Traceback ...\nRuntimeError: out of memory")
     record.claim.release()

@@ -7,7 +7,19 @@ import shutil
 import subprocess
 import tempfile
 
-COMMANDS = {"begin", "end", "centering", "caption", "toprule", "midrule", "bottomrule", "addlinespace", "textbf", "pm"}
+COMMANDS = {
+    "begin",
+    "end",
+    "centering",
+    "caption",
+    "label",
+    "toprule",
+    "midrule",
+    "bottomrule",
+    "addlinespace",
+    "textbf",
+    "pm",
+}
 COMMANDS |= {
     "par",
     "smallskip",

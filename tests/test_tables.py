@@ -12,10 +12,16 @@ import latex
 import numpy as np
 import pandas as pd
 import pytest
+from fake_runs import make_config, write_run
 
 from analysis import output
+from analysis.records import load
+from analysis.statistics.comparisons import pairs
 from analysis.statistics.curves import Metric, average
 from analysis.statistics.intervals import interval
+from analysis.statistics.summary import final_rows, select, summarise
+from analysis.tables import summary, trained
+from analysis.tables.comparisons import best_against_the_others
 from analysis.tables.table import (
     BEST,
     MINUS,
@@ -25,6 +31,7 @@ from analysis.tables.table import (
     TIE,
     Marked,
     Table,
+    fixed,
     frame_to_csv,
     to_csv,
     to_latex,
@@ -201,3 +208,83 @@ def test_one_file_writes_tables_and_one_averages_seeds():
             assert not re.search(r"--- ?\||\"---|' \| '|tabular|toprule|textbf|<td", text), name
         if name not in ("statistics/intervals.py", "statistics/curves.py"):
             assert "student_half_width" not in text, name
+
+
+def test_no_number_that_rounds_to_zero_has_a_sign():
+    for digits in range(7):
+        for value in (-0.0, -1e-9, 1e-9, -0.4 * 10.0**-digits, 0.0):
+            assert float(fixed(value, digits)) == 0 and not {*"+-", MINUS} & set(fixed(value, digits, "+"))
+        assert fixed(-(10.0**-digits), digits)[0] == "-" and fixed(-(10.0**-digits), digits, "+")[0] == MINUS
+        assert fixed(10.0**-digits, digits, "+")[0] == "+"
+    assert [fixed(float(word), 2) for word in ("nan", "inf", "-inf")] == ["nan", "inf", "-inf"]
+    written = [path for path in ANALYSIS.rglob("*.py") if path.name not in ("benchmark.py", "table.py", "colors.py")]
+    signed = [
+        path.name
+        for path in written
+        if re.search(r"\{(mean|low|high|row\[[^]]*\])(:\+?\.\d+f|:\.\{digits)", path.read_text())
+    ]
+    assert signed == []
+
+
+@pytest.fixture
+def trained_runs(tmp_path):
+    """Two estimators with two learning rates and two seeds; NVIL is ahead on ELBO and behind on the bound."""
+    for estimator, bound, elbo in (("gumbel_softmax", -100.0, -104.0), ("nvil", -101.0, -103.0)):
+        for lr, worse in ((0.001, 0.0), (0.01, 5.0)):
+            for seed in range(2):
+                config = make_config(
+                    estimator, seed=seed, optimizer__lr=lr, estimator__temperature=0.5, task__kl="auto"
+                )
+                words = [f"estimator={estimator}", "task.kl=auto", f"optimizer.lr={lr}", f"seed={seed}", "device=cpu"]
+                facts = {"commit": "0123456789abcdef", "versions": {"torch": "2.9.0"}, "device": "cpu (test)"}
+                row = {"valid_elbo": elbo - worse - 0.1 * seed}
+                numbers = {"valid": bound - worse, "test": bound - worse - 0.1 * seed}
+                write_run(tmp_path, config, row=lambda _, row=row: row, overrides=words, **numbers, **facts)
+    return load(tmp_path)
+
+
+def test_a_table_says_what_was_trained_and_how_to_do_it_again(trained_runs):
+    (table,) = summary.comparisons(summarise(trained_runs))
+    text, markdown, tex = table.to_text(1000), table.to_markdown(), table.to_latex()
+    facts = "optimizer adam, learning rate 0.001, 1000 steps, batch 100"
+    assert f"Trained: {facts}, commit 0123456; all settings are in the files." in text
+    assert "python train.py" not in text and "0123456789abcdef" not in text
+    command = "python train.py -m estimator=gumbel_softmax,nvil task.kl=auto optimizer.lr=0.001 replicas=1 seed=0,1"
+    assert f"- Command: `{command}`" in markdown and f"% {command}\n\\begin{{table}}" in tex
+    whole = ["commit 0123456789abcdef, torch 2.9.0, on cpu (test)", "latents 200", "gumbel_softmax (temperature 0.5"]
+    assert [words for words in [facts, *whole] if words not in markdown] == []
+    assert "\\label{tab:vae-bernoulli-binarized-mnist}" in tex
+    assert "\nGumbel-Softmax & \\textbf{" in tex and "Gumbel-Softmax (temperature 0.5" in tex
+    assert "gumbel\\_softmax" not in tex.replace("% " + command, "")
+    latex.check(tex)
+
+
+def test_one_sentence_for_what_surprises(trained_runs, tmp_path):
+    (table,) = summary.comparisons(summarise(trained_runs))
+    said = " ".join(table.notes)
+    assert "kl auto: sampled for unbiased estimators" in said
+    order = "the validation ELBO and the table the test bound: they end in another order for gumbel_softmax and nvil."
+    assert order in said
+    alike = trained_runs.assign(valid_elbo=trained_runs["valid_bound"])
+    alike.attrs = trained_runs.attrs
+    (other,) = summary.comparisons(summarise(alike))
+    assert "another order" not in " ".join(other.notes)
+    assert "best is marked *: the lowest mean" in table.to_text(1000) and "best is in bold" in table.to_latex()
+    chosen = select(final_rows(trained_runs))
+    (compared,) = best_against_the_others(pairs(chosen)).values()
+    assert "P(lower): the share of seeds in which it ends lower, ties as half" in " ".join(compared.notes)
+    assert "0 of 1 pairs of estimators differ" in compared.notes[0] and "may be best by chance" in compared.notes[0]
+
+
+def test_a_command_is_one_only_where_the_options_are_every_combination(tmp_path):
+    one, two, three = (
+        write_run(tmp_path, make_config(name, seed=seed), overrides=[f"estimator={name}", f"seed={seed}", "~schedule"])
+        for name, seed in (("nvil", 0), ("nvil", 1), ("rloo", 0))
+    )
+    both = "python train.py -m estimator=nvil '~schedule' replicas=1 seed=0,1"
+    assert trained.command([str(one), str(two)]) == both
+    assert trained.command([str(one), str(two), str(three)]) is None
+    rows = pd.DataFrame({"paths": [[str(one), str(two)], [str(three)]]})
+    assert trained.commands(rows) == [both, "python train.py -m estimator=rloo '~schedule' replicas=1 seed=0"]
+    (one / ".hydra" / "overrides.yaml").unlink()
+    assert trained.command([str(one)]) is None and trained.commands(rows)[-1].endswith("seed=0")

@@ -15,6 +15,7 @@ from analysis.figures.style import STYLE, in_order, look, with_looks
 from analysis.statistics.intervals import interval
 from analysis.statistics.settings import uses_of, with_settings
 from analysis.statistics.summary import CELL, COMPARISON, check_protocols, final_rows, select
+from analysis.tables.table import fixed
 
 COLUMNS = 3
 ABOVE = 1.0
@@ -142,7 +143,7 @@ def _panel(axes: Axes, group: pd.DataFrame, field: str) -> None:
         axes.plot(ring[field], ring["mean"].clip(upper=top), "o", markersize=9, mfc="none", mec=style.color)
         beyond = own[own["mean"] > top]
         for x, mean in zip(beyond[field], beyond["mean"], strict=True):
-            axes.annotate(f"\u2191{mean:.0f}", (x, top), (-5, 4), **SMALL, color=style.color, ha="right")
+            axes.annotate("\u2191" + fixed(mean, 0), (x, top), (-5, 4), **SMALL, color=style.color, ha="right")
         out = own[own["at_rung"].notna()]
         heights = out["at_rung"].clip(upper=top)
         axes.plot(out[field], heights, "v", color=style.color, markersize=5, mfc="none")

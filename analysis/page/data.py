@@ -26,7 +26,7 @@ from analysis.records import STATUSES, RunRecord
 from analysis.statistics.settings import Uses, as_text, uses_of, varying
 from analysis.statistics.summary import COMPARISON, final_rows, ranked, summarise, summarise_runs
 from analysis.tables import summary as tables
-from analysis.tables.table import PLAIN
+from analysis.tables.table import PLAIN, fixed
 
 NAMES = {"optimizer.lr": "learning rate", "estimator.temperature": "temperature"}
 DIGITS = {"value": 6, "elbo": 2, "bound": 2}
@@ -201,7 +201,7 @@ def _protocol(row: pd.Series) -> list[tuple[str, str]]:
     names += [name for name in ("task.kl", "steps", "optimizer", "batch_size", "metric") if name in row]
     stated = [(name.removeprefix("protocol.").replace("_", " "), as_text(row[name])) for name in names]
     digits = DIGITS.get(str(row["metric"]).rpartition("_")[2])
-    valid = f"{row['valid']:.3g}" if digits is None else f"{row['valid']:.{digits}f}"
+    valid = f"{row['valid']:.3g}" if digits is None else fixed(row["valid"], digits)
     stated.append(("validation", "none" if np.isnan(row["valid"]) else valid))
     return [(name, value) for name, value in stated if value != "none"]
 

@@ -25,6 +25,7 @@ from analysis.statistics.intervals import interval
 from analysis.statistics.settings import as_text
 from analysis.statistics.summary import final_rows, select, summarise_runs
 from analysis.tables import table as tables
+from analysis.tables import trained
 from analysis.tables.summary import protocol, signed, ties
 from analysis.tables.table import NONE, Cell, Marked, Markup, Table
 
@@ -156,7 +157,18 @@ def printed(layout: Layout, table: pd.DataFrame) -> Table:
     header = ["", "", *(column.label for column in layout.columns)]
     columns = [*COLUMNS, *sorted(str(name) for name in table if str(name).startswith("protocol."))]
     about = notes(layout, table)
-    return Table(header, lines, about, layout.title, labels=2, numbers=table.reindex(columns=columns))
+    rows = table.drop_duplicates("estimator").assign(label=lambda each: each["estimator"])
+    return Table(
+        header,
+        lines,
+        about,
+        layout.title,
+        labels=2,
+        numbers=table.reindex(columns=columns),
+        whole=trained.whole(rows),
+        commands=trained.commands(table),
+        key=layout.name,
+    )
 
 
 def _text(cell: Mapping[str, Any] | None, name: str) -> Cell:
@@ -164,13 +176,17 @@ def _text(cell: Mapping[str, Any] | None, name: str) -> Cell:
         return NONE
     mean, low, high = cell["mean"], cell["low"], cell["high"]
     if name == "ours":
-        return Marked(NONE if np.isnan(mean) else f"{mean:.2f}", cell["mark"])
+        return Marked(NONE if np.isnan(mean) else tables.fixed(mean, 2), cell["mark"])
     if name == "interval":
         if np.isnan(low):
             return NONE
-        return f"[{low:.2f}, {high:.2f}]" if cell["interval"] == "BCa bootstrap" else f"±{high - mean:.2f}"
+        return (
+            f"[{tables.fixed(low, 2)}, {tables.fixed(high, 2)}]"
+            if cell["interval"] == "BCa bootstrap"
+            else f"±{tables.fixed(high - mean, 2)}"
+        )
     if name == "published":
-        return NONE if np.isnan(cell["published"]) else f"{cell['published']:.1f}"
+        return NONE if np.isnan(cell["published"]) else tables.fixed(cell["published"], 1)
     if name == "difference":
         return NONE if np.isnan(cell["difference"]) else signed(cell["difference"])
     lost = ", ".join(f"{cell[word]} {word}" for word in ("diverged", "failed", "unfinished") if cell[word])

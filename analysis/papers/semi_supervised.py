@@ -101,7 +101,7 @@ def printed(summarised: pd.DataFrame) -> Table:
         if math.isnan(row[name]):
             return NONE
         half = (row[f"{name}_high"] - row[f"{name}_low"]) / 2
-        text = f"{row[name]:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+        text = table.fixed(row[name], digits) + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
         return text if math.isnan(theirs) else f"{text} ({theirs})"
 
     header = ["estimator of the class", "accuracy, %", "gain over labels alone", "ELBO", "bound", "seeds"]

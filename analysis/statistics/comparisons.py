@@ -127,6 +127,7 @@ def verdict(compared: pd.DataFrame) -> list[str]:
     for (task, data), group in compared[compared["n"] > 0].groupby(COMPARISON):
         m, apart, n = len(group), int((group["p_holm"] <= LEVEL).sum()), int(group["n"].max())
         line = f"{apart} of {m} pairs of estimators differ (paired by seed, sign-flip test, Holm, {LEVEL})"
+        line += "" if apart else ", so the best, which is the lowest mean, may be best by chance"
         if group["smallest_p_holm"].min() > LEVEL:
             line += f"; none can with {n} shared seed{'s' if n != 1 else ''}: the smallest p is {smallest_p(n):.3g}"
             line += f", and {min(1.0, m * smallest_p(n)):.3g} after the correction for {m} pairs" if m > 1 else ""

@@ -186,6 +186,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     ``cell_failed``, ``cell_unfinished``: over all of these; ``raced``: the race over them, in words.
     ``published``, ``difference`` (ours - theirs), ``published_source``, ``published_differences`` (of settings) and
     ``published_note`` (its trap): see :mod:`analysis.papers.published`. Further columns say what the chosen runs have:
+    ``curve``: where the learning curves end (:func:`curve_metrics`, on validation), negated as ``mean`` is;
     ``protocol.*``, ``task.kl``, ``steps``, ``optimizer`` and others, the first of them in its options, commit and
     device; ``paths`` are all of them.
 
@@ -215,6 +216,7 @@ def summarise_runs(runs: pd.DataFrame) -> pd.DataFrame:
         row |= {"mean": mean, "low": low, "high": high, "n": len(finished), "interval": interval_name(len(finished))}
         row |= {"valid": -finished["valid"].mean(), **_lost(kept)}
         row["raced"] = _raced(tried)
+        row |= _curve_end(finished)
         row["negated"] = first["metric"] not in (*LEGACY_PRIMARIES, None) and first.get("primary_sign") == 1
         row |= {f"cell_{word}": count for word, count in _lost(tried).items()}
         row |= {"setting": kept["setting"].iloc[0], "settings": kept["settings"].iloc[0]}
@@ -224,6 +226,14 @@ def summarise_runs(runs: pd.DataFrame) -> pd.DataFrame:
         rows.append({**row, **_published_number(row, agreed, first.to_dict()), **agreed})
     summary = pd.DataFrame(rows)
     return summary.sort_values([*COMPARISON, "mean", "label"], ignore_index=True) if rows else summary
+
+
+def _curve_end(finished: pd.DataFrame) -> dict[str, Any]:
+    """``curve``: the mean at which the learning curves end, lower is better, of the metric ``curve_metric``."""
+    name = next((each for each in curve_metrics(finished) if each in finished and finished[each].notna().any()), None)
+    if name is None or name.removeprefix("valid_") not in (*LEGACY_PRIMARIES, "elbo", "pseudo_elbo"):
+        return {"curve": np.nan, "curve_metric": None}
+    return {"curve": -finished[name].astype(float).mean(), "curve_metric": name}
 
 
 def _lost(runs: pd.DataFrame) -> dict[str, int]:

@@ -12,7 +12,7 @@ from analysis.statistics.comparisons import across_tasks, pairs, verdict
 from analysis.statistics.settings import as_text
 from analysis.statistics.summary import COMPARISON, select
 from analysis.tables import table
-from analysis.tables.table import NONE, Table
+from analysis.tables.table import NONE, Table, fixed
 
 
 def write(runs: pd.DataFrame, output: Path) -> tuple[list[str], list[Path]]:
@@ -68,7 +68,8 @@ def _of_the_best(where: str, group: pd.DataFrame) -> Table:
         numbers += [_number(pair["p"], 3), _number(pair["p_holm"], 3), _number(p[1])]
         numbers.append(f"[{_number(p[0])}, {_number(p[2])}]")
         rows.append([str(pair["other"] if first else pair["estimator"]), *numbers])
-    about = "Differences of negative test bounds in nats, paired by seed; P(lower): the share of seeds in which it is."
+    about = f"Differences of negative test bounds in nats, paired by seed: those of {best} minus the other's. "
+    about += "P(lower): the share of seeds in which it ends lower, ties as half, with Clopper's and Pearson's interval."
     return Table(header, rows, [*verdict(group), about], where, numbers=own)
 
 
@@ -89,4 +90,4 @@ def together(scores: pd.DataFrame) -> Table:
 
 
 def _number(value: float, digits: int = 2) -> str:
-    return NONE if as_text(value) == "none" else f"{value:.{digits}f}"
+    return NONE if as_text(value) == "none" else fixed(value, digits)

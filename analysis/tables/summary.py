@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import compress
+from itertools import combinations, compress
 
 import pandas as pd
 
+from analysis.figures.style import look
 from analysis.statistics.settings import as_text
 from analysis.statistics.summary import COMPARISON
-from analysis.tables import table
-from analysis.tables.table import BEST, MINUS, NONE, TIE, Cell, Marked, Markup, Table
+from analysis.tables import table, trained
+from analysis.tables.table import BEST, MARKED, NONE, TIE, Cell, Marked, Markup, Table, fixed
 from analysis.tables.table import LATEX as LATEX
 from analysis.tables.table import MARKDOWN as MARKDOWN
 from analysis.tables.table import TEXT as TEXT
 
+KL_AUTO = "kl auto: sampled for unbiased estimators and those that rescale their gradient, analytic for biased ones."
 CSV_COLUMNS = ["task", "data", "estimator", "variant", "metric", "mean", "low", "high", "interval", "n"]
 CSV_COLUMNS += ["diverged", "failed", "unfinished", "setting", "settings", "raced", "valid"]
 CSV_COLUMNS += ["cell_diverged", "cell_failed", "cell_unfinished"]
@@ -53,7 +55,27 @@ def comparisons(summary: pd.DataFrame) -> list[Table]:
 
 def _table(group: pd.DataFrame, numbers: pd.DataFrame) -> Table:
     group = group.reset_index(drop=True)
-    return replace(_cells(group), notes=notes(group), title=title(group), caption=caption(group), numbers=numbers)
+    intervals, *about = caption(group)
+    short = trained.brief(group)
+    proper = {label: _proper(label) for label in group["label"]}
+    return replace(
+        _cells(group),
+        title=title(group),
+        caption=[intervals],
+        notes=[*about, *notes(group)],
+        screen=[short] if short else [],
+        whole=trained.whole(group),
+        commands=trained.commands(group),
+        key="-".join(group[COMPARISON].iloc[0]),
+        proper={label: _proper(label) for label in group["label"]},
+        numbers=numbers,
+    )
+
+
+def _proper(label: str) -> str:
+    """What a paper calls the estimator of a row."""
+    name, mark, rest = label.partition(" (reference)")
+    return look(name).label + mark + rest
 
 
 def cells(group: pd.DataFrame, markup: Markup) -> list[list[str]]:
@@ -67,7 +89,7 @@ def _cells(group: pd.DataFrame) -> Table:
     header = ["estimator", unit(group), "seeds", "not finished", "published", "difference"]
     lines: list[list[Cell]] = []
     for (_, row), mark, words in zip(group.iterrows(), ties(group), lost, strict=True):
-        published = NONE if math.isnan(row["published"]) else f"{row['published']:.1f}"
+        published = NONE if math.isnan(row["published"]) else fixed(row["published"], 1)
         difference = NONE if math.isnan(row["difference"]) else signed(row["difference"])
         value = Marked(number(row, symmetric, digits(group)), mark)
         lines.append([row["label"], value, str(row["n"]), words or NONE, published, difference])
@@ -100,17 +122,17 @@ def number(row: pd.Series, symmetric: bool, digits: int) -> str:
         low, mean, high = -row["high"], -row["mean"], -row["low"]
     else:
         low, mean, high = row["low"], row["mean"], row["high"]
-    text = f"{mean:.{digits}f}"
+    text = fixed(mean, digits)
     if math.isnan(low):
         return text
     if symmetric:
-        return f"{text} ± {high - mean:.{digits}f}"
-    return f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
+        return f"{text} ± {fixed(high - mean, digits)}"
+    return f"{text} [{fixed(low, digits)}, {fixed(high, digits)}]"
 
 
 def signed(value: float) -> str:
     """A difference with its sign, to a tenth."""
-    return f"{value:+.1f}".replace("-", MINUS)
+    return fixed(value, 1, "+")
 
 
 def _lost(row: pd.Series) -> str:
@@ -149,6 +171,9 @@ def notes(group: pd.DataFrame) -> list[str]:
     if uses["tuned"]:
         lines.append(f"Tuned, the value chosen on validation: {', '.join(uses['tuned'])}.")
     lines += [raced_note(raced, rows) for raced, rows in group.groupby("raced", sort=False) if raced]
+    if "auto" in _common(group, "task.kl"):
+        lines.append(KL_AUTO)
+    lines += _orders(group)
     tried = group[group["settings"] > 1]
     for (settings, setting), rows in tried.fillna({"setting": ""}).groupby(["settings", "setting"], sort=False):
         choice = (
@@ -172,6 +197,23 @@ def raced_note(raced: str, rows: pd.DataFrame) -> str:
     return f"Raced over {raced}; the settings that lost ended there ({', '.join(dict.fromkeys(rows['label']))})."
 
 
+def _orders(group: pd.DataFrame) -> list[str]:
+    """A sentence where the curves of validation end in another order than that of the table."""
+    known = group.dropna(subset=["mean", "curve"]) if "curve" in group else group.iloc[:0]
+    rows = list(zip(known["label"], known["mean"], known["curve"] if len(known) else [], strict=True))
+    swapped = [(one, two) for (one, a, c), (two, b, d) in combinations(rows, 2) if (a - b) * (c - d) < 0]
+    if not swapped:
+        return []
+    names = "; ".join(f"{one} and {two}" for one, two in swapped[:3]) + (
+        f" and {len(swapped) - 3} more pairs" if len(swapped) > 3 else ""
+    )
+    curve = _common(known, "curve_metric").removeprefix("valid_").replace("_", "-").replace("elbo", "ELBO")
+    return [
+        f"The learning curves show the validation {curve} and the table the test {_common(group, 'metric')}: they end "
+        f"in another order for {names}."
+    ]
+
+
 def _about_intervals(group: pd.DataFrame) -> str:
     kinds = [kind for kind in group["interval"].unique() if kind != "none"]
     parts = [f"mean and 95 % interval over seeds ({', '.join(kinds)})"] if kinds else []
@@ -179,7 +221,8 @@ def _about_intervals(group: pd.DataFrame) -> str:
         parts.append("a single seed has no interval")
     words = ties(group)
     if "best" in words:
-        parts.append("best is marked" + (", ~: its interval overlaps with the best's" if "tie" in words else ""))
+        overlap = ", ~: its interval overlaps with the best's" if "tie" in words else ""
+        parts.append(f"best is {MARKED}: the lowest mean{overlap}")
     text = "; ".join(parts) or "nothing finished"
     return text[0].upper() + text[1:] + "."
 

@@ -11,8 +11,8 @@ import html
 import io
 import re
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +23,18 @@ from analysis.records.files import write_atomically
 
 NONE, MINUS = "-", "\N{MINUS SIGN}"
 BEST, TIE = "best", "tie"
+MARKED = "marked (bold, or * in plain text)"
 NUMBER = re.compile(r"[-+]?[\d.][\d.,eE ±%()\[\]+-]*|-|[-+]?(inf|nan)")
 """A cell of digits and signs, which no spreadsheet takes for a call."""
+
+
+def fixed(value: float, digits: int, sign: str = "") -> str:
+    """``value`` with so many decimals; what rounds to 0 has no minus sign. ``sign``: ``"+"`` shows that of all others,
+    with :data:`MINUS`."""
+    text = format(value, f"{sign}.{digits}f")
+    if not any(digit in text for digit in "123456789") and text[-1:].isdigit():
+        text = text.lstrip("+-")
+    return text.replace("-", MINUS) if sign else text
 
 
 class Marked(NamedTuple):
@@ -44,6 +54,7 @@ class Markup:
     Attributes:
         plus_minus, minus, none: what stands for ``±``, :data:`MINUS` and :data:`NONE` in a column of numbers.
         best, tie: mark a cell.
+        marked: what a sentence says of the best instead of :data:`MARKED`.
         escape: makes a cell's text safe.
         sentence: makes a title, a caption or a note safe.
     """
@@ -53,6 +64,7 @@ class Markup:
     none: str
     best: Callable[[str], str]
     tie: Callable[[str], str]
+    marked: str = "in bold"
     escape: Callable[[str], str] = str
     sentence: Callable[[str], str] = str
 
@@ -86,12 +98,15 @@ def _no_formula(text: str) -> str:
 
 PLAIN = Markup("±", "-", "-", best=str, tie=str)
 CSV = Markup("±", "-", "-", best=str, tie=str, escape=_no_formula)
-TEXT = Markup("±", "-", "-", best=lambda cell: f"{cell} *", tie=lambda cell: f"{cell} ~")
-MARKDOWN = Markup("±", "-", "-", lambda cell: f"**{cell}**", lambda cell: f"{cell} ~", _escape_markdown, _no_links)
+TEXT = Markup("±", "-", "-", best=lambda cell: f"{cell} *", tie=lambda cell: f"{cell} ~", marked="marked *")
+MARKDOWN = Markup(
+    "±", "-", "-", lambda cell: f"**{cell}**", lambda cell: f"{cell} ~", "in bold", _escape_markdown, _no_links
+)
 LATEX = Markup(
     *(r"$\pm$", "$-$", "--"),
     lambda cell: rf"\textbf{{{cell}}}",
     lambda cell: rf"{cell}$^\sim$",
+    "in bold",
     _escape_latex,
     latex_sentence,
 )
@@ -99,6 +114,7 @@ HTML = Markup(
     *("±", MINUS, "–"),
     lambda cell: f"<strong>{cell}</strong>",
     lambda cell: f"{cell} ~",
+    "in bold",
     html.escape,
     html.escape,
 )
@@ -116,6 +132,11 @@ class Table:
         caption: sentences that belong to the title; Markdown and the screen have them with the notes.
         labels: so many columns, the first ones, hold names and not numbers; of several, the first one groups rows.
         numbers: what the cells were made of, at full precision, for CSV; by default CSV has the cells.
+        screen: sentences that only the screen has, for what files say at length in ``whole``.
+        whole: sentences that files have below the notes.
+        commands: what trains the numbers again: in files, in LaTeX as comments.
+        key: what LaTeX calls the table, after ``tab:``; its letters and digits.
+        proper: the names that LaTeX has in the place of those of the first columns.
     """
 
     header: Sequence[str]
@@ -125,6 +146,11 @@ class Table:
     caption: Sequence[str] = ()
     labels: int = 1
     numbers: pd.DataFrame | None = None
+    screen: Sequence[str] = ()
+    whole: Sequence[str] = ()
+    commands: Sequence[str] = ()
+    key: str = ""
+    proper: Mapping[str, str] = field(default_factory=dict)
 
     def cells(self, markup: Markup) -> list[list[str]]:
         """The header and the rows as ``markup`` writes them."""
@@ -134,8 +160,8 @@ class Table:
     def to_text(self, width: int = 100) -> str:
         """For the screen. Where the table is wider than ``width`` characters, each row takes a block of lines."""
         title, *about = (
-            textwrap.fill(_one_line(line), width, subsequent_indent="  ", break_on_hyphens=False)
-            for line in [self.title, *self.caption, *self.notes]
+            textwrap.fill(_sentence(line, TEXT), width, subsequent_indent="  ", break_on_hyphens=False)
+            for line in [self.title, *self.caption, *self.notes, *self.screen]
         )
         parts = [[title]] if title else []
         parts += [_aligned(self.cells(TEXT), width), *([about] if about else [])]
@@ -145,16 +171,19 @@ class Table:
         """GitHub-flavoured Markdown: a heading, the table, the caption and the notes as a list."""
         header, *rows = self.cells(MARKDOWN)
         rule = ["---" if place < self.labels else "---:" for place in range(len(header))]
-        about = [f"- {_sentence(line, MARKDOWN)}" for line in (*self.caption, *self.notes)]
+        about = [f"- {_sentence(line, MARKDOWN)}" for line in (*self.caption, *self.notes, *self.whole)]
+        about += [f"- Command: {_code(line)}" for line in self.commands]
         parts = [[f"### {_sentence(self.title, MARKDOWN)}"]] if self.title else []
         parts += [[f"| {' | '.join(line)} |" for line in (header, rule, *rows)], *([about] if about else [])]
         return "\n\n".join("\n".join(part) for part in parts)
 
     def to_latex(self, size: str = "") -> str:
         r"""A ``table`` for ``\input``, its numbers in the font ``size``; needs ``\usepackage{booktabs}``."""
-        header, *rows = self.cells(LATEX)
-        lines = [r"\begin{table}", r"\centering"]
-        lines.append(rf"\caption{{{_sentence(' '.join([f'{self.title}.', *self.caption]), LATEX)}}}")
+        header, *rows = self._proper().cells(LATEX)
+        lines = [f"% {_one_line(line)}" for line in self.commands]
+        lines += [r"\begin{table}", r"\centering"]
+        lines.append(rf"\caption{{{self._latex(' '.join([f'{self.title}.', *self.caption]))}}}")
+        lines += [rf"\label{{tab:{key}}}"] if (key := re.sub(r"[^A-Za-z0-9]+", "-", self.key).strip("-")) else []
         lines += [size] if size else []
         lines.append(rf"\begin{{tabular}}{{{'l' * self.labels}{'r' * (len(header) - self.labels)}}}")
         lines += [r"\toprule", " & ".join(header) + r" \\", r"\midrule"]
@@ -163,9 +192,21 @@ class Table:
                 lines.append(r"\addlinespace")
             lines.append(" & ".join(row) + r" \\")
         lines += [r"\bottomrule", r"\end{tabular}"]
-        if self.notes:
-            lines.append(rf"\par\smallskip\footnotesize\raggedright {_sentence(' '.join(self.notes), LATEX)}\par")
+        if about := [*self.notes, *self.whole]:
+            lines.append(rf"\par\smallskip\footnotesize\raggedright {self._latex(' '.join(about))}\par")
         return "\n".join([*lines, r"\end{table}"])
+
+    def _proper(self) -> Table:
+        names = [[self.proper.get(cell, cell) if isinstance(cell, str) else cell for cell in row] for row in self.rows]
+        rows = [[*own[: self.labels], *row[self.labels :]] for own, row in zip(names, self.rows, strict=True)]
+        return replace(self, rows=rows)
+
+    def _latex(self, text: str) -> str:
+        """A sentence with the proper names, but where a name is part of an option or of a value."""
+        if names := sorted(filter(None, self.proper), key=len, reverse=True):
+            pattern = rf"(?<![\w.=/-])(?:{'|'.join(map(re.escape, names))})(?![\w=/-])"
+            text = re.sub(pattern, lambda found: self.proper[found[0]], text)
+        return _sentence(text, LATEX)
 
     def to_html(self) -> str:
         """A ``table`` with its caption, and the notes as a list; every text is escaped."""
@@ -180,7 +221,8 @@ class Table:
                 lines.append(f"<tr>{''.join(cells)}</tr>")
             lines.append(f"</{name}>")
         lines.append("</table>")
-        if about := [*self.caption, *self.notes]:
+        commands = [f"Command: {line}" for line in self.commands]
+        if about := [*self.caption, *self.notes, *self.whole, *commands]:
             lines += ["<ul>", *(f"<li>{_sentence(line, HTML)}</li>" for line in about), "</ul>"]
         return "\n".join(line for line in lines if line)
 
@@ -245,7 +287,12 @@ def _written(cell: Cell, markup: Markup, is_number: bool) -> str:
 
 
 def _sentence(text: str, markup: Markup) -> str:
-    return markup.sentence(_one_line(text))
+    return markup.sentence(_one_line(text.replace(MARKED, markup.marked)))
+
+
+def _code(text: str) -> str:
+    """As code in Markdown, where it has no backtick of its own."""
+    return _sentence(text, MARKDOWN) if "`" in text else f"`{_one_line(text)}`"
 
 
 def _one_line(text: str) -> str:

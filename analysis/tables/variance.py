@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from analysis.statistics.variance import WHERE, Panel, bias_text
-from analysis.tables.table import NONE, Table
+from analysis.tables.table import NONE, Table, fixed
 
 Row = dict[Any, Any]
 
@@ -41,14 +41,14 @@ def _log_variance(row: Row) -> str:
     if not row["variance"] > 0:
         return "none" if row["variance"] == 0 else NONE
     share = (row["variance_high"] - row["variance"]) / row["variance"]
-    return f"{math.log(row['variance']):.2f} ± {share:.2f}"
+    return f"{fixed(math.log(row['variance']), 2)} ± {share:.2f}"
 
 
 def _cosine(row: Row) -> str:
     if math.isnan(row["cosine"]):
         return "not resolved" if row["cosine_error"] == row["cosine_error"] else NONE
     error = row["cosine_error"]
-    return f"{row['cosine']:.3f}" + ("" if math.isnan(error) else f" ± {2 * error:.3f}")
+    return fixed(row["cosine"], 3) + ("" if math.isnan(error) else f" ± {2 * error:.3f}")
 
 
 def _milliseconds(row: Row) -> str:
