@@ -178,7 +178,7 @@ def _line(place: int, row: pd.Series, mark: str, symmetric: bool, digits: int) -
         look(row["estimator"]).label + (f" ({row['variant']})" if row["variant"] else ""),
         Marked(summary.number(row, symmetric, digits), mark),
         str(row["n"]),
-        NONE if math.isnan(distance) else f"{summary.signed(distance)} ({row['published']:.1f})",
+        NONE if math.isnan(distance) else f"{summary.signed(distance)} ({table.fixed(row['published'], 1)})",
         number("evaluations", ".3g"),
         number("relative_variance", ".3g"),
         bias,

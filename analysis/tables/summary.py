@@ -57,7 +57,6 @@ def _table(group: pd.DataFrame, numbers: pd.DataFrame) -> Table:
     group = group.reset_index(drop=True)
     intervals, *about = caption(group)
     short = trained.brief(group)
-    proper = {label: _proper(label) for label in group["label"]}
     return replace(
         _cells(group),
         title=title(group),
