@@ -304,7 +304,14 @@ class Estimator(nn.Module, ABC):
     def _checked(self, loss: Loss, logits: Tensor) -> Loss:
         def checked(z: Tensor) -> Tensor:
             losses = self._with_samples_in_front(loss, z, logits) if z.dim() > logits.dim() else loss(z)
-            return self._one_per_example(losses, z.shape, z.dtype, ("loss must return", "returned"))
+            losses = self._one_per_example(losses, z.shape, z.dtype, ("loss must return", "returned"))
+            if self.needs_gradient and z.requires_grad and torch.is_grad_enabled() and not losses.requires_grad:
+                raise ValueError(
+                    f"{type(self).__name__} differentiates the loss, and this one does not depend on z by a graph: it "
+                    "detaches z or leaves torch; return what is computed from z itself, or use REINFORCE, NVIL or "
+                    "RLOO, which need no derivative"
+                )
+            return losses
 
         return checked
 
@@ -645,6 +652,8 @@ def check_logits(name: str, logits: Tensor) -> None:
     it costs nothing to look (:func:`may_look`) and no harness supplies the noise, which has its own watch over runs
     that diverge. Elsewhere such a latent's sample means nothing. NaN is passed on: it stays with its example.
     """
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"{name}: logits must be a tensor [*batch, latents, categories], not {type(logits).__name__}")
     if logits.dim() < 2 or not logits.is_floating_point():
         raise ValueError(
             f"{name}: logits must be floating point [*batch, latents, categories], "

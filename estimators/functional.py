@@ -53,7 +53,14 @@ def sample(estimator: Pathwise, logits: Tensor, dim: int = -1, generator: torch.
         z = sample(ReinMax(1.1), logits, dim=1)   # logits [batch, categories, height, width]
     """
     name = type(estimator).__name__
-    if not isinstance(dim, int) or not -logits.dim() <= dim < logits.dim():
+    if not isinstance(estimator, Pathwise):
+        raise ValueError(
+            f"sample: estimator must be a pathwise one such as ReinMax(), not {estimator!r}; others have no samples "
+            "with a gradient, use losses = estimator(logits, loss)"
+        )
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"{name}: logits must be a tensor, not {type(logits).__name__}; use torch.as_tensor(logits)")
+    if not isinstance(dim, int) or isinstance(dim, bool) or not -logits.dim() <= dim < logits.dim():
         raise ValueError(
             f"{name}: dim must be an integer, a dimension of logits {list(logits.shape)} that holds the categories, "
             f"not {dim}"
@@ -80,6 +87,11 @@ def sample_bits(estimator: Pathwise, log_odds: Tensor, generator: torch.Generato
 
         gate = sample_bits(StraightThrough(), log_odds)   # 0 or 1, differentiable
     """
+    if not isinstance(log_odds, Tensor):
+        raise ValueError(
+            f"{type(estimator).__name__}: log_odds must be a tensor, not {type(log_odds).__name__}; use "
+            "torch.as_tensor(log_odds)"
+        )
     if not log_odds.is_floating_point():
         raise ValueError(
             f"{type(estimator).__name__}: log_odds must be floating point, not {log_odds.dtype}; use log_odds.float()"
@@ -186,6 +198,11 @@ def _tau(name: str, tau: Number) -> Number:
 def _drawn(estimator: Pathwise, logits: Tensor, generator: torch.Generator | None) -> Tensor:
     if generator is None:
         return estimator.sample(logits)
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"{type(estimator).__name__}: generator must be a torch.Generator, not {generator!r}; use "
+            f"torch.Generator({logits.device.type!r}).manual_seed(seed)"
+        )
     if generator.device.type != logits.device.type:
         raise ValueError(
             f"{type(estimator).__name__}: generator is on {generator.device}, and logits on {logits.device}; use "

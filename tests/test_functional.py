@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from estimators import (
+    RLOO,
     DecoupledStraightThrough,
     GappedStraightThrough,
     GumbelRao,
@@ -132,6 +133,12 @@ def test_one_graph():
         (lambda x: functional.gumbel_softmax(x, dim=2), r"dim must be an integer, a dimension of logits \[4, 3\]"),
         (lambda x: functional.reinmax(x, dim=-3), "not -3"),
         (lambda x: functional.gumbel_softmax(x, 1.0, False, 1e-10), "not 1e-10"),
+        (lambda x: functional.gumbel_softmax(x, 1.0, False, True), "not True"),
+        (lambda x: functional.gumbel_softmax(x.tolist()), "logits must be a tensor, not list; use torch.as_tensor"),
+        (lambda x: functional.gumbel_sigmoid(0.5), "log_odds must be a tensor, not float"),
+        (lambda x: functional.gumbel_softmax(x, generator=0), r"not 0; use torch.Generator\('cpu'\).manual_seed"),
+        (lambda x: functional.sample(RLOO(), x), r"a pathwise one such as ReinMax\(\), not RLOO\(\)"),
+        (lambda x: functional.sample("reinmax", x), "not 'reinmax'"),
         (lambda x: functional.straight_through(x.sum()), r"a dimension of logits \[\]"),
         (lambda x: functional.gumbel_softmax(x.long()), r"not torch.int64; use logits.float\(\)"),
         (lambda x: functional.gumbel_sigmoid(x.long()), r"not torch.int64; use log_odds.float\(\)"),

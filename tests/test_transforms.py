@@ -217,6 +217,22 @@ def test_rewards_are_numbers_or_refused(name, categories, kind):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize(("name", "categories"), EVERY)
+@pytest.mark.parametrize("loss", [lambda z: z.detach()[..., 1].sum(-1), lambda z: z.argmax(-1).sum(-1).float()])
+def test_a_loss_without_a_graph_is_refused_where_it_is_differentiated(name, categories, loss):
+    """Its gradient would be none, or silently that of something else; for the others it is a reward."""
+    logits, context = torch.randn(5, 3, categories, requires_grad=True), torch.randn(5, 5)
+    estimator = EVERY[name, categories]()
+    if not estimator.needs_gradient:
+        estimator(logits, loss, context).sum().backward()
+        return
+    with pytest.raises(
+        ValueError, match="differentiates the loss, and this one does not depend on z by a graph"
+    ) as found:
+        estimator(logits, loss, context)
+    assert "\n" not in str(found.value)
+
+
 def test_black_boxes_for_relax():
     """Without the loss in its control variate it needs no derivative; complex losses have no order."""
     logits = torch.randn(5, 3, 2, requires_grad=True)
