@@ -19,8 +19,8 @@ class PackSweeperConfig:
 
     ``cases``: groups of named cases, each of them options that belong together, such as a net, its learning rate and
     the name that keeps its runs apart. One case of each group makes a sweep, the product of ``params`` in it; the
-    experiment is all of these. ``budgets``: by the name of a smaller ``budget`` what it changes, in the same form; it
-    comes between the cases and the command line.
+    experiment is all of these. ``budgets``: by the name of another ``budget`` what it changes, in the form of
+    ``params``; it comes between the cases and the command line. Under ``cases`` it may have groups of its own instead.
     """
 
     _target_: str = "hydra_plugins.packs.PackSweeper"

@@ -47,7 +47,7 @@ def runs_of_experiment(arguments: Sequence[str], master: DictConfig, loader: Any
     """As :func:`runs_of`, after what the experiment in ``master`` sweeps over and what its ``budget`` changes.
 
     An experiment's ``cases`` are options that belong together, in groups: one case of each group makes a sweep, and the
-    experiment is the union of these sweeps.
+    experiment is the union of these sweeps. A budget may have cases of its own.
 
     Raises:
         UserError: for a budget that the experiment does not have; see :func:`join`.
@@ -60,9 +60,11 @@ def runs_of_experiment(arguments: Sequence[str], master: DictConfig, loader: Any
             f"{did_you_mean(budget, budgets, 'budget={}')}"
         )
     compose = _Composer(master, loader)
+    changes = dict(budgets[budget])
+    groups = changes.pop("cases", sweeper.cases) or {}
     runs: dict[str, RunPlan] = {}
-    for cases in itertools.product(*(group.values() for group in (sweeper.cases or {}).values())):
-        options = {**params, **{key: value for case in cases for key, value in case.items()}, **budgets[budget]}
+    for cases in itertools.product(*(group.values() for group in groups.values())):
+        options = {**params, **{key: value for case in cases for key, value in case.items()}, **changes}
         own = [f"{key}={'null' if value is None else value}" for key, value in options.items()]
         join(runs, runs_of([*own, *arguments], master, loader, compose))
     compose.of_one.check()

@@ -145,11 +145,6 @@ def race_of(config: Config) -> Race | None:
             raise UserError(f"race.{name}={given} must have one number, or one for each of race.rungs={rungs}")
     if parts["seeds"] != sorted(parts["seeds"]):
         raise UserError(f"race.seeds={parts['seeds']} must not fall from rung to rung")
-    for name in options["over"]:
-        if name in ("seed", "steps") or not any(
-            _is_part(option, name) for option in identity.with_role(config, "trains")
-        ):
-            raise UserError(f"race.over: {name} is no option, or group of options, that trains")
     return Race(tuple(rungs), tuple(parts["keep"]), tuple(parts["seeds"]), tuple(options["over"]))
 
 
@@ -157,8 +152,12 @@ def cells(race: Race, runs: Sequence[RunPlan]) -> list[dict[str, list[RunPlan]]]
     """The cells of a sweep: of each its settings, in the order of the sweep, and of each setting its runs by seed.
 
     Raises:
-        UserError: if the runs of a cell differ in what a race cannot have, such as their steps.
+        UserError: for a race over what trains none of the runs, and if a run is asked for several things.
     """
+    for name in race.over:
+        parts = (_is_part(option, name) for run in runs for option in identity.with_role(run.config, "trains"))
+        if name == "seed" or not any(parts):
+            raise UserError(f"race.over: {name} is no option, or group of options, that trains one of these runs")
     found: dict[str, dict[str, dict[int, RunPlan]]] = {}
     for run in runs:
         options = identity.with_role(run.config, "trains")
