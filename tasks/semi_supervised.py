@@ -215,7 +215,7 @@ class SemiSupervised(ImageTask):
     def loss(self, batch: Tensor, estimator: Estimator) -> Tensor:  # type: ignore[override]
         """The training objective: ``batch`` ``[R, E, D]``, unlabelled -> ``[R, E]`` nats, lower is better."""
         losses = self._labelled_loss(batch)
-        return losses + self._unlabelled_loss(batch, estimator) if self.unlabelled else losses
+        return losses + self.unlabelled_loss(batch, estimator) if self.unlabelled else losses
 
     def _labelled_loss(self, batch: Tensor) -> Tensor:
         """``w L(x', y') - alpha log q(y'|x')``, ``[R, E]``, of as many labelled images as ``batch`` has examples."""
@@ -235,7 +235,7 @@ class SemiSupervised(ImageTask):
         bound = self._nats(x, self.style_of_x(x), y, noise, self._kl_weight()) + log_k
         return self.labelled_weight * bound + self._alpha() * cross_entropy
 
-    def _unlabelled_loss(self, x: Tensor, estimator: Estimator) -> Tensor:
+    def unlabelled_loss(self, x: Tensor, estimator: Estimator) -> Tensor:
         """U(x), ``[R, E]``, through ``estimator``."""
         uniform = self.streams.source("style", x.device)
         noise = torch.special.ndtri(uniform((*x.shape[:2], self.style_size), x.dtype, x.device, 1))
