@@ -25,6 +25,8 @@ from training.sweep.pool import worker_pool
 from training.sweep.rungs import Rungs, lines_of, rungs_of
 
 ORPHAN_SECONDS = 10.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+ANSWER = "stopping: steps are finished and checkpoints written; a second Ctrl-C does not wait for them"
 OVER = ("finished", "diverged", "eliminated", "waiting", "passed", "failed")
 
 
@@ -46,7 +48,7 @@ def train_job(job: dict[str, Any], overrides: Sequence[str] = ()) -> None:
     if reason := validity.reason_to_skip(first):
         raise UserError(f"estimator={first['estimator']['name']} {reason}")
     rehearse_all(runs[:1])
-    with interrupt.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+    with interrupt.on_signals(*SIGNALS, answer=ANSWER):
         for pack in packs_of(runs, 1, largest_pack(job)):
             train_runs(pack, PackLine(job["progress"]), solo=True)
     _refuse_divergence(runs)
@@ -149,7 +151,7 @@ def _train(packs: Sequence[PackPlan]) -> dict[str, str]:
 
         packs, jobs = slurm.prepare(packs)
         where = contextlib.nullcontext(jobs)
-    with interrupt.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2), where as executor:
+    with interrupt.on_signals(*SIGNALS, answer=ANSWER), where as executor:
         return scheduler.run_packs(packs, executor) if packs else {}
 
 
