@@ -87,6 +87,26 @@ def test_evaluation_and_measuring_have_a_time_of_their_own(clock):
     assert pace.knows_evaluations and pace.left([other], 0, 1) == pytest.approx(24)
 
 
+def test_a_run_alone_stands_there_too_and_its_pace_counts_from_its_first_report(tmp_path, monkeypatch, capsys):
+    now = 50.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    line = progress.PackLine(True, tmp_path)
+    line({"event": "pack", "label": "a on b", "replicas": 2, "step": 900, "steps": 1000})
+    now += 40
+    line({"event": "step", "step": 901, "note": ""})
+    assert "left" not in capsys.readouterr().err
+    now += 1
+    line({"event": "step", "step": 911, "note": ""})
+    now += 30
+    line({"event": "phase", "phase": FINAL, "done": 1, "total": 4})
+    assert "last evaluation 25 %" in capsys.readouterr().err
+    assert "last evaluation 25 %" in status.screens(tmp_path)[0]
+    line({"event": "step", "step": 1000, "note": ""})
+    assert "step 1000/1000" in capsys.readouterr().err
+    progress.withdraw(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_screen_names_phases_and_shows_bars_and_status_says_the_same(tmp_path):
     runs = [RunPlan(config(f"seed={seed}", "steps=40", runs_dir=str(tmp_path), sweep="s")) for seed in range(3)]
     screen = Screen([tuple(runs[:2]), (runs[2],)], enabled=False)

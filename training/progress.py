@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -31,6 +32,7 @@ from analysis.records import write_atomically
 Event = dict[str, Any]
 BUILDING, EVALUATING, FINAL, MEASURING = "building", "evaluation", "last evaluation", "measuring gradients"
 """Phases."""
+PUBLISH_SECONDS = 2.0
 SHOWN = ".screen.{}.json"
 """What the screen of a process shows, in a sweep's folder."""
 Report = Callable[[Event], None]
@@ -78,7 +80,9 @@ def withdraw(folder: Path) -> None:
 class PackLine:
     """A report for one pack: a line that rewrites itself on a terminal, and one line every 30 s elsewhere."""
 
-    def __init__(self, enabled: bool) -> None:
+    def __init__(self, enabled: bool, folder: Path | None = None) -> None:
+        """``folder``: of the sweep, in which the line stands for other terminals, too."""
+        self.folder, self.published = folder, -math.inf
         self.enabled, self.tty = enabled, rewrites()
         self.label, self.steps, self.replicas, self.at, self.printed = "", 0, 0, 0, 0.0
         self.pace: tuple[int, float] | None = None
@@ -115,15 +119,22 @@ class PackLine:
 
     def _line(self, step: int, note: str, still: bool = False) -> None:
         now, last = time.monotonic(), step == self.steps and not still
-        if not self.enabled or not (last or now - self.printed > (0.5 if self.tty else 30)):
+        shows = self.enabled and (last or now - self.printed > (0.5 if self.tty else 30))
+        publishes = self.folder is not None and now - self.published > PUBLISH_SECONDS
+        if not (shows or publishes):
             return
-        self.printed = now
         first, since = self.pace or (step, now)
         rate = (step - first) / max(now - since, 1e-9)
         known = (
             f", {rate * self.replicas:.0f} replica-steps/s, {clock((self.steps - step) / rate)} left" if rate else ""
         )
         line = visible(f"{self.label} x {self.replicas}: step {step}/{self.steps}{known}{', ' + note if note else ''}")
+        if self.folder is not None and publishes:
+            self.published = now
+            publish(self.folder, [line])
+        if not shows:
+            return
+        self.printed = now
         end = "\n" if last or not self.tty else ""
         self.open = not end
         tell(f"\r\033[K{line[: width()]}" if self.tty else line, end=end)

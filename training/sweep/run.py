@@ -17,7 +17,7 @@ from training.config.plan import PackPlan, RunPlan, packs_of, replicated
 from training.devices import largest_pack, worker_count
 from training.errors import UserError
 from training.pack.run import train_runs
-from training.progress import PackLine
+from training.progress import PackLine, withdraw
 from training.sweep import estimate, scheduler
 from training.sweep.executor import Executor
 from training.sweep.planning import BUSY, SHOWN, UNREADABLE, Plan, count_of, make_plan, rehearse_all
@@ -48,9 +48,13 @@ def train_job(job: dict[str, Any], overrides: Sequence[str] = ()) -> None:
     if reason := validity.reason_to_skip(first):
         raise UserError(f"estimator={first['estimator']['name']} {reason}")
     rehearse_all(runs[:1])
-    with interrupt.on_signals(*SIGNALS, answer=ANSWER):
-        for pack in packs_of(runs, 1, largest_pack(job)):
-            train_runs(pack, PackLine(job["progress"]), solo=True)
+    folder = runs[0].path.parent
+    try:
+        with interrupt.on_signals(*SIGNALS, answer=ANSWER):
+            for pack in packs_of(runs, 1, largest_pack(job)):
+                train_runs(pack, PackLine(job["progress"], folder), solo=True)
+    finally:
+        withdraw(folder)
     _refuse_divergence(runs)
 
 

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 
 from analysis.output import visible, visible_lines
 from training.config.plan import PackPlan, RunPlan
-from training.progress import Event, clock, publish, rewrites, tell, width, withdraw
+from training.progress import PUBLISH_SECONDS, Event, clock, publish, rewrites, tell, width, withdraw
 from training.status import step
 from training.sweep.pace import Active, Pace, phase_left
 
-PUBLISH_SECONDS = 2.0
 BAR = 20
 """Characters of a bar."""
 
