@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from training.config import manual
+from training.documents import manual
 from training.errors import explained
 
 

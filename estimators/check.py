@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import difflib
 import importlib
 import io
 import json
@@ -325,7 +326,10 @@ def _subject(name: str, known: dict[str, Subject]) -> Subject:
     plain = ALIASES.get(plain, plain).lower()
     found = next((subject for each, subject in known.items() if each.lower() == plain), None)
     if found is None:
-        raise UsageError(f"there is no estimator {name!r}; there are {', '.join(known)}, and your own as module:Class")
+        near = difflib.get_close_matches(plain, {each.lower(): each for each in known}, n=1)
+        meant = next((f" (did you mean {each}?)" for each in known if each.lower() in near), "")
+        there = f"there are {', '.join(known)}, and your own as module:Class"
+        raise UsageError(f"there is no estimator {name!r}{meant}; {there}")
     return found
 
 

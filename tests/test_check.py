@@ -235,6 +235,7 @@ def test_an_unknown_name_is_one_sentence(capsys):
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1
     assert all(method.__name__ in printed.err for method in estimators.METHODS) and "'gumble'" in printed.err
+    assert check.main(["rlo"]) == 2 and "'rlo' (did you mean RLOO?)" in capsys.readouterr().err
     assert check.main(["--draws", "3"]) == 2 and "--draws must be at least 500" in capsys.readouterr().err
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from configs import config
 
-from training.config import manual, schema
+from training.config import schema
+from training.documents import manual
 from training.errors import UserError
 
 ROOT = Path(__file__).parents[1]

@@ -154,7 +154,9 @@ def test_somebodys_data_may_not_be_a_function_of_ours(folder, tmp_path):
 
 def test_a_sweep_is_estimated_with_them(folder):
     packs = packs_of(runs_of_command(f"{LINE} steps=10 replicas=2 test_samples=2 valid_samples=2"), 1, 10)
-    assert estimate.lines(packs, 1)[0].startswith("pack 1: rloo on vae_bernoulli x 2: about 0:0")
+    first, last = estimate.lines(packs, 1)
+    assert first.startswith("pack 1: rloo on vae_bernoulli x 2: about 0:0") and "basket" not in first
+    assert "1 of 1 kinds of packs were tried" in last
 
 
 def test_other_images_have_another_source():

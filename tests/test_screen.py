@@ -14,7 +14,7 @@ def test_of_two_equal_packs_the_one_whose_process_died_is_lost():
         screen.begin(number, pack)
         screen.show({"event": "pack", "pack": number, "label": pack[0].label, "replicas": 1, "step": 0, "steps": 40})
         screen.show({"event": "step", "pack": number, "step": 10 * number, "note": ""})
-    screen.lose(2)
+    screen.lose(2, [packs[1]])
     assert screen.trained == 20 and list(screen.active) == [1]
     screen.end(1)
     assert screen.trained == 30 and screen.ended == 1
@@ -22,6 +22,6 @@ def test_of_two_equal_packs_the_one_whose_process_died_is_lost():
 
 def test_a_note_stands_in_the_first_line():
     screen = Screen([(RunPlan(config()),)], enabled=False)
-    before = screen.lines(1.0)[0]
+    before = screen.lines()[0]
     screen.note = "3 jobs pending"
-    assert screen.lines(1.0)[0] == f"{before}; 3 jobs pending"
+    assert screen.lines()[0] == f"{before}; 3 jobs pending"

@@ -23,7 +23,7 @@ from training.interrupt import Stopped
 from training.pack import memory, run
 from training.pack.build import build
 from training.pack.pack import Pack
-from training.sweep.run import run_sweep
+from training.sweep.run import ANSWER, run_sweep
 
 ROOT = Path(__file__).parents[1]
 LONG = ["steps=4000", "evaluate_every=200", "checkpoint_seconds=0.1"]
@@ -145,6 +145,7 @@ def test_a_sweep_that_is_stopped_or_killed_goes_on_at_once(tmp_path, undisturbed
     else:
         _, errors = process.communicate(timeout=LAST_RESORT)
         assert process.returncode == 1 and "start the same command again" in errors and "Traceback" not in errors
+        assert errors.index(f"\n{ANSWER}\n") < errors.index("start the same command again")
         assert "died" not in errors and len(workers) == 1
         with pytest.raises(ProcessLookupError):
             os.kill(workers[0], 0)

@@ -3,13 +3,15 @@
 In a race ``waiting`` is a run that is at a rung before others, ``eliminated`` one that goes no further.
 
 ``interrupted`` is a run that no living process trains and that has no result: the sweep's command, started again, goes
-on with it. A run that nobody has started yet has no folder and is not counted (``dry_run=true`` counts those).
+on with it. While a command trains, its screen is shown as well: packs, rate, time left, and how many runs are not
+started, which have no folder yet (else ``dry_run=true`` counts those).
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from analysis.records import METRICS, DamagedRecord, RunRecord, files, find_runs
 
 WORDS = ("running", "queued", "waiting", "interrupted", "finished", "diverged", "eliminated", "failed", "damaged")
 SHOWN = 20
+SCREENS, STALE_SECONDS = ".screen.*.json", 15.0
+"""What :func:`training.progress.publish` writes, and how old it may be."""
 
 
 def state(record: RunRecord) -> tuple[str, str | None]:
@@ -68,6 +72,7 @@ def report(path: Path) -> str:
     words = [word for word in WORDS if total[word]]
     width = max(map(len, counts))
     lines = [f"{len(runs)} runs: " + ", ".join(f"{total[word]} {word}" for word in words), ""]
+    lines[1:1] = screens(path)
     lines += [" " * width + "".join(f"{word:>13}" for word in words)]
     lines += [f"{name:<{width}}" + "".join(f"{own[word] or '-':>13}" for word in words) for name, own in counts.items()]
     for texts in (going, troubles):
@@ -75,6 +80,20 @@ def report(path: Path) -> str:
         if len(texts) > SHOWN:
             lines.append(f"... and {len(texts) - SHOWN} more")
     return "\n".join(lines)
+
+
+def screens(path: Path) -> list[str]:
+    """What the screens of the commands show that train a sweep now, which write it every other second."""
+    lines: list[str] = []
+    for file in sorted([*path.glob(SCREENS), *path.glob(f"*/{SCREENS}")]):
+        try:
+            found = files.read_json(file)
+            age, shown = time.time() - float(found["time"]), [str(line) for line in found["lines"]]
+        except (FileNotFoundError, DamagedRecord, KeyError, TypeError, ValueError):
+            continue
+        if age < STALE_SECONDS:
+            lines += map(output.visible, shown)
+    return lines
 
 
 def main() -> None:

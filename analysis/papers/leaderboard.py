@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis import output
 from analysis.figures.style import look
 from analysis.papers import reference
 from analysis.papers.published import published
@@ -224,4 +225,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    output.run(main)

@@ -1,1 +1,1 @@
-"""What the repository generates from the estimators: tables of its pages, noise for figures without torch."""
+"""What is generated from the code: tables of pages, noise for figures without torch, the help of the command line."""

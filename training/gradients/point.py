@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from estimators import moments, noise_source
 from estimators.moments import Moments
+from training import interrupt
 from training.config import schema, validity
 from training.errors import UserError
 from training.pack.build import build
@@ -111,6 +112,7 @@ def _enumerated(point: Point, config: Config) -> Tensor:
 
 def _gradient(pack: Pack, batches: Tensor, weight: float) -> Tensor:
     """``[replicas, parameters]``: of ``weight`` times the losses of ``batches`` in the encoder's parameters."""
+    interrupt.check()
     pack.streams.restart()  # what a task draws itself belongs to the point: the same in every gradient
     losses = pack.task.loss(batches, *pack.estimators)
     gradients = torch.autograd.grad(losses, pack.task.encoder_parameters(), torch.full_like(losses, weight))
@@ -153,6 +155,7 @@ def warmed_up(point: Point, config: Config, purpose: str, steps: int) -> Pack:
     state = solo.estimators.state_dict(keep_vars=True)
     start = {name: value.clone() for name, value in state.items()}
     for step in range(steps):
+        interrupt.check()
         with noise_source(noise):
             losses = solo.task.loss(solo.batches(step), *solo.estimators)
         if parameters:
@@ -175,6 +178,7 @@ def seconds(point: Point, estimators: Mapping[str, Config], rounds: int) -> dict
     found: dict[str, list[float]] = {name: [] for name in packs}
     for turn in range(rounds + 1):
         for name, pack in packs.items():
+            interrupt.check()
             if turn == 0:
                 _spread(point.model, pack.task)
             start = clock()

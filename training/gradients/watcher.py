@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -12,6 +13,7 @@ from training.gradients import basket, point
 from training.interrupt import Stopped, asked
 from training.pack.pack import Config
 from training.pack.watchers import LOOK_EVERY_ON_GPU, Training
+from training.progress import MEASURING
 
 
 class Basket:
@@ -49,16 +51,23 @@ class Basket:
         training = self.training
         if self.file == BASKET:
             training.save()  # it can take longer than all the steps before
-        note = f"measuring the gradients of {len(self.names)} estimators"
-        training.report({"event": "step", "step": self.pack.step, "note": note})
+        self._report()
         with training.watch.doing("evaluation"):
             for replica in list(training.alive) if self.pack.step in self.steps else ():
-                with training.writing(replica):
+                with training.writing(replica), contextlib.suppress(Stopped):
                     self._measure(replica)
         if asked():
             if self.file == BASKET:
                 raise training.stop()
             raise Stopped("stopped; start the same command again to measure what is left of the basket")
+
+    def _report(self) -> None:
+        """How much of all that is to be measured, at every point and of every run, is there."""
+        training = self.training
+        points = sum(step < self.pack.step for step in self.steps) * len(self.names) * len(training.alive)
+        here = sum(row["step"] == self.pack.step for replica in training.alive for row in self._rows(replica))
+        total = len(self.steps) * len(self.names) * len(training.alive)
+        training.report({"event": "phase", "phase": MEASURING, "done": min(points + here, total), "total": total})
 
     def is_complete(self, replica: int) -> bool:
         """Whether every step that is asked for has been measured, as ``basket`` asks for now."""
@@ -113,8 +122,7 @@ class Basket:
             row = {"step": self.pack.step, **result.row(), **about}
             row |= {"seconds_low": low, "seconds": middle, "seconds_high": high}
             record.append({key: _json(value) for key, value in row.items()}, self.file)
-            if asked():
-                return
+            self._report()
 
 
 def steps(last: int, points: int) -> set[int]:

@@ -49,6 +49,18 @@ def evaluate_last(pack: Pack) -> list[Row]:
     return [{**(carried or {}), **row} for carried, row in zip(pack.carried_row, _rows(pack, columns), strict=True)]
 
 
+def rows_of(pack: Pack, split: str, samples: int) -> int:
+    """Samples of images that an evaluation of a split computes; 0 where there are no images."""
+    images = len(getattr(pack.data, split))
+    images = min(images, pack.data.train_evaluated) if split == "train" else images
+    return 0 if math.prod(pack.data.image_shape) == 0 else images * samples
+
+
+def last_rows(pack: Pack) -> int:
+    """As :func:`rows_of`, of :func:`evaluate_last`."""
+    return sum(rows_of(pack, split, pack.configs[0][f"{split}_samples"]) for split in ("train", "valid", "test"))
+
+
 def _of_training(pack: Pack) -> dict[str, Tensor]:
     columns = {
         "train_loss": pack.tensors.loss_sum / max(pack.loss_steps, 1),

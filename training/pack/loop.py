@@ -7,10 +7,10 @@ from collections.abc import Collection, Sequence
 from analysis.records import IMAGES, REPLAYED, RunRecord
 from training.gradients.watcher import Basket
 from training.loggers import open_loggers
-from training.pack.evaluation import commit, evaluate_last, save_pictures, summary
+from training.pack.evaluation import commit, evaluate_last, last_rows, save_pictures, summary
 from training.pack.pack import Pack
 from training.pack.watchers import Checkpoint, Divergence, Evaluation, Progress, Training, Watcher
-from training.progress import Report
+from training.progress import FINAL, Report
 
 
 def train(
@@ -99,7 +99,8 @@ def finish(training: Training, basket: Basket) -> None:
     pack = training.pack
     with training.watch.doing("evaluation"):
         training.save()
-        last = evaluate_last(pack)
+        with training.evaluating(FINAL, last_rows(pack), stop=True):
+            last = evaluate_last(pack)
         pictures = pack.task.examples()
     training.keep_time()
     for r, row in enumerate(last):

@@ -28,7 +28,7 @@ from training.pack import checkpoints, fingerprint, memory
 from training.pack.build import build
 from training.pack.loop import replay, train
 from training.pack.pack import Pack
-from training.progress import Event, Report
+from training.progress import BUILDING, Event, Report
 
 
 @dataclass
@@ -211,6 +211,7 @@ def _train_group(group: list[Member], device: torch.device, report: Report, lost
 
 def _train_pack(group: list[Member], device: torch.device, report: Report, lost: set[RunRecord]) -> None:
     configs, records = [member.plan.config for member in group], [member.record for member in group]
+    report({"event": "phase", "phase": BUILDING, "done": 0, "total": 0})
     pack = build(configs, device)
     if group[0].replayed:
         return replay(pack, records, report, lost)

@@ -12,10 +12,10 @@ from analysis.records import DamagedRecord, RunRecord
 from training.interrupt import Stopped, asked
 from training.loggers import Logger
 from training.pack import checkpoints
-from training.pack.evaluation import Row, evaluate, summary
+from training.pack.evaluation import Row, evaluate, rows_of, summary
 from training.pack.pack import Pack
 from training.pack.stopwatch import Stopwatch
-from training.progress import Report
+from training.progress import EVALUATING, Report
 
 LOOK_EVERY_ON_GPU = 50
 REPORT_SECONDS = 0.5
@@ -82,6 +82,32 @@ class Training:
                 self.report({"event": "run", "run": record.name, "status": "failed", "error": UNCLAIMED})
 
     @contextlib.contextmanager
+    def evaluating(self, phase: str, rows: int, stop: bool = False) -> Iterator[None]:
+        """Within the block evaluations of so many ``rows`` (samples of images) report how far they are.
+
+        Args:
+            phase: what it is called.
+            rows: of all that is evaluated.
+            stop: whether it gives way to a signal. Raises ``Stopped`` then: the state must have been saved before.
+        """
+        done, reported = 0, time.monotonic() if phase == EVALUATING else 0.0  # along a run most take no time
+
+        def told(more: int) -> None:
+            nonlocal done, reported
+            if stop and asked():
+                raise self.stop(saved=True)
+            if time.monotonic() - reported > REPORT_SECONDS:
+                reported = time.monotonic()
+                self.report({"event": "phase", "phase": phase, "done": min(done, rows), "total": rows})
+            done += more
+
+        self.pack.streams.told = told
+        try:
+            yield
+        finally:
+            self.pack.streams.told = None
+
+    @contextlib.contextmanager
     def writing(self, replica: int) -> Iterator[RunRecord]:
         """What writes into the record of one run: if that fails, the run does, and the pack goes on without it."""
         record = self.records[replica]
@@ -105,9 +131,10 @@ class Training:
             with self.writing(r) as record:
                 checkpoints.save(self.pack, r, record)
 
-    def stop(self) -> Stopped:
-        """Write checkpoints and put the runs back into the queue; returns what is to be raised."""
-        self.save()
+    def stop(self, saved: bool = False) -> Stopped:
+        """Write checkpoints, unless they are ``saved``, put the runs back into the queue, and return what to raise."""
+        if not saved:
+            self.save()
         for r in list(self.alive):
             with self.writing(r) as record:
                 record.status("queued", step=self.pack.step)
@@ -166,7 +193,8 @@ class Evaluation:
         training, pack = self.training, self.training.pack
         with training.watch.doing("evaluation"):
             training.keep_time()
-            rows = evaluate(pack)
+            with training.evaluating(EVALUATING, rows_of(pack, "valid", pack.configs[0]["evaluate_samples"])):
+                rows = evaluate(pack)
         pack.carried_row = [rows[r] if r in training.alive else None for r in range(pack.replicas)]
         for r in list(training.alive):
             with training.writing(r) as record:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -66,8 +66,8 @@ class WordSource:
     and whose stream NumPy promises to keep (NEP 19); on a GPU from torch's generator there.
     """
 
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self.seeds = list(seeds)
+    def __init__(self, seeds: Sequence[int], told: Callable[[int], None] | None = None) -> None:
+        self.seeds, self._told = list(seeds), told
         self._on_cpu: list[np.random.SFC64] | None = None
         self._on_device: list[torch.Generator] | None = None
 
@@ -75,6 +75,8 @@ class WordSource:
         """int32 ``shape`` ``[replicas, ...]``, uniform in 0 .. 2**31 - 1; raises ``ValueError`` for other replicas."""
         if shape[0] != len(self.seeds):
             raise ValueError(f"expected {len(self.seeds)} replicas in dimension 0 of noise of shape {list(shape)}")
+        if self._told:
+            self._told(math.prod(shape[1:-1]))
         if device.type != "cpu":
             self._on_device = self._on_device or [torch.Generator(device).manual_seed(seed) for seed in self.seeds]
             noise = torch.empty(tuple(shape), dtype=torch.int32, device=device)
@@ -174,6 +176,8 @@ class Streams:
         self._noted: Draws | None = None
         self._in_step: dict[str, Source] = {}
         self.clock = torch.zeros((), dtype=torch.int64)
+        self.told: Callable[[int], None] | None = None
+        """Of every block of an evaluation: the rows (samples of images) that it begins to compute."""
 
     @property
     def replicas(self) -> int:
@@ -239,7 +243,7 @@ class Streams:
 
     def words(self, purpose: str) -> WordSource:
         """A new stream of integers, as :meth:`fresh` is one of uniform numbers."""
-        return WordSource([derive_seed(seed, purpose) for seed in self.seeds])
+        return WordSource([derive_seed(seed, purpose) for seed in self.seeds], self.told)
 
     def permutations(self, purpose: str, length: int, device: torch.device = CPU) -> Tensor:
         """``[replicas, length]``: a random permutation per replica, the same for the same seed and purpose.

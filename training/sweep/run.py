@@ -17,7 +17,7 @@ from training.config.plan import PackPlan, RunPlan, packs_of, replicated
 from training.devices import largest_pack, worker_count
 from training.errors import UserError
 from training.pack.run import train_runs
-from training.progress import PackLine
+from training.progress import PackLine, withdraw
 from training.sweep import estimate, scheduler
 from training.sweep.executor import Executor
 from training.sweep.planning import BUSY, SHOWN, UNREADABLE, Plan, count_of, make_plan, rehearse_all
@@ -25,6 +25,8 @@ from training.sweep.pool import worker_pool
 from training.sweep.rungs import Rungs, lines_of, rungs_of
 
 ORPHAN_SECONDS = 10.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+ANSWER = "stopping: steps are finished and checkpoints written; a second Ctrl-C does not wait for them"
 OVER = ("finished", "diverged", "eliminated", "waiting", "passed", "failed")
 
 
@@ -46,9 +48,13 @@ def train_job(job: dict[str, Any], overrides: Sequence[str] = ()) -> None:
     if reason := validity.reason_to_skip(first):
         raise UserError(f"estimator={first['estimator']['name']} {reason}")
     rehearse_all(runs[:1])
-    with interrupt.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        for pack in packs_of(runs, 1, largest_pack(job)):
-            train_runs(pack, PackLine(job["progress"]), solo=True)
+    folder = runs[0].path.parent
+    try:
+        with interrupt.on_signals(*SIGNALS, answer=ANSWER):
+            for pack in packs_of(runs, 1, largest_pack(job)):
+                train_runs(pack, PackLine(job["progress"], folder), solo=True)
+    finally:
+        withdraw(folder)
     _refuse_divergence(runs)
 
 
@@ -149,7 +155,7 @@ def _train(packs: Sequence[PackPlan]) -> dict[str, str]:
 
         packs, jobs = slurm.prepare(packs)
         where = contextlib.nullcontext(jobs)
-    with interrupt.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2), where as executor:
+    with interrupt.on_signals(*SIGNALS, answer=ANSWER), where as executor:
         return scheduler.run_packs(packs, executor) if packs else {}
 
 

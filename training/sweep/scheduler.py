@@ -109,7 +109,7 @@ class _Scheduler:
             times = f"died {job.deaths} times (the last time {event.how})"
             self._give_up(job, f"its {event.what} {times}; see {event.log}")
             return
-        self.screen.lose(event.job, len(rest))
+        self.screen.lose(event.job, [part.pack for part in rest])
         left = sum(len(part.pack) for part in rest)
         self.screen.say(f"{event.who} died {event.how}; its {left} unfinished runs go on from their checkpoints")
         self.waiting.extendleft(reversed(rest))

@@ -21,7 +21,7 @@ from analysis.defaults import defaults
 from training.errors import UserError, did_you_mean
 from training.processes import ROOT
 
-CONF, SCHEMA = ROOT / "conf", Path(__file__).with_name("schema.py")
+CONF, SCHEMA = ROOT / "conf", ROOT / "training" / "config" / "schema.py"
 GROUPS = ("estimator", "task", "data", "optimizer", "schedule", "basket", "logger", "cluster")
 COLUMN, LONGEST = 34, 240
 INTRODUCTION = """\
