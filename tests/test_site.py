@@ -1,5 +1,7 @@
 """The pages of ``make docs``, which builds them strictly; here what they are made of and what finds a broken link."""
 
+import re
+
 import pytest
 
 import estimators
@@ -63,3 +65,10 @@ def test_every_method_has_a_formula_and_a_page():
     assert all(
         f"({name}.md)" in pages["index"] and f"autoclass:: estimators.{name}" in pages[name] for name in formulas
     )
+
+
+def test_every_document_is_in_the_contents():
+    docs = site.ROOT / "docs"
+    contents = (docs / "contents.md").read_text()
+    pages = {path.stem for path in docs.glob("*.md")} - {"contents"}
+    assert {page for page in pages if not re.search(rf"(?m)^(.*<)?{page}>?$", contents)} == set()
