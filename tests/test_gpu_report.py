@@ -14,6 +14,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "SECONDS", 0.01)
+    monkeypatch.setattr(gpu, "PROFILED", (False,))
     monkeypatch.setattr(gpu, "ESTIMATORS", ("gumbel_softmax",))
     monkeypatch.setattr(gpu, "TOGETHER", (1, 2))
     monkeypatch.setattr(gpu, "STEPS", 3)
@@ -31,15 +32,17 @@ def _once(functions):
 
 def test_every_part_is_written(small, monkeypatch):
     report = gpu.measure(CPU, 1000.0, small, ["rates", "speeds", "together", "kernels", "bounds"])
+    assert report["noise_without_a_kernel"] == ""
     assert json.loads((small / "gpu.json").read_text()) == report
     parts = report["parts"]
     assert all(part["rows"] and not part["error"] for part in parts.values())
     (speed, _) = parts["speeds"]["rows"]
     assert speed["replica_steps_per_second"] == 16_000 and speed["not_compiled"] == "compile=false"
+    assert parts["kernels"]["rows"][-1]["calls_per_step"] > 20
     assert parts["together"]["rows"][0]["largest_difference"] < 1e-5
-    assert report["not_reached"] == ["killed", "tests", "a_sweep"]
+    assert report["not_reached"] == ["a_sweep", "killed", "tests"]
     page = (small / "gpu.md").read_text()
-    assert "| vae_bernoulli | nvil | 2 |" in page and "Not reached: killed, tests, a_sweep." in page
+    assert "| vae_bernoulli | nvil | 2 |" in page and "Not reached: a_sweep, killed, tests." in page
 
 
 def test_a_part_that_fails_costs_no_other(small, monkeypatch, capsys):
@@ -58,6 +61,21 @@ def test_a_part_that_fails_costs_no_other(small, monkeypatch, capsys):
     assert "**failed**: RuntimeError: no kernel image" in (small / "gpu.md").read_text()
 
 
+def test_a_line_that_fails_costs_no_other(small, monkeypatch):
+    speed, tried = gpu._speed, []
+
+    def broken(*case):
+        tried.append(case)
+        if len(tried) == 1:
+            raise RuntimeError("no kernel image")
+        return speed(*case)
+
+    monkeypatch.setattr(gpu, "_speed", broken)
+    first, second = gpu.measure(CPU, 1000.0, small, ["speeds"])["parts"]["speeds"]["rows"]
+    assert first["error"] == "RuntimeError: no kernel image" and first["estimator"] == "nvil"
+    assert second["replica_steps_per_second"] > 0 and "share_of_bytes" not in second
+
+
 def test_nothing_begins_after_the_end(small):
     report = gpu.measure(CPU, 0.0, small, ["rates", "together"])
     assert not any(part["rows"] for part in report["parts"].values())
@@ -66,8 +84,9 @@ def test_nothing_begins_after_the_end(small):
 def test_commands_have_their_time(monkeypatch):
     row = gpu._called([gpu.sys.executable, "-c", "print('one'); raise SystemExit(3)"], gpu.Deadline(60))
     assert row["exit_code"] == "3" and row["output"] == "one"
-    row = gpu._called([gpu.sys.executable, "-c", "input()"], gpu.Deadline(0.0))
-    assert row["exit_code"] in ("1", "out of time")
+    parent = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    row = gpu._called([gpu.sys.executable, "-c", parent], gpu.Deadline(0.0))
+    assert row["exit_code"] == "out of time" and row["seconds"] < 30
 
 
 def test_the_cases_are_each_once_and_the_tests_are_there():

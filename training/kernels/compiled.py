@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -29,13 +30,15 @@ def compiled(work: Work, examples: Sequence[Tensor], backend: str = "inductor") 
     """
     graph, constants = traced(work, examples)
     inputs = [*examples, *constants]
-    key = (backend, graph.code, tuple((t.shape, t.stride(), t.dtype, t.device) for t in inputs))
+    about = backend, torch.get_float32_matmul_precision()
+    key = (*about, graph.code, tuple((t.shape, t.stride(), t.dtype, t.device) for t in inputs))
     program = _programs.get(key)
     if program is None:
         # What its guards would look at in every step is in the key.
         options: dict[str, Any] = {"guard_filter_fn": lambda guards: [False] * len(guards)}
         program = torch.compile(graph, backend=backend, fullgraph=True, dynamic=False, options=options)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # allow_tf32=false, on purpose
         program(*inputs)
     _programs[key] = program  # which compiles when it is called first
 
