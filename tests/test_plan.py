@@ -205,7 +205,7 @@ def test_a_plan_says_what_is_done_skipped_and_left(composer, tmp_path):
     anew = planning.make_plan(runs(*grid, "retry=diverged"), take_back=True)
     assert [run.name for pack in anew.packs for run in pack] == [diverged.name]
     assert diverged.record.outcome() is None and done.record.outcome() == "finished"
-    with pytest.raises(UserError, match="retry must be failed or diverged"):
+    with pytest.raises(UserError, match="retry must be failed, diverged or changed"):
         planning.make_plan(runs("retry=everything"))
 
 
