@@ -94,16 +94,6 @@ def test_mistakes_in_a_real_process(tmp_path):
     assert "Traceback" not in absent.stderr
 
 
-def options(group):
-    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
-
-
-@pytest.mark.parametrize("group", ["estimator", "task", "data", "optimizer", "schedule", "basket", "logger", "cluster"])
-def test_every_option_composes_under_its_own_name(group):
-    for name in options(group):
-        assert config(f"{group}={name}")[group]["name"] == name
-
-
 def test_a_budget_comes_between_the_experiment_and_the_command_line(monkeypatch, capsys, tmp_path):
     """In full six learning rates and five seeds for each task and estimator; small: one rate, three seeds."""
     common = ["+experiment=jang_table1", "data=digits", "dry_run=true", f"runs_dir={tmp_path}", "estimator=nvil"]

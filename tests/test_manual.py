@@ -20,7 +20,7 @@ FREE = {"basket": {"estimators", "reference"}}
 
 
 @pytest.mark.parametrize("group", manual.GROUPS)
-def test_every_option_of_every_choice_is_explained_with_its_default(group):
+def test_every_choice_composes_and_each_of_its_options_is_explained_with_its_default(group):
     names = manual._names(group, [manual.CONF])
     assert names
     for name in names:
@@ -28,6 +28,7 @@ def test_every_option_of_every_choice_is_explained_with_its_default(group):
         composed = {
             key: value for key, value in config(f"{group}={name}")[group].items() if key not in FREE.get(group, ())
         }
+        assert composed["name"] == name or (group, name) == ("basket", "own")  # a basket's name is free
         own = {key: value for key, (value, _) in shown.items() if key != "root" and key not in FREE.get(group, ())}
         assert own == {key: composed[key] for key in own}
         assert shown.keys() | {"name", "_target_"} >= composed.keys(), name

@@ -257,6 +257,7 @@ class Config:
     ``estimator``: whose gradient trains the encoder. ``task``: the model and its objective. ``data``: the images.
     ``optimizer``: of all parameters. ``schedule``: of the estimator's temperature. ``basket``: gradients of other
     estimators that are measured along the run. ``logger``: beside the local files. ``cluster``: where packs train.
+    ``race``: which settings of a sweep are trained to the end.
 
     ``seed``: of the run, from which all that is random in it comes. ``replicas``: so many runs, with the seeds from
     ``seed`` on. ``steps``: gradient steps; more of them later go on from the checkpoint. ``batch_size``: images per

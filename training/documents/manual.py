@@ -22,7 +22,6 @@ from training.errors import UserError, did_you_mean
 from training.processes import ROOT
 
 CONF, SCHEMA = ROOT / "conf", ROOT / "training" / "config" / "schema.py"
-GROUPS = ("estimator", "task", "data", "optimizer", "schedule", "basket", "logger", "cluster")
 COLUMN, LONGEST = 34, 240
 INTRODUCTION = """\
 Train discrete latent variable models with gradient estimators, and record every run.
@@ -40,6 +39,16 @@ FOLDER/estimator/NAME.yaml."""
 END = """\
 estimator=NAME --help, task=NAME --help, ... show the options of that choice; docs/ has the whole text.
 --cfg job prints the config of a command without running it."""
+
+
+def _chosen_by_default() -> dict[str, str]:
+    """The choice in each group."""
+    files: Any = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    pairs = [pair for each in files if isinstance(each, Mapping) for pair in each.items()]
+    return {group: name for group, name in pairs if not group.startswith("override")}
+
+
+GROUPS = tuple(_chosen_by_default())
 
 
 def is_asked_for(arguments: Sequence[str]) -> bool:
@@ -79,8 +88,7 @@ def _own_folders(arguments: Sequence[str]) -> Iterator[Path]:
 
 def _chosen(arguments: Sequence[str]) -> dict[str, str]:
     """The choice in each group; of several the first."""
-    files: Any = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))["defaults"]
-    found = {group: name for each in files if isinstance(each, Mapping) for group, name in each.items()}
+    found = _chosen_by_default()
     found |= {
         key: value.split(",")[0] for key, _, value in (each.partition("=") for each in arguments) if key in GROUPS
     }
@@ -106,7 +114,11 @@ def _of(group: str, chosen: Mapping[str, str], folders: Sequence[Path]) -> Itera
         yield from ((key, value, "") for key, value in own.items())
         return
     names = defaults()["names"].get(group, {})
-    known, docstring = names.get(name, names.get("*", {})), _docstring(SCHEMA, schema[1] or group)
+    known, docstring = names.get(name, names.get("*")), _docstring(SCHEMA, schema[1] or group)
+    if known is None:  # another choice with the options of one that has the schema's own name
+        text = SCHEMA.read_text(encoding="utf-8")
+        named = re.search(rf'^class {schema[1]}\b.*?^    name: str = "(\w+)"', text, re.M | re.S | re.I)
+        known = names[named[1]] if named else {}
     if isinstance(known, str):
         docstring = _docstring_in(ROOT / f"{group}s", known.partition(".")[2])
         known = defaults()["classes"][known]
