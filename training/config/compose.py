@@ -67,7 +67,7 @@ def runs_of_experiment(arguments: Sequence[str], master: DictConfig, loader: Any
         options = {**params, **{key: value for case in cases for key, value in case.items()}, **changes}
         own = [f"{key}={'null' if value is None else value}" for key, value in options.items()]
         join(runs, runs_of([*own, *arguments], master, loader, compose))
-    compose.of_one.check()
+    compose.of_one.check(arguments)
     return list(runs.values())
 
 

@@ -92,9 +92,13 @@ class OfOne:
             self.unused.pop(key, None)
         return is_for
 
-    def check(self) -> None:
-        """Raise ``UserError`` for an option of a choice that is not in the sweep."""
-        for key in self.unused:
+    def check(self, arguments: Sequence[str]) -> None:
+        """Raise ``UserError`` for an option among ``arguments`` whose choice is not in the sweep.
+
+        An experiment's own are for its own choices, of which the command line may take others.
+        """
+        given = {argument.partition("=")[0] for argument in arguments}
+        for key in (key for key in self.unused if key in given):
             group, name, option = parted(key) or ("", "", "")
             met = sorted(self.met[group])
             raise UserError(
