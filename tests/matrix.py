@@ -3,7 +3,8 @@
 Pythons are those of ``pyproject.toml``'s ``requires-python`` and newer, on the path or under pyenv. Each gets the wheel
 and what it depends on, a gradient in ten lines and ``python -m estimators.check --quick``. The lowest of them does that
 again with the lowest versions that ``pyproject.toml`` allows and, with those of the harness, trains and tabulates a
-sweep. Needs a network or pip's own settings for a local folder; torch takes up to 6 GB, which are removed again.
+sweep. ``python tests/matrix.py 3.13 lowest`` runs these alone. Needs a network or pip's own settings for a local
+folder; torch takes up to 6 GB, which are removed again.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import estimators; ready = time.perf_counter()
 logits = torch.zeros(8, 3, 4, requires_grad=True)
 estimators.RLOO(2)(logits, lambda z: z[..., 0].sum(-1)).mean().backward()
 assert logits.grad.abs().sum() > 0 and estimators.__file__.startswith({folder!r}), estimators.__file__
-print(f"torch {{torch.__version__}}, imported in {{loaded - start:.1f} s, estimators in {{ready - loaded:.2f}} s more")
+print(f"torch {{torch.__version__}}, imported in {{loaded - start:.1f}} s, estimators in {{ready - loaded:.2f}} s more")
 """
 SWEEP = [
     [
@@ -101,7 +102,7 @@ def try_environment(python: str, requirements: list[str], folder: Path, harness:
     return ", ".join(told)
 
 
-def main() -> int:
+def main(asked: list[str]) -> int:
     found, failed = interpreters(), False
     with tempfile.TemporaryDirectory() as scratch:
         dist = Path(scratch) / "dist"
@@ -113,6 +114,8 @@ def main() -> int:
         extra = lowest(project()["optional-dependencies"]["harness"])
         cases.append((min(found), "lowest", [str(wheel), *floor, *extra], True))
         for version, which, requirements, harness in cases:
+            if asked and ("lowest" if harness else f"{version[0]}.{version[1]}") not in asked:
+                continue
             folder = Path(scratch) / "environment"
             try:
                 told = try_environment(found[version], requirements, folder, harness)
@@ -124,4 +127,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
