@@ -3,6 +3,7 @@
 import gc
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import configs
 import pytest
@@ -10,6 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.errors import UserError
+from training.gradients.watcher import Basket
+from training.pack import watchers
 from training.pack.build import build
 from training.pack.runner import STEPS_PER_GRAPH
 from training.replicas.streams import Streams
@@ -62,6 +65,27 @@ def test_memory_goes_with_the_pack(counted, task):
         assert not any(part() for part in known)
     finally:
         gc.enable()
+
+
+def test_nobody_who_is_due_is_passed_by():
+    """Whoever says how many steps may be taken, at any step, is not due in between; at the last of them it may be."""
+    ours = SimpleNamespace(
+        step=0, device=torch.device("cuda"), configs=[{"evaluate_every": 7, "checkpoint_seconds": 0}]
+    )
+    ours.configs[0]["basket"] = {"name": "default", "points": 5, "estimators": {}}
+    training = SimpleNamespace(pack=ours, steps=400)
+    evaluation = watchers.Evaluation(training)
+    progress = watchers.Progress(training, evaluation)
+    progress.reported = float("inf")  # what goes by the clock is another matter
+    asked = [evaluation, watchers.Divergence(training), Basket(training), progress]
+    assert watchers.Checkpoint(training).ahead() == 1
+    for watcher in asked:
+        for step in range(401):
+            ours.step = step
+            ahead, due = watcher.ahead(), []
+            for ours.step in range(step + 1, step + ahead):
+                due.append(watcher.due())
+            assert ahead >= 1 and not any(due)
 
 
 class Watch(TorchDispatchMode):

@@ -115,10 +115,10 @@ def test_numbers_are_uniform_and_independent(dtype):
 def test_orders_of_data_are_permutations(monkeypatch):
     """Each of a seed and an epoch; a place is taken by any image as often as by another."""
     monkeypatch.setattr(Streams, "counts", lambda self, device: True)
-    orders = Streams(range(2000)).permutations("order/0", 10)
+    orders = Streams(range(2000)).orders(0, 10)
     assert torch.equal(orders.sort(dim=1).values, torch.arange(10).expand(2000, 10))
-    assert torch.equal(Streams([7, 1999]).permutations("order/0", 10), orders[[7, 1999]])
-    assert not torch.equal(Streams([7]).permutations("order/1", 10)[0], orders[7])
+    assert torch.equal(Streams([7, 1999]).orders(0, 10), orders[[7, 1999]])
+    assert not torch.equal(Streams([7]).orders(1, 10)[0], orders[7])
     found = torch.stack([(orders == image).double().mean(0) for image in range(10)])
     assert (found - 0.1).abs().max() < 5 * math.sqrt(0.1 * 0.9 / 2000)
 

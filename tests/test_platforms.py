@@ -57,5 +57,5 @@ def test_memory_where_the_kernel_does_not_tell(monkeypatch):
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert memory.free_bytes(torch.device("cpu")) == total
     config = {"workers": 1}
-    monkeypatch.setattr(memory, "bytes_of", lambda config, device: (0.0, memory.USABLE * total / 3))
+    monkeypatch.setattr(memory, "_peak", lambda config, replicas, device: replicas * memory.USABLE * total / 3)
     assert memory.largest_pack([config] * 8, torch.device("cpu")) == 3

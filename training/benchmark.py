@@ -13,6 +13,7 @@ quartiles (other processes share the caches, which only ever adds) and ratios.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import multiprocessing
 import platform
@@ -36,6 +37,7 @@ from training.kernels.heap import keep_freed_memory
 from training.pack.build import build
 from training.pack.evaluation import device_name
 from training.pack.pack import Pack
+from training.pack.runner import STEPS_PER_GRAPH
 
 PIXELS, LATENTS, BATCH, BASELINE = 784, 200, 100, 100
 ON_CPU = ("gumbel_softmax", "st_gumbel_softmax", "straight_through", "nvil")
@@ -216,7 +218,8 @@ def on_gpu(device: torch.device, seconds: float, compiles: bool) -> None:
         for replicas in (1, 8, 64, 256):
             pack = make_pack(estimator, replicas, device, f"compile={compiles}")
             pack.train_step()
-            duration = in_turns({"step": pack.train_step}, seconds)["step"]
+            steps = functools.partial(pack.train_steps, STEPS_PER_GRAPH)
+            duration = in_turns({"steps": steps}, seconds)["steps"] / STEPS_PER_GRAPH
             floor = copied_bytes(replicas, estimator) / bandwidth
             path = f"eager: {pack.runner.not_captured}" if pack.runner.not_captured else "CUDA graph"
             path += ", not compiled: " + pack.runner.not_compiled if pack.runner.not_compiled else ", compiled"

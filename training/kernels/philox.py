@@ -59,7 +59,7 @@ def uniform(
     global no_kernel
     double = dtype == torch.float64
     before, after = math.prod(shape[:dim]), math.prod(shape[dim + 1 :])
-    if keys.device.type == "cuda" and not no_kernel:
+    if keys.device.type == "cuda" and not no_kernel and before * after > 0:
         noise = keys.new_empty(tuple(shape), dtype=torch.float64 if double else torch.float32)
         try:
             from training.kernels import philox_triton

@@ -25,24 +25,25 @@ USABLE = 0.8
 
 def bytes_of(config: dict[str, Any], device: torch.device) -> tuple[float, float]:
     """``(constant, per replica)``: peak bytes of a training step and a block of an evaluation."""
-    key = (structure(config), device)
-    if key not in _measured:
-        peaks = []
-        for replicas in (1, 2):
-            with Allocations() as memory:
-                pack = trial_pack(config, replicas, device)
-                pack.runner.not_captured = "its memory is measured"
-                for _ in range(2):  # the second finds moments and running averages in place
-                    pack.train_step()
-                pack.task.evaluate("valid", TRIAL_SAMPLES)
-            peaks.append(memory.peak)
-            del pack
-        per_replica = max(peaks[1] - peaks[0], 1)
-        _measured[key] = (max(peaks[0] - per_replica, 0), per_replica)
-    return _measured[key]
+    alone, two = (_peak(config, replicas, device) for replicas in (1, 2))
+    per_replica = max(two - alone, 1)
+    return max(alone - per_replica, 0), per_replica
 
 
-_measured: dict[tuple[str, torch.device], tuple[float, float]] = {}
+def _peak(config: dict[str, Any], replicas: int, device: torch.device) -> float:
+    key = (structure(config), replicas, device)
+    if key not in _peaks:
+        with Allocations() as memory:
+            pack = trial_pack(config, replicas, device)
+            pack.runner.not_captured = "its memory is measured"
+            for _ in range(2):  # the second finds moments and running averages in place
+                pack.train_step()
+            pack.task.evaluate("valid", TRIAL_SAMPLES)
+        _peaks[key] = memory.peak
+    return _peaks[key]
+
+
+_peaks: dict[tuple[str, int, torch.device], float] = {}
 TRIAL_SAMPLES = BLOCK_SAMPLES
 
 
@@ -112,12 +113,15 @@ def largest_pack(configs: list[dict[str, Any]], device: torch.device) -> int:
     """How many of ``configs`` (of one structure) fit into the free memory together; at least 1."""
     if len(configs) == 1:
         return 1
+    shares = 1 if device.type == "cuda" else configs[0]["workers"] or os.cpu_count() or 1
+    room = USABLE * free_bytes(device) / shares
     try:
+        if _peak(configs[0], 1, device) * len(configs) <= room:  # what is constant counted for each of them
+            return len(configs)
         constant, per_replica = bytes_of(configs[0], device)
     except Exception:  # whatever is wrong with the config, training it says so better
         return len(configs)
-    shares = 1 if device.type == "cuda" else configs[0]["workers"] or os.cpu_count() or 1
-    return max(1, min(len(configs), int((USABLE * free_bytes(device) / shares - constant) // per_replica)))
+    return max(1, min(len(configs), int((room - constant) // per_replica)))
 
 
 def free_bytes(device: torch.device) -> float:

@@ -217,7 +217,7 @@ class Checkpoint:
         return before_the_end and (time.monotonic() - self.saved > self.seconds or asked())
 
     def ahead(self) -> int:
-        return LOOK_EVERY_ON_GPU
+        return LOOK_EVERY_ON_GPU if self.seconds > 0 else 1
 
     def look(self) -> None:
         if asked():

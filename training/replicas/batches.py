@@ -39,9 +39,9 @@ class Batches:
         """Have the order of this step's epoch at hand, in memory that stays; returns how many steps are left in it."""
         epoch, position = divmod(step, self.per_epoch)
         if epoch != self._epoch:
-            order = self.streams.permutations(f"order/{epoch}", len(self.pixels), self.device)
+            order = self.streams.orders(epoch, len(self.pixels), self.device)
             if self._epoch < 0 or not self.streams.counts(self.device):
-                self._order = order.to(self.device)
+                self._order = order
             else:  # a CUDA graph reads it
                 self._order.copy_(order)
             self._epoch = epoch

@@ -105,7 +105,7 @@ class CountedSource:
     """
 
     def __init__(self, seeds: Sequence[int], purpose: str, clock: Tensor) -> None:
-        self._keys = torch.tensor([derive_seed(seed, purpose) for seed in seeds], device=clock.device)
+        self._keys = _keys(seeds, purpose, clock.device)
         self._clock, self._next = clock, 0
 
     def rewind(self) -> None:
@@ -124,6 +124,10 @@ class CountedSource:
 
     def restore(self, states: Sequence[Tensor | None], device: torch.device) -> None:
         """Nothing to do: see the class."""
+
+
+def _keys(seeds: Sequence[int], purpose: str, device: torch.device) -> Tensor:
+    return torch.tensor([derive_seed(seed, purpose) for seed in seeds], device=device)
 
 
 def _replica_dimension(shape: Sequence[int], event_dims: int, replicas: int) -> int:
@@ -175,6 +179,7 @@ class Streams:
         self._given: Mapping[str, Sequence[Tensor]] | None = None
         self._noted: Draws | None = None
         self._in_step: dict[str, Source] = {}
+        self._order_keys: Tensor | None = None
         self.clock = torch.zeros((), dtype=torch.int64)
         self.told: Callable[[int], None] | None = None
         """Of every block of an evaluation: the rows (samples of images) that it begins to compute."""
@@ -200,7 +205,8 @@ class Streams:
 
     def _new(self, purpose: str, device: torch.device) -> ReplicaSource | CountedSource:
         if self.counts(device):
-            return CountedSource(self.seeds, purpose, self.clock.to(device))
+            own = self.clock.device.type == device.type  # a copy would stand still
+            return CountedSource(self.seeds, purpose, self.clock if own else self.clock.to(device))
         return self.fresh(purpose)
 
     def counts(self, device: torch.device) -> bool:
@@ -245,17 +251,23 @@ class Streams:
         """A new stream of integers, as :meth:`fresh` is one of uniform numbers."""
         return WordSource([derive_seed(seed, purpose) for seed in self.seeds], self.told)
 
-    def permutations(self, purpose: str, length: int, device: torch.device = CPU) -> Tensor:
-        """``[replicas, length]``: a random permutation per replica, the same for the same seed and purpose.
+    def permutations(self, purpose: str, length: int) -> Tensor:
+        """``[replicas, length]``: a random permutation per replica, the same for the same seed and purpose."""
+        generators = [torch.Generator().manual_seed(derive_seed(seed, purpose)) for seed in self.seeds]
+        return torch.stack([torch.randperm(length, generator=generator) for generator in generators])
+
+    def orders(self, epoch: int, length: int, device: torch.device = CPU) -> Tensor:
+        """``[replicas, length]``: a random permutation per replica, of an epoch of the data.
 
         Where noise is counted it is the order of as many numbers of 53 bits, drawn on the device.
         """
-        if self.counts(device):
-            clock = torch.zeros((), dtype=torch.int64, device=device)
-            noise = CountedSource(self.seeds, purpose, clock)((self.replicas, length), torch.float64, device, 0)
-            return noise.argsort(dim=1, stable=True)
-        generators = [torch.Generator().manual_seed(derive_seed(seed, purpose)) for seed in self.seeds]
-        return torch.stack([torch.randperm(length, generator=generator) for generator in generators])
+        if not self.counts(device):
+            return self.permutations(f"order/{epoch}", length).to(device)
+        if self._order_keys is None:
+            self._order_keys = _keys(self.seeds, "order", device)
+        step = torch.full((), epoch, dtype=torch.int64, device=device)
+        noise = philox.uniform(self._order_keys, 0, step, (self.replicas, length), 0, torch.float64)
+        return noise.argsort(dim=1, stable=True)
 
     def restart(self) -> None:
         """Streams that are asked for from now on start at the beginning."""
