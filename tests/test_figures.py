@@ -11,13 +11,13 @@ from fake_runs import make_config, write_run
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from test_variance import measured
 
-from analysis import records
+from analysis import command, records
 from analysis.figures import curves, ranked, sensitivity, variance
 from analysis.statistics.summary import summarise
 from analysis.statistics.variance import panels
 
 LONG = "an_estimator_of_my_own_with_a_name_that_is_long"
-NAMES = ["gumbel_softmax", "st_gumbel_softmax", "nvil", "decoupled_straight_through", "disarm_stick_breaking", LONG]
+NAMES = ["gumbel_softmax", "nvil", "decoupled_straight_through", LONG]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def frame(tmp_path_factory):
     sweep = tmp_path_factory.mktemp("runs") / "sweep"
     for name in [*NAMES, f"{LONG}_too"]:
         for task in ("vae_bernoulli", "vae_categorical"):
-            for number, lr in enumerate((0.0001, 0.001, 0.0015, 0.1)):
+            for number, lr in enumerate((0.001, 0.0015, 0.1)):
                 config = make_config(name, task, optimizer__lr=lr, estimator__temperature=0.5, steps=200_000)
 
                 def row(step, number=number):
@@ -61,7 +61,6 @@ def many(number):
 
 FIGURES = {
     "learning curves": lambda frame, _: curves.learning_curves(curves.chosen(frame)),
-    "against seconds": lambda frame, _: curves.learning_curves(curves.chosen(frame), "seconds"),
     "gradient variance": lambda frame, _: curves.gradient_variance(curves.chosen(frame)),
     "temperatures": lambda frame, _: curves.temperatures(curves.chosen(frame)),
     "sensitivity": lambda frame, _: sensitivity.figure(sensitivity.sensitivity(frame)),
@@ -142,17 +141,15 @@ def test_a_legend_has_no_mark_that_nothing_has(frame):
     assert [text.get_text() for text in sensitivity.figure(lost).legends[0].get_texts()] == ["NVIL", "runs diverged"]
 
 
-def test_many_estimators_are_ranked_dots_and_a_few_are_curves(tmp_path, capsys):
-    from analysis import command
-
+def test_many_estimators_are_ranked_dots_and_a_few_are_curves(tmp_path):
     for number in range(ranked.CURVES + 1):
         write_run(tmp_path / "sweep", make_config(f"mine_{number}"), test=-100.0 - number, steps=2)
         if number < 2:
             write_run(tmp_path / "sweep", make_config(f"mine_{number}", "vae_categorical"), steps=2)
-    assert command.main([str(tmp_path / "sweep")]) == 0
-    written = {file.stem for file in (tmp_path / "sweep" / "report").glob("*.png")}
+    frame = records.load(tmp_path / "sweep")
+    summary = summarise(frame)
+    written = {file.stem for file in command._write_figures(frame, summary, tmp_path)}
     assert {"ranked", "ranked_gradient_variance", "learning_curves", "gradient_variance"} <= written
-    summary = summarise(records.load(tmp_path / "sweep"))
     crowd = summary[summary["task"] == "vae_bernoulli"]
     (axes,) = ranked.ranked(crowd, "bound").axes
     assert [label.get_text() for label in axes.get_yticklabels()] == [f"mine_{k}" for k in range(ranked.CURVES + 1)]
