@@ -102,7 +102,7 @@ def report(frame: pd.DataFrame, output: Path, entries: Sequence[dict[str, Any]] 
             files += draw(frame[frame["sweep"] == name], output)
         except ValueError as error:
             print(f"no figures of {name}: {error}")
-    for file in [*files, *_write_figures(frame, output), *_write_variance(frame, output)]:
+    for file in [*files, *_write_figures(frame, summary, output), *_write_variance(frame, output)]:
         print(f"wrote {file}")
     if not (runs["status"] == "finished").any():
         return refuse("no run is finished: there are no numbers to report yet", NOTHING)
@@ -217,15 +217,21 @@ def _write_tables(summary: pd.DataFrame, output: Path) -> None:
         print(f"wrote {file}")
 
 
-def _write_figures(frame: pd.DataFrame, output: Path) -> list[Path]:
+def _write_figures(frame: pd.DataFrame, summary: pd.DataFrame, output: Path) -> list[Path]:
     from analysis.figures import curves as figures
+    from analysis.figures import ranked
 
     shown = figures.chosen(frame)
-    drawn = {"learning_curves": figures.learning_curves(shown), "gradient_variance": figures.gradient_variance(shown)}
-    drawn["temperatures"] = figures.temperatures(shown)
-    drawn["learning_curves_seconds"] = figures.learning_curves(shown, "seconds")
-    if (shown["loss_evaluations"] / shown["step"].astype(float)).dropna().round(6).nunique() > 1:
-        drawn["learning_curves_evaluations"] = figures.learning_curves(shown, "loss_evaluations")
+    crowded = ranked.many(shown)
+    few, crowd = shown[~crowded], shown[crowded]
+    drawn = {"learning_curves": figures.learning_curves(few), "gradient_variance": figures.gradient_variance(few)}
+    drawn["temperatures"] = figures.temperatures(few)
+    drawn["learning_curves_seconds"] = figures.learning_curves(few, "seconds")
+    if (few["loss_evaluations"] / few["step"].astype(float)).dropna().round(6).nunique() > 1:
+        drawn["learning_curves_evaluations"] = figures.learning_curves(few, "loss_evaluations")
+    of_crowd = summary.merge(crowd[COMPARISON].drop_duplicates().astype(object))
+    drawn["ranked"] = ranked.ranked(of_crowd, tables.quantity(of_crowd))
+    drawn["ranked_gradient_variance"] = ranked.ranked(ranked.variances(crowd), "gradient variance at the end", log=True)
     tasks = shown.drop_duplicates(COMPARISON)["task"].tolist()
     for (task, data), group in shown.groupby(COMPARISON, observed=True):
         images, name = figures.read_images(group), f"{task}_{data}" if tasks.count(task) > 1 else task

@@ -10,7 +10,8 @@ from configs import config
 
 ROOT = Path(__file__).parents[1]
 FOLLOWED = [
-    ROOT / "docs" / name for name in ("first_hour.md", "tutorial.md", "tutorial_task.md", "tutorial_data.md")
+    ROOT / "docs" / name
+    for name in ("first_hour.md", "tutorial.md", "tutorial_task.md", "tutorial_data.md", "frame.md")
 ]  # by tests
 DOCUMENTS = [
     ROOT / "README.md",

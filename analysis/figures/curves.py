@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from analysis.figures.style import STYLE, in_order, look, with_looks
+from analysis.figures.style import STYLE, fit_titles, in_order, legend_below, look, with_looks
 from analysis.records import IMAGES, DamagedRecord
 from analysis.records.files import replacing
 from analysis.records.images import read_images as read_images_of
@@ -118,14 +118,8 @@ def _panels(frame: pd.DataFrame, metrics: tuple[str, ...], draw: Any, x: str = "
     columns = 2 if len(panels) == 4 else min(len(panels), COLUMNS)
     rows = math.ceil(len(panels) / columns)
     names = in_order({name for *_, group in panels for name in group["label"].unique()})
-    legend_columns = max(1, min(len(names), 2 * columns))
-    legend_height = 0.2 * math.ceil(len(names) / legend_columns) + 0.1
-    figure = Figure(
-        figsize=(
-            3.4 * columns + (1.0 if columns == 1 else 0),
-            (2.6 if len(names) <= MANY else 3.6) * rows + legend_height,
-        )
-    )
+    height = 2.6 if len(names) <= MANY else 3.6
+    figure = Figure(figsize=(3.4 * columns + (1.0 if columns == 1 else 0), height * rows))
     handles: dict[str, Any] = {}
     for position, (title, metric, group) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, position + 1)
@@ -135,12 +129,8 @@ def _panels(frame: pd.DataFrame, metrics: tuple[str, ...], draw: Any, x: str = "
         axes.margins(x=0.02)
         axes.xaxis.set_major_formatter(_thousands)
     order = [name for name in names if name in handles]
-    figure.legend(
-        [handles[name] for name in order],
-        [look(name).label for name in order],
-        loc="outside lower center",
-        ncols=legend_columns,
-    )
+    legend_below(figure, [handles[name] for name in order], [look(name).label for name in order], 2 * columns)
+    fit_titles(figure)
     return figure
 
 
@@ -157,7 +147,7 @@ def _thousands(value: float, _: float) -> str:
 def _learning_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[str, Any], x: str) -> None:
     what = metric.removeprefix("valid_").replace("pseudo_", "pseudo-").replace("elbo", "ELBO")
     if what.endswith("bound"):
-        axes.set_title(f"{axes.get_title()}, m = {group['valid_samples'].iloc[0]}")
+        axes.set_title(f"{axes.get_title()}, m = {group['valid_samples'].iloc[0]} samples")
     is_loss = what == "value" or what.endswith(("bound", "ELBO"))
     nats = "expected loss" if what == "value" else f"negative validation {what} [nats]"
     axes.set_ylabel(nats if is_loss else f"validation {what.replace('_', ' ')}")

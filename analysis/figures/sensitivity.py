@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import matplotlib.style
@@ -10,8 +11,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
-from analysis.figures.style import STYLE, in_order, look, with_looks
+from analysis.figures.style import STYLE, fit_titles, in_order, legend_below, look, with_looks
 from analysis.statistics.intervals import interval
 from analysis.statistics.settings import uses_of, with_settings
 from analysis.statistics.summary import CELL, COMPARISON, check_protocols, final_rows, select
@@ -20,6 +22,7 @@ from analysis.tables.table import fixed
 COLUMNS = 3
 ABOVE = 1.0
 """How far the axis reaches above the worst estimator at its chosen value, in spans of these; arrows: beyond."""
+MOST_LABELS = 6
 SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7}
 
 
@@ -105,9 +108,7 @@ def figure(table: pd.DataFrame, field: str = "optimizer.lr") -> Figure | None:
     columns = min(len(panels), COLUMNS)
     rows = -(-len(panels) // columns)
     names = in_order(set(table["label"]))
-    legend_columns = max(2, 2 * columns)
-    legend_height = 0.2 * -(-(len(names) + 2) // legend_columns) + 0.1
-    drawn = Figure(figsize=(3.4 * columns + (1.0 if columns == 1 else 0), 2.7 * rows + legend_height))
+    drawn = Figure(figsize=(3.4 * columns + (1.0 if columns == 1 else 0), 2.7 * rows))
     for place, ((task, data), group) in enumerate(panels):
         axes = drawn.add_subplot(rows, columns, place + 1)
         axes.set_title(str(task) if data == "none" else f"{task}, {data}")
@@ -115,17 +116,34 @@ def figure(table: pd.DataFrame, field: str = "optimizer.lr") -> Figure | None:
         axes.set_ylabel("negative test bound [nats]")
         if (group[field] > 0).all():
             axes.set_xscale("log")
+            _label_values(axes, sorted(group[field].unique()))
         _panel(axes, group, field)
     shown = dict(zip(table["label"], table["look"], strict=True))
-    handles = [Line2D([], [], **shown[name].line()) for name in names]
-    handles.append(Line2D([], [], color="0.3", marker="x", linestyle=""))
-    handles.append(Line2D([], [], color="0.3", marker="o", markersize=9, markerfacecolor="none", linestyle=""))
-    labels = [*(look(name).label for name in names), "runs diverged", "chosen"]
+    names = [name for name in names if table.loc[table["label"] == name, ["mean", "at_rung"]].notna().any(axis=None)]
+    entries = [(Line2D([], [], **shown[name].line()), look(name).label) for name in names]
+    if (table["diverged"] > 0).any():
+        entries.append((Line2D([], [], color="0.3", marker="x", linestyle=""), "runs diverged"))
+    if table["chosen"].any():
+        ring = Line2D([], [], color="0.3", marker="o", markersize=9, markerfacecolor="none", linestyle="")
+        entries.append((ring, "chosen"))
     if table["at_rung"].notna().any():
-        handles.append(Line2D([], [], color="0.3", marker="v", markersize=5, markerfacecolor="none", linestyle=""))
-        labels.append("eliminated at this step (validation)")
-    drawn.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), legend_columns))
+        stopped = Line2D([], [], color="0.3", marker="v", markersize=5, markerfacecolor="none", linestyle="")
+        entries.append((stopped, "eliminated at this step (validation)"))
+    handles, labels = [line for line, _ in entries], [label for _, label in entries]
+    legend_below(drawn, handles, labels, max(2, 2 * columns))
+    fit_titles(drawn)
     return drawn
+
+
+def _label_values(axes: Axes, values: list[float]) -> None:
+    """Label the values that were tried, on a logarithmic axis those of them that are not too near to the one before."""
+    span = math.log10(values[-1] / values[0]) or 1.0
+    shown: list[float] = []
+    for value in values:
+        if not shown or math.log10(value / shown[-1]) > span / MOST_LABELS:
+            shown.append(value)
+    axes.set_xticks(shown, [f"{value:g}" for value in shown])
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _panel(axes: Axes, group: pd.DataFrame, field: str) -> None:

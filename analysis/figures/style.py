@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
 
 Line = str | tuple[int, tuple[float, ...]]
 
@@ -32,6 +37,7 @@ RC: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.7,
+    "axes.formatter.limits": (-6, 7),
     "axes.grid": True,
     "grid.color": "0.9",
     "grid.linewidth": 0.6,
@@ -40,6 +46,8 @@ RC: dict[Any, Any] = {
     "pdf.fonttype": 42,
     "savefig.dpi": 200,
 }
+MARGIN = 0.1
+"""Inches beside a legend."""
 STYLE: Any = ["default", RC]
 """Argument of ``matplotlib.style.context``: figures are the same whatever a ``matplotlibrc`` or a notebook has set."""
 
@@ -219,6 +227,39 @@ def with_looks(frame: pd.DataFrame, name: str = "label") -> pd.DataFrame:
     """``frame`` with the column ``look``, that of the estimator in the column ``name`` among all of the frame."""
     found = looks(set(frame[name].unique()), families_of(frame, name))
     return frame.assign(look=frame[name].astype(object).map(found))
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], most: int, **options: Any) -> None:
+    """A legend below (``loc``: elsewhere outside of) the panels, in at most ``most`` columns and as few as it takes
+    not to be cut; the figure grows by its height, and in width where a single column is wider."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    if not handles:
+        return
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    options.setdefault("loc", "outside lower center")
+    for columns in range(max(1, min(most, len(handles))), 0, -1):
+        legend = figure.legend(handles, labels, ncols=columns, **options)
+        box = legend.get_window_extent(renderer)
+        if columns == 1 or box.width / figure.dpi < figure.get_figwidth() - MARGIN:
+            break
+        legend.remove()
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(max(width, box.width / figure.dpi + MARGIN), height + box.height / figure.dpi + MARGIN)
+
+
+def fit_titles(figure: Figure) -> None:
+    """Break the panels' titles, at spaces where they have some, so that each is no wider than its panel."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.draw_without_rendering()  # type: ignore[no-untyped-call]
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    for axes in figure.axes:
+        title, text = axes.title, axes.get_title()
+        room, width = axes.get_window_extent(renderer).width, title.get_window_extent(renderer).width
+        if text and width > room:
+            letters = max(8, int(max(map(len, text.splitlines())) * room / width))
+            title.set_text("\n".join(part for line in text.splitlines() for part in textwrap.wrap(line, letters)))
 
 
 def in_order(estimators: set[str]) -> list[str]:

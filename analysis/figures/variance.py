@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.figures.curves import save
-from analysis.figures.style import STYLE, in_order, looks
+from analysis.figures.style import STYLE, fit_titles, in_order, legend_below, looks
 from analysis.statistics.settings import labelled
 from analysis.statistics.variance import Panel, largest_bias
 from analysis.tables.table import write as write_tables
@@ -56,8 +56,8 @@ def over_training(found: Sequence[Panel]) -> Figure:
     methods = {row["measured"]: row for panel in found for row in panel.rows.to_dict("records")}
     order = _in_order(methods)
     drawn = _looks(methods.values())
-    legend_rows = -(-len(order) // (2 * columns + 1))
-    figure = Figure(figsize=(3.6 * columns, 3.5 * -(-len(found) // columns) + ROW * legend_rows + 0.1))
+    figure = Figure(figsize=(3.6 * columns, 3.5 * -(-len(found) // columns)))
+    shown = set()
     for place, panel in enumerate(found):
         axes = figure.add_subplot(-(-len(found) // columns), columns, place + 1)
         axes.set(title=panel.title, xscale="log", yscale="log", xlabel="training steps")
@@ -67,15 +67,14 @@ def over_training(found: Sequence[Panel]) -> Figure:
             own = panel.rows[(panel.rows["measured"] == name) & (panel.rows["relative_variance"] > NO_VARIANCE)]
             if own.empty:
                 continue
+            shown.add(name)
             middle = own["variance"]
             bars = [middle - own["variance_low"], own["variance_high"] - middle]
             axes.errorbar(own["step"], middle, bars, elinewidth=0.7, **drawn[name])
-    figure.legend(
-        handles=[Line2D([], [], label=methods[name]["label"], **drawn[name]) for name in order],
-        loc="outside lower center",
-        ncols=2 * columns + 1,
-        fontsize=7,
-    )
+    order = [name for name in order if name in shown]
+    handles = [Line2D([], [], **drawn[name]) for name in order]
+    legend_below(figure, handles, [methods[name]["label"] for name in order], 2 * columns + 1, fontsize=7)
+    fit_titles(figure)
     return figure
 
 
@@ -96,7 +95,7 @@ def bias_variance(found: Sequence[Panel]) -> Figure:
     unseen.sort(key=lambda name: every[name]["relative_variance"], reverse=True)
     columns, below = (3, 4)[len(found) > 1], ROW * (len(unseen) + 1)
     width = 5.2 if len(found) == 1 else 3.6 * len(found)
-    figure = Figure(figsize=(width, 3.2 + below + ROW * (-(-len(seen) // columns) + 1)))
+    figure = Figure(figsize=(width, 3.2 + below + ROW))
     grid = figure.subplots(2, len(found), sharex=True, sharey="row", height_ratios=(2.8, below), squeeze=False)
     for (plane, strip), panel, own in zip(grid.T, found, paths, strict=True):
         plane.set(title=panel.title, xscale="log", yscale="log")
@@ -118,10 +117,12 @@ def bias_variance(found: Sequence[Panel]) -> Figure:
     grid[1, 0].set_yticks(range(len(unseen)), [_name(every[name]) for name in unseen], fontsize=7)
     grid[1, 0].set(ylim=(-0.7, len(unseen) - 0.3), ylabel="bias not seen")
     line = {} if temperatures else {"linestyle": ""}
-    handles = [Line2D([], [], label=every[name]["label"], **(drawn[name] | line)) for name in seen]
+    handles = [Line2D([], [], **(drawn[name] | line)) for name in seen]
     about = f"temperatures {', '.join(f'{t:g}' for t in temperatures)}: from small to large markers"
     title = {"title": about, "title_fontsize": 8} if temperatures else {}
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns, fontsize=7, **title)
+    labels = [every[name]["label"] for name in seen]
+    legend_below(figure, handles, labels, columns, loc="outside upper center", fontsize=7, **title)
+    fit_titles(figure)
     return figure
 
 

@@ -65,6 +65,16 @@ def page_data(frame: pd.DataFrame, folder: Path) -> dict[str, Any]:
     }
 
 
+def _about(metric: str, long: pd.DataFrame) -> str:
+    """What a curve shows, where its name does not say it."""
+    if metric == "gradient_variance":
+        return "Variance of the encoder's gradient of a minibatch's mean loss, as applied, mean over its parameters."
+    if metric.endswith("bound") and "evaluate_samples" in long:
+        samples = sorted({as_text(value) for value in long["evaluate_samples"].dropna().unique()})
+        return f"Importance-weighted bound of {' or '.join(samples)} samples, the mean over images." if samples else ""
+    return ""
+
+
 def _look(style: Look) -> dict[str, Any]:
     """Colour, dashes and marker of an estimator, as plotly and SVG name them."""
     line = style.linestyle
@@ -122,6 +132,7 @@ def _comparisons(
             "filters": list(filters[task, data].values()),
             "metrics": [
                 {"name": m.name, "label": m.label, "log": m.log, "digits": DIGITS.get(m.name.rpartition("_")[2])}
+                | {"about": _about(m.name, long)}
                 for m in metrics
             ],
             "grids": drawn.grids,

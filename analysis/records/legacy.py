@@ -14,6 +14,7 @@ PLACES = {
         "retries",
         "retry",
         "dry_run",
+        "compile",
         "cluster",
         "tune",
         "compare",

@@ -210,7 +210,7 @@ def summarise_runs(runs: pd.DataFrame) -> pd.DataFrame:
         agreed = {name: first[name] for name in shared}
         row: dict[str, Any] = {
             **dict(zip(CELL, cell, strict=True)),
-            **{name: first[name] for name in ("label", "tuned", "compared")},
+            **{name: first.get(name) for name in ("label", "family", "tuned", "compared")},
         }
         mean, low, high = interval(-finished["test"]) if len(finished) else (np.nan, np.nan, np.nan)
         row |= {"mean": mean, "low": low, "high": high, "n": len(finished), "interval": interval_name(len(finished))}

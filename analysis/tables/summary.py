@@ -138,6 +138,16 @@ def _lost(row: pd.Series) -> str:
     return ", ".join(f"{row[word]} {word}" for word in ("diverged", "failed", "unfinished") if row[word])
 
 
+def quantity(group: pd.DataFrame) -> str:
+    """The numbers of some comparisons in a few words, for an axis; those of a table are :func:`title`."""
+    if _common(group, "metric") == "value":
+        return "expected loss"
+    if _is_bound(group):
+        pseudo = "pseudo-" if _common(group, "metric") == "pseudo_bound" else ""
+        return f"negative test {pseudo}bound [nats]"
+    return _common(group, "metric").replace("_", " ")
+
+
 def title(group: pd.DataFrame) -> str:
     """The quantity of one comparison, in words."""
     task, data = group[COMPARISON].iloc[0]
