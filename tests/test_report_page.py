@@ -16,6 +16,7 @@ from scipy.stats import chisquare
 
 from analysis import report
 from analysis.page.colors import DARK, LIGHT, contrast
+from analysis.papers import leaderboard
 from analysis.records import load
 from analysis.statistics.comparisons import pairs
 from analysis.statistics.intervals import student_half_width
@@ -25,6 +26,7 @@ from analysis.tables import summary as tables
 from analysis.tables.table import PLAIN
 from estimators import GumbelSoftmax
 from estimators.noise import noise_source
+from training.processes import ROOT
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -238,7 +240,8 @@ def test_no_button_and_no_link_leads_off_the_machine(page, sweep):
     for button in page.locator("#results .expand").all():
         button.click()
     texts = set(page.locator("button").all_inner_texts())
-    sections = {"Pairs", "All tasks", "Samples and reconstructions", "Gradient variance", "all", "none", "Re-sample"}
+    sections = {"Pairs", "All tasks", "Samples and reconstructions", "Gradient variance", "Leaderboard"}
+    sections |= {"all", "none", "Re-sample"}
     heads = {"estimator", "nats", "seeds", "not finished", "published", "difference", "setting"}
     assert texts - {"", "more", "less"} == sections | heads | {"run", "seed", "status", "step", "reason"}
     places = "all => all.flatMap(each => ['href', 'src', 'action', 'xlink:href'].map(name => each.getAttribute(name)))"
@@ -259,7 +262,7 @@ def test_the_plot_stands_above_the_fold_and_a_cut_table_says_so(browser, sweep, 
     is_cut = results.evaluate("box => box.scrollWidth > box.clientWidth + 1")
     assert results.get_attribute("data-more") == ("right" if is_cut else "") and is_cut == (width < 1000)
     results.evaluate("box => { box.scrollLeft = box.scrollWidth; }")
-    page.wait_for_function("byId('results').dataset.more === ''")
+    page.locator("#results[data-more='']").wait_for(state="attached")
     assert page.said == []
     page.context.close()
 
@@ -305,7 +308,8 @@ def test_a_link_keeps_what_is_chosen(browser, page, sweep):
 def test_tabs_and_how_to_train_it_again(page, sweep):
     panel = page.locator("#panel")
     compared = pairs(select(final_rows(load(sweep))))
-    for (_, data), expected in comparisons.best_against_the_others(compared).items():
+    best = comparisons.best_against_the_others(compared)
+    for (_, data), expected in best.items():
         assert data == "binarized_mnist"
         page.get_by_label("task", exact=True).select_option(label=f"{expected.title}")
         assert panel.locator("td").all_inner_texts() == [cell for row in expected.cells(PLAIN)[1:] for cell in row]
@@ -313,6 +317,11 @@ def test_tabs_and_how_to_train_it_again(page, sweep):
     assert "each scaled to 0 for the lowest mean" in panel.inner_text()
     page.get_by_role("tab", name="Gradient variance").click()
     assert panel.inner_text().startswith("No gradients were measured")
+    page.get_by_role("tab", name="Leaderboard").click()
+    task, _ = list(best)[-1]
+    here = [table for table in leaderboard.boards(ROOT / leaderboard.RESULTS) if table.title.startswith(f"{task} on ")]
+    cells = [cell for table in here for row in table.cells(PLAIN)[1:] for cell in row]
+    assert here and panel.locator("td").all_inner_texts() == cells
     page.get_by_role("tab", name="Samples and reconstructions").click()
     assert panel.locator("h3").all_inner_texts() == ["NVIL"] and panel.locator("img").count() == 3
     sizes = panel.locator("img").evaluate_all("all => all.map(image => [image.naturalWidth, image.naturalHeight])")
@@ -325,7 +334,7 @@ def test_it_is_dark_when_the_system_is_and_when_asked(page):
     background = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(background)
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+    page.locator("html[data-theme=dark]").wait_for(state="attached")
     dark = page.evaluate(background)
     assert [light, dark] == ["rgb(255, 255, 255)", "rgb(22, 25, 29)"]
     assert page.evaluate("byId('plot').layout.paper_bgcolor") == DARK

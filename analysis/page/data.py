@@ -113,7 +113,7 @@ def _comparisons(
     evaluated = frame.dropna(subset=["step"]).reindex(columns=["path", *AXES, *columns])
     by_path = dict(list(evaluated.groupby("path", observed=True)))
     pictured = dict(list(chosen(frame).groupby(COMPARISON, observed=True)))
-    compared, measured = parts.pairs_of(runs), parts.variance(frame)
+    compared, measured, committed = parts.pairs_of(runs), parts.variance(frame), parts.committed()
     for (task, data), group in runs.groupby(COMPARISON):
         shown = _settings(group, summary)
         long = frame[frame["path"].isin(group["path"])]
@@ -137,6 +137,7 @@ def _comparisons(
             ],
             "grids": drawn.grids,
             **{"pairs": compared.get((task, data)), "variance": measured.get((task, data), [])},
+            "leaderboard": committed.get((task, data), []),
             "images": parts.images(pictured[task, data]) if (task, data) in pictured else [],
             "reproduce": parts.reproduce(first),
             "optimum": group["protocol.optimum"].dropna().unique().tolist() if "protocol.optimum" in group else [],

@@ -7,6 +7,7 @@ import base64
 import io
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.figures.curves import IMAGES_SHOWN, SHOWN, read_images
+from analysis.papers import leaderboard
 from analysis.records import load_basket
 from analysis.statistics.comparisons import across_tasks, pairs
-from analysis.statistics.summary import select
+from analysis.statistics.summary import COMPARISON, select
 from analysis.statistics.variance import panels
 from analysis.tables import comparisons, trained
 from analysis.tables import variance as variance_tables
 from analysis.tables.table import PLAIN, Table
 
 Key = tuple[str, str]
+ROOT = Path(__file__).parents[2]
 
 
 def pairs_of(runs: pd.DataFrame) -> dict[Key, dict[str, Any]]:
@@ -51,6 +54,15 @@ def variance(frame: pd.DataFrame) -> dict[Key, list[dict[str, Any]]]:
     found: dict[Key, list[dict[str, Any]]] = {}
     for panel in panels(pd.concat(measured, ignore_index=True)) if measured else []:
         found.setdefault((panel.task, panel.data), []).append(_table(*variance_tables.tables([panel])))
+    return found
+
+
+def committed() -> dict[Key, list[dict[str, Any]]]:
+    """The leaderboard's tables of each task and data set; none where the code is without its documents."""
+    found: dict[Key, list[dict[str, Any]]] = {}
+    for table in leaderboard.boards(ROOT / leaderboard.RESULTS):
+        task, data = table.numbers[COMPARISON].iloc[0]  # type: ignore[index]
+        found.setdefault((task, data), []).append(_table(table))
     return found
 
 

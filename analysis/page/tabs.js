@@ -6,6 +6,7 @@ const TABS = [
   ["tasks", "All tasks", tasksTab],
   ["images", "Samples and reconstructions", imagesTab],
   ["variance", "Gradient variance", varianceTab],
+  ["leaderboard", "Leaderboard", leaderboardTab],
 ];
 
 function drawTabs(data, comparison, state, onChange) {
@@ -80,6 +81,11 @@ function varianceTab(data, comparison) {
   if (!comparison.variance.length)
     return empty("No gradients were measured: a run with basket=... measures several estimators at its parameters.");
   return comparison.variance.flatMap((table) => plainTable(table));
+}
+
+function leaderboardTab(data, comparison) {
+  if (!comparison.leaderboard.length) return empty("No committed result is of this task and data set.");
+  return comparison.leaderboard.flatMap((table) => plainTable(table, "Committed results, whatever the filters show."));
 }
 
 function plainTable({ title, header, rows, notes, labels }, about = "") {
