@@ -16,6 +16,7 @@ import pandas as pd
 import yaml
 
 from analysis import records
+from analysis.figures import captions
 from analysis.output import Parser, visible, visible_lines
 from analysis.papers import own, reference
 from analysis.papers.layouts import layouts, of_sweeps
@@ -102,7 +103,8 @@ def report(frame: pd.DataFrame, output: Path, entries: Sequence[dict[str, Any]] 
             files += draw(frame[frame["sweep"] == name], output)
         except ValueError as error:
             print(f"no figures of {name}: {error}")
-    for file in [*files, *_write_figures(frame, summary, output), *_write_variance(frame, output)]:
+    files += [*_write_figures(frame, summary, output), *_write_variance(frame, output)]
+    for file in [*files, *captions.write(files, summary, output)]:
         print(f"wrote {file}")
     if not (runs["status"] == "finished").any():
         return refuse("no run is finished: there are no numbers to report yet", NOTHING)

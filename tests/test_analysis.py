@@ -16,6 +16,7 @@ from fake_runs import make_config, write_run
 
 import estimators
 from analysis import command
+from analysis.figures import captions
 from analysis.figures import curves as figures
 from analysis.figures.style import COLORS, KNOWN, LOOKS, OTHER, look, looks
 from analysis.records import IMAGES, load
@@ -336,10 +337,13 @@ def test_report_end_to_end(sweep):
     ]
     expected = {f"{name}.{kind}" for name in pictures for kind in ("pdf", "png")}
     expected |= {"table.md", "table.tex", "table.csv", "frame.parquet"}
-    expected |= {"comparisons.md", "pairs.csv", "across_tasks.csv"}
+    expected |= {"comparisons.md", "pairs.csv", "across_tasks.csv", "figures.md"}
     written = {file.name: file.stat().st_size for file in (sweep / "report").iterdir()}
     assert set(written) == expected
     assert all(size > 5000 for name, size in written.items() if name.endswith((".pdf", ".png")))
+    about = (sweep / "report" / "figures.md").read_text()
+    assert all(f"## {name}\n\n{captions.caption(name)}\n" in about for name in pictures)
+    assert about.count("- Trained: optimizer adam, learning rate 0.001") == 2
     assert len(pd.read_parquet(sweep / "report" / "frame.parquet")) == len(load_quietly(sweep))
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from fake_runs import make_config, write_run
 
-from analysis.records import load
+from analysis.defaults import defaults
+from analysis.records import legacy, load
 from training.config.compose import runs_of_command
+from training.config.identity import role
 from training.documents import columns
 
 PAGE = Path(__file__).parents[1] / "docs" / "frame.md"
@@ -55,3 +57,12 @@ def test_the_list_of_columns_is_current_and_covers_what_runs_have(demo):
     roles = frame.attrs["roles"]
     assert [name for name in map(str, frame) if name not in ("label",) and not columns.covers(name, roles[name])] == []
     assert not columns.covers("unheard_of", "record") and not columns.covers("seed", "metric")
+
+
+def test_an_option_that_a_record_lacks_has_the_role_of_the_schema():
+    """A record that is older than an option gets it at its default, with the role that its name tells."""
+    known = defaults()
+    options = [f"{name}.name" if isinstance(value, dict) else name for name, value in known["config"].items()]
+    for group, named in known["names"].items():
+        options += [f"{group}.{name}" for own in named.values() if isinstance(own, dict) for name in own]
+    assert {name: legacy.role_of(name) for name in options} == {name: role(name) for name in options}

@@ -8,6 +8,7 @@ from fake_runs import make_config, seal_again, write_run
 
 from analysis import command, records
 from analysis.figures import variance as variance_figures
+from analysis.page import parts
 from analysis.statistics import variance
 
 ROW = {"objective": "mean", "unbiased": True, "evaluations": 2, "draws": 100, "variance_error": 0.1, "cosine": 0.9}
@@ -101,3 +102,12 @@ def test_without_a_basket_nothing_is_added(tmp_path):
     assert records.load_basket(tmp_path).empty
     assert command.main([str(tmp_path / "sweep")]) == 0
     assert not list((tmp_path / "sweep" / "report").glob("variance*"))
+
+
+def test_the_page_has_the_table_of_what_was_measured(tmp_path):
+    measured(tmp_path / "sweep", {"measured": "rloo"}, {"measured": "nvil", "relative_variance": 5.0})
+    write_run(tmp_path / "sweep", make_config("arm", "vae_categorical"))
+    ((where, (table,)),) = parts.variance(records.load(tmp_path)).items()
+    assert where == ("vae_bernoulli", "binarized_mnist")
+    assert [row[0] for row in table["rows"]] == ["RLOO", "NVIL"] and table["rows"][0][1] == "0.00 ± 0.20"
+    assert table["header"][:2] == ["estimator", "log variance"] and "two standard errors" in table["notes"][0]

@@ -15,6 +15,7 @@ PLACES = {
         "retry",
         "dry_run",
         "compile",
+        "race",
         "cluster",
         "tune",
         "compare",
