@@ -117,7 +117,8 @@ def _use(values: pd.Series, column: str, uses: Uses) -> str | None:
 
 
 def _texts(runs: pd.DataFrame, columns: list[str]) -> list[str]:
-    return [_text(run, columns) for run in runs[columns].to_dict("records")]
+    # Of no columns pandas 2.2 makes no records at all.
+    return [_text(run, columns) for run in runs[columns].to_dict("records")] if columns else [""] * len(runs)
 
 
 def _text(run: Mapping[Any, Any], columns: list[str]) -> str:
