@@ -127,7 +127,7 @@ train --cfg job --info | exclude each other
 train --config-name=other | Cannot find primary config 'other'
 train budget=small | add -m
 train -m +experiment=demo budget=tiny | choose one of those
-train retry=sometimes | failed or diverged
+train retry=sometimes | failed, diverged or changed
 train device=abacus | device must be
 train logger=wandb logger.mode=loud | offline or online
 train source=nobody2020 | no published numbers

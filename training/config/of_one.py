@@ -53,6 +53,12 @@ def _for_the_group(key: str, choices: Sequence[Choice]) -> list[Choice]:
     return list(zip(OverridesParser.create().parse_overrides(texts), texts, strict=True))
 
 
+def _name_in(config: dict[str, Any], group: str) -> str:
+    """The choice that a config has made; empty for what is none, which is refused later."""
+    node = config.get(group)
+    return str(node.get("name", "")) if isinstance(node, dict) else ""
+
+
 @dataclass
 class OfOne:
     """The options of single choices in a command, and which of them a run has had.
@@ -75,7 +81,7 @@ class OfOne:
         for job in itertools.product(*(each for each in choices if key_of(each) not in own)):
             config = compose([override for override, _ in job])
             for group in GROUPS:
-                self.met[group].add(str(config[group].get("name")))
+                self.met[group].add(_name_in(config, group))
             mine = [key for key in own if self._is_for(key, config)]
             for more in itertools.product(*(own[key] for key in mine)):
                 whole = [*job, *more]
@@ -86,7 +92,7 @@ class OfOne:
 
     def _is_for(self, key: str, config: dict[str, Any]) -> bool:
         group, name, _ = parted(key) or ("", "", "")
-        is_for = bool(config[group].get("name") == name)
+        is_for = _name_in(config, group) == name
         if is_for:
             self.used.add(key)
             self.unused.pop(key, None)
