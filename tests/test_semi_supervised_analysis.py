@@ -58,6 +58,15 @@ def test_chosen_by_validation_accuracy_and_paired_by_seed(sweep):
     assert math.isnan(table.loc["labelled_only", "gain"]) and math.isnan(table.loc["labelled_only", "elbo"])
 
 
+def test_a_run_that_went_on_counts_once(sweep):
+    """With its last result: the earlier ones stand beside it in the record."""
+    frame = records.load(sweep)
+    ends = frame["test_accuracy"].notna()
+    earlier = frame[ends].assign(step=500, steps=500, test_accuracy=10.0, path=frame["path"] + "/results/500")
+    found = semi_supervised.summary(semi_supervised.chosen(pd.concat([earlier, frame], ignore_index=True)))
+    pd.testing.assert_frame_equal(found, semi_supervised.summary(semi_supervised.chosen(frame)))
+
+
 def test_the_command_writes_table_and_figures(sweep, capsys):
     assert semi_supervised.main([str(sweep), "--output", str(sweep / "out")]) == 0
     printed = capsys.readouterr().out

@@ -42,10 +42,12 @@ NATS = {"elbo": "test_elbo", "bound": "test_bound"}
 def chosen(frame: pd.DataFrame) -> pd.DataFrame:
     """The finished runs of the setting with the best mean validation accuracy, per task and estimator, a row each.
 
-    ``frame``: as of :func:`analysis.records.load`, of one data set. Raises ``ValueError`` for several, or if no run of
+    ``frame``: as of :func:`analysis.records.load`, of one data set. A run that went on after a result has its last one
+    here. Raises ``ValueError`` for several, or if no run of
     these tasks is finished.
     """
     runs = final_rows(frame[frame["task"].isin([TASK, BASELINE])])
+    runs = runs.sort_values("step", kind="stable", na_position="first").drop_duplicates("run", keep="last").sort_index()
     if runs["data"].nunique() > 1:
         raise ValueError(f"one data set at a time, not {', '.join(sorted(set(runs['data'])))}")
     check_protocols(runs)
@@ -138,6 +140,7 @@ def accuracy_curves(frame: pd.DataFrame) -> Figure:
             axes.fill_between(curve.x, *curve.band, color=style.color, alpha=0.1, linewidth=0)
         handles.append(Line2D([], [], label=style.label, **style.line()))
     axes.set(xlabel="training steps", ylabel="validation accuracy [%]")
+    axes.set_ylim(top=min(axes.get_ylim()[1], 100))  # an interval of few seeds goes beyond
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
