@@ -1,5 +1,6 @@
 """The pool of worker processes, with workers that train nothing: they are reused, replaced, and end with it."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -26,11 +27,10 @@ for line in sys.stdin:
 """
 
 
+@dataclasses.dataclass
 class Run:
-    overrides = ()
-
-    def __init__(self, **config):
-        self.config = config
+    config: dict
+    overrides: tuple = ()
 
 
 @pytest.fixture
@@ -62,26 +62,26 @@ def facts(events):
 
 def test_a_worker_is_reused_and_each_has_its_gpu(pool):
     assert pool.room() == 2 and not pool.workers
-    pool.submit({1: [Run()], 2: [Run()]})
+    pool.submit({1: [Run({})], 2: [Run({})]})
     events = poll(pool, 6)
     assert {Started(1), Started(2), Ended(1), Ended(2)} <= {each for each in events if not isinstance(each, Progress)}
     first = facts(events)
     assert {gpu for _, gpu in first.values()} == {"4", "7"}
-    pool.submit({3: [Run(wait=True)]})
+    pool.submit({3: [Run({"wait": True})]})
     assert pool.room() == 1
-    pool.submit({4: [Run()]})
+    pool.submit({4: [Run({})]})
     assert set(facts(poll(pool, 5)).values()) == set(first.values()) and pool.room() == 1
 
 
 def test_a_worker_that_dies_with_a_job_is_told_and_replaced_on_its_gpu(pool):
-    pool.submit({1: [Run(exit=3)], 2: [Run(wait=True)]})
+    pool.submit({1: [Run({"exit": 3})], 2: [Run({"wait": True})]})
     events = poll(pool, 5)
     assert [each for each in events if isinstance(each, Died)] == [
         Died(1, "a worker", "worker process", "by exit code 3", "workers.log")
     ]
     before = facts(events)
     assert pool.room() == 1
-    pool.submit({3: [Run()]})
+    pool.submit({3: [Run({})]})
     after = facts(poll(pool, 3))
     assert after[3][0] != before[1][0] and after[3][1] == before[1][1]
     os.kill(before[2][0], signal.SIGKILL)
@@ -89,17 +89,17 @@ def test_a_worker_that_dies_with_a_job_is_told_and_replaced_on_its_gpu(pool):
 
 
 def test_a_worker_that_dies_without_a_job_is_nobodys_death(pool):
-    pool.submit({1: [Run()]})
+    pool.submit({1: [Run({})]})
     ((process, _),) = facts(poll(pool, 3)).values()
     os.kill(process, signal.SIGKILL)
     while pool.workers:
         assert list(pool.poll(60)) == []
-    pool.submit({2: [Run()], 3: [Run()]})
+    pool.submit({2: [Run({})], 3: [Run({})]})
     assert {Ended(2), Ended(3)} <= {each for each in poll(pool, 6) if isinstance(each, Ended)}
 
 
 def test_workers_end_when_the_pool_is_left(pool):
-    pool.submit({1: [Run(wait=True)], 2: [Run(wait=True)]})
+    pool.submit({1: [Run({"wait": True})], 2: [Run({"wait": True})]})
     processes = [process for process, _ in facts(poll(pool, 4)).values()]
     assert pool.leave() == "stopped; checkpoints are written; start the same command again to go on"
     for process in processes:
