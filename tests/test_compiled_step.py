@@ -267,6 +267,17 @@ def test_auto_compiles_where_the_steps_are_worth_it(monkeypatch, device, steps, 
     assert runner.choice("auto", CPU, 20_000, 1, None) == (False, "compile=auto: there is no C++ compiler")
 
 
+def test_auto_counts_the_steps_to_the_first_rung_of_a_race(monkeypatch):
+    """Most of its runs end there."""
+    monkeypatch.setattr(runner, "compiled", lambda work, examples: work)
+    monkeypatch.setattr(runner, "COMPILERS", ("true",))
+    for rung, compiles in ((19_000, False), (20_000, True)):
+        options = ["compile=auto", "steps=50000", "race=halving", f"race.rungs=[{rung}]", "race.over=[optimizer]"]
+        ours = pack("gumbel_softmax", "toy", *options)
+        ours.train_step()
+        assert bool(ours.runner.not_compiled) != compiles
+
+
 def test_a_run_that_goes_on_is_compiled_as_it_was(monkeypatch):
     """Whatever ``auto`` says of its new length."""
     monkeypatch.setattr(runner, "compiled", lambda work, examples: work)

@@ -61,9 +61,8 @@ class Pack:
     def _runner(self, before: bool | None = None) -> Runner:
         first = self.configs[0]
         numbers = sum(parameter.numel() for parameter in self.parameters)
-        return Runner(
-            self.program, *choice(first.get("compile", "false"), self.device, first["steps"], numbers, before)
-        )
+        ahead = min([first["steps"], *first.get("race", {}).get("rungs", [])])  # most of a race ends at its first rung
+        return Runner(self.program, *choice(first.get("compile", "false"), self.device, ahead, numbers, before))
 
     @property
     def replicas(self) -> int:
