@@ -369,6 +369,11 @@ class Estimator(nn.Module, ABC):
         """As :meth:`_number`, for a hyperparameter that must be positive and finite."""
         return self._number(name, value, POSITIVE)
 
+    def gradient_scale(self) -> Tensor | None:
+        """What the next call divides the gradient with respect to ``logits`` by, ``[]`` or ``[replicas, 1]``; ``None``
+        if it divides by nothing."""
+        return None
+
     def _decay(self, value: Number) -> Number:
         """As :meth:`_number`, for the decay of a moving average, in [0, 1)."""
         return self._number("decay", value, DECAY)

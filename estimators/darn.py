@@ -81,9 +81,12 @@ class DARN(Estimator):
         """``True`` with variance normalisation."""
         return self.variance_normalisation
 
+    def gradient_scale(self) -> Tensor | None:
+        return running_scale(self.mean, self.square) if self.variance_normalisation else None
+
     def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
         # First what earlier calls have left, then the loss, which may call this estimator for an inner layer.
-        scale = running_scale(self.mean, self.square) if self.variance_normalisation else None
+        scale = self.gradient_scale()
         z, _ = sample_with_log_prob(logits.detach())
         # One evaluation gives both the losses, with their graph to what loss closes over, and the derivative in z.
         losses, g = value_and_slope(loss, z)

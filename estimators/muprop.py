@@ -91,12 +91,15 @@ class MuProp(Estimator):
         """``True`` with variance normalisation."""
         return self.variance_normalisation
 
+    def gradient_scale(self) -> Tensor | None:
+        if self.average is None or self.square is None:
+            return None
+        return running_scale(self.average, self.square)
+
     def estimate(self, logits: Tensor, loss: Loss, context: Tensor | None) -> Tensor:
         # First what earlier calls have left, then the sample: loss may call this estimator for an inner layer.
         centre = self.average.value() if self.average is not None else None
-        scale = (
-            running_scale(self.average, self.square) if self.average is not None and self.square is not None else None
-        )
+        scale = self.gradient_scale()
         p = probabilities(logits)
         with torch.no_grad():  # nothing that loss closes over may get a gradient from the mean
             at_mean, g = value_and_slope(loss, p.detach())

@@ -86,6 +86,9 @@ class NVIL(ScoreFunction):
         """``True`` with variance normalisation."""
         return self.variance_normalisation
 
+    def gradient_scale(self) -> Tensor | None:
+        return running_scale(self.mean, self.square) if self.variance_normalisation else None
+
     def signal(self, losses: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         prediction = None if self.baseline is None else self.baseline(context)
         wide = losses.to(torch.promote_types(losses.dtype, torch.float32))  # squares overflow in half precision

@@ -10,6 +10,7 @@ from estimators.categorical import sample_with_log_prob
 from tasks.distributions.kl import kl_form
 from training.config import identity, validity
 from training.pack.build import build
+from training.pack.evaluation import evaluate
 
 CPU = torch.device("cpu")
 MAKE = {
@@ -40,7 +41,7 @@ def test_the_mean_is_the_plain_one_over_the_recorded_scale(monkeypatch, name, ca
     estimator = trained(name, logits)
     mean, square = (each.total / each.weight for each in list(estimator.children()))
     scale = (square - mean**2).sqrt()
-    assert scale > 2
+    assert scale > 2 and torch.allclose(estimator.gradient_scale(), scale, rtol=1e-12)
     _, found = exact_mean(monkeypatch, estimator, logits, steep)
     plain = exact_gradient(logits, steep) if name != "DARN" else exact_mean(monkeypatch, DARN(), logits, steep)[1]
     assert torch.allclose(found, plain / scale, rtol=1e-10, atol=0)
@@ -183,3 +184,20 @@ def second_derivative(estimator):
     logits = torch.zeros(5, 2, 2, requires_grad=True)
     gradient = torch.autograd.grad(estimator(logits, steep).sum(), logits, create_graph=True)[0]
     gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize("name", ["nvil", "muprop", "darn"])
+def test_a_row_has_the_variance_as_it_would_be_without_the_scale(name):
+    option = f"estimator.variance_normalisation={{}} task=vae_bernoulli task.latents=4 estimator={name}"
+    job = configs.config(*option.format("true").split())
+    ours = build([{**job, "seed": seed} for seed in range(2)], CPU)
+    for _ in range(20):
+        ours.train_step()
+    ours.estimator.square.total.add_(torch.tensor([[4.0], [9.0]]))
+    scale = ours.estimator.gradient_scale().flatten()
+    for row, own in zip(evaluate(ours), scale.tolist(), strict=True):
+        assert row["gradient_variance_unscaled"] == pytest.approx(own**2 * row["gradient_variance"], rel=1e-6)
+    assert (scale > 1).all()
+    plain = build([configs.config(*option.format("false").split())], CPU)
+    plain.train_step()
+    assert "gradient_variance_unscaled" not in evaluate(plain)[0]

@@ -31,7 +31,8 @@ CAPTIONS = {
         "Variance of the encoder's gradient of a minibatch's mean loss, as the optimiser gets it: mean over "
         "parameters of m2 - m1^2, moving moments with decay 0.999; geometric mean over the finished seeds of "
         "each estimator's chosen setting, with the pointwise 95 % interval (Student's t). Estimators that the "
-        "title names divide their gradient by a scale and cannot be compared."
+        "title names divide their gradient by a running scale and cannot be compared; unscaled: times the square "
+        "of the scale."
     ),
     "temperatures": (
         "Temperature of the estimator (of several layers the first's); mean over the finished seeds of each "

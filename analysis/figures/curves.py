@@ -46,6 +46,7 @@ EARLY = 0.2
 """The share of the steps whose losses may lie above the visible range: they fall by hundreds of nats."""
 
 UNDER_WAY = ("running", "queued", "waiting")
+UNSCALED, NORMALISED = "gradient_variance_unscaled", "estimator.variance_normalisation"
 
 
 def chosen(frame: pd.DataFrame) -> pd.DataFrame:
@@ -84,11 +85,26 @@ def gradient_variance(frame: pd.DataFrame) -> Figure | None:
     """Mean per-parameter gradient variance (log scale) against steps: geometric mean over seeds with 95 % interval.
 
     It is that of the gradient as applied. An estimator with variance normalisation divides its gradient by a scale, so
-    its curve cannot be compared with the others'; the panel says so.
+    its curve cannot be compared with the others'; the panel says so. Beside it stands the variance times the square of
+    that scale, where it was recorded, which can.
 
     Panels, unfinished runs and ``None`` as in :func:`learning_curves`.
     """
-    return _panels(frame, ("gradient_variance",), _variance_curve)
+    return _panels(_with_unscaled(frame), ("gradient_variance",), _variance_curve)
+
+
+def _with_unscaled(frame: pd.DataFrame) -> pd.DataFrame:
+    """With a label of its own for the unscaled variance of what rescales its gradient."""
+    if UNSCALED not in frame or not len(rows := frame[frame[UNSCALED].notna()]):
+        return frame
+    label = "label" if "label" in frame else "estimator"
+    own = rows.assign(
+        label=rows[label].astype(str) + ", unscaled",
+        path=rows["path"].astype(str) + ", unscaled",
+        gradient_variance=rows[UNSCALED],
+        **{NORMALISED: False},
+    )
+    return pd.concat([frame.assign(label=frame[label].astype(str)), own], ignore_index=True)
 
 
 @matplotlib.style.context(STYLE)
@@ -174,8 +190,7 @@ def _optimum(group: pd.DataFrame) -> list[float]:
 
 def _variance_curve(axes: Axes, group: pd.DataFrame, metric: str, handles: dict[str, Any]) -> None:
     axes.set_ylabel("gradient variance")
-    normalised = "estimator.variance_normalisation"
-    if normalised in group and (rescaled := in_order(set(group.loc[group[normalised].eq(True), "label"]))):
+    if NORMALISED in group and (rescaled := in_order(set(group.loc[group[NORMALISED].eq(True), "label"]))):
         labels = ", ".join(look(name).label for name in rescaled)
         axes.set_title(f"{axes.get_title()}\n({labels}: rescaled, not comparable)")
     axes.set_yscale("log")

@@ -17,7 +17,7 @@ from analysis.statistics.summary import curve_metrics
 POINTS = 200
 """Longer curves are drawn at this many of their steps, the first and the last among them."""
 AXES = ("step", "loss_evaluations", "seconds")
-_CURVE = re.compile(r"(train|valid)_(?!samples$)|gradient_variance$|temperature(_\d+)?$")
+_CURVE = re.compile(r"(train|valid)_(?!samples$)|gradient_variance(_unscaled)?$|temperature(_\d+)?$")
 
 
 def curve_columns(frame: pd.DataFrame) -> list[str]:
@@ -39,8 +39,8 @@ def metrics_of(long: pd.DataFrame, columns: list[str]) -> Iterator[Metric]:
             yield Metric(name, f"negative {split}{what} [nats]", negated=True)
         elif name == "valid_value":
             yield Metric(name, "expected loss", negated=True)
-        elif name == "gradient_variance":
-            yield Metric(name, "gradient variance", log=True)
+        elif name.startswith("gradient_variance"):
+            yield Metric(name, name.replace("_", " "), log=True)
         else:
             yield Metric(name, f"{split}{what if split else name}".replace("_", " "))
 

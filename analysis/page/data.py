@@ -67,6 +67,8 @@ def page_data(frame: pd.DataFrame, folder: Path) -> dict[str, Any]:
 
 def _about(metric: str, long: pd.DataFrame) -> str:
     """What a curve shows, where its name does not say it."""
+    if metric == "gradient_variance_unscaled":
+        return "Gradient variance times the square of the running scale that the estimator divides its gradient by."
     if metric == "gradient_variance":
         return "Variance of the encoder's gradient of a minibatch's mean loss, as applied, mean over its parameters."
     if metric.endswith("bound") and "evaluate_samples" in long:

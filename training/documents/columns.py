@@ -41,6 +41,8 @@ METRICS = {
     "train_loss": "mean of the training loss since the row before",
     "gradient_variance": "per-parameter variance of the encoder's gradient of a minibatch's mean loss, as applied: "
     "`m2 - m1^2` of moving moments (decay 0.999), mean over parameters",
+    "gradient_variance_unscaled": "of an estimator that divides its gradient by a running scale: times the square "
+    "of the scale at the step",
     "temperature": "the estimator's temperature; `temperature_2`, ... are those of further layers",
     "SPLIT_elbo": "ELBO in nats per image (`SPLIT`: `train`, `valid` or `test`), higher is better",
     "SPLIT_bound": "importance-weighted bound of `SPLIT_samples` samples",

@@ -66,6 +66,9 @@ def _of_training(pack: Pack) -> dict[str, Tensor]:
         "train_loss": pack.tensors.loss_sum / max(pack.loss_steps, 1),
         "gradient_variance": pack.tensors.variance.value(),
     }
+    scale = pack.estimator.gradient_scale()
+    if scale is not None and len(pack.estimators) == 1:  # layers have a scale each, and their gradients are added
+        columns["gradient_variance_unscaled"] = columns["gradient_variance"] * scale.flatten().square()
     for layer, temperature in enumerate(pack.temperatures(), start=1):
         columns["temperature" if layer == 1 else f"temperature_{layer}"] = temperature
     return columns
