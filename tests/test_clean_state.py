@@ -17,8 +17,8 @@ BAD = [math.inf, -math.inf, math.nan, 1e30]
 
 
 def told(values):
-    """A loss with these values, whatever the sample."""
-    return lambda z: values + 0 * z.detach().sum((-2, -1))
+    """A loss with these values, whatever the sample; it depends on it as far as a derivative can tell."""
+    return lambda z: values + 0 * z.sum((-2, -1))
 
 
 def call(estimator, values, context=None):

@@ -227,12 +227,11 @@ def test_a_compiler_that_is_broken(monkeypatch, tmp_path):
     torch._dynamo.reset()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(runner, "COMPILERS", ("true",))
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("false",))
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)
     monkeypatch.setattr(compiled, "_programs", {})
     ours, plain = (pack("straight_through", "toy", f"compile={value}", "batch_size=13") for value in (True, False))
-    for _ in range(3):
-        assert torch.equal(ours.train_step(), plain.train_step())
+    with torch._inductor.config.patch({"cpp.cxx": ("false",), "compile_threads": 1}):
+        for _ in range(3):
+            assert torch.equal(ours.train_step(), plain.train_step())
     assert "rror" in ours.runner.not_compiled and not ours.state(0)["compiled"]
     assert summary(ours, 0, "finished", {})["kernels"]["not_compiled"] == ours.runner.not_compiled
 

@@ -82,7 +82,7 @@ def test_the_experiment_has_every_estimator():
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         (override,) = parser.parse_overrides([f"estimator={params.estimator}"])
         assert set(override.sweep_string_iterator()) == set(NAMES) - {"exact", "annealed_straight_through"}
-    assert params.task == "vae_bernoulli,vae_categorical"
+    assert composed.hydra.sweeper.cases.task.vae.task == "vae_bernoulli,vae_categorical"
 
 
 class ConstantBaseline(estimators.ScoreFunction):

@@ -50,7 +50,8 @@ def test_the_task_keeps_the_contract():
 
 def test_the_environment_is_activated_by_a_line_that_make_prints_and_the_pages_have():
     """In a terminal of one's own ``python`` is not that of ``.venv``: each page that calls it says so first."""
-    printed = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True).stdout
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "VENV"))}
+    printed = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, env=env).stdout
     (line,) = re.findall(r"activate the environment: +(\S+ \S+)\"", printed)
     assert line == ". .venv/bin/activate"
     for page in (ROOT / "README.md", ROOT / "docs" / "first_hour.md"):

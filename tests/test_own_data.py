@@ -97,7 +97,10 @@ def test_an_option_of_the_function_is_added_and_a_foreign_one_refused(folder):
     given = ["data._target_=stripes.load", "data.name=stripes", "data.noise=0.3", "task.latents=3"]
     assert command_line.checked(given) == ["++data._target_=stripes.load", given[1], "++data.noise=0.3", given[3]]
     for line, words in (
-        (f"{LINE} ++data.nois=0.3", "data.nois: there is no such option; allowed here: _target_, binarization, images"),
+        (
+            f"{LINE} ++data.nois=0.3",
+            "data.nois: there is no such option (did you mean noise?); allowed here: _target_",
+        ),
         ("python train.py -m data.noise=0.3", "Could not override 'data.noise'"),
         ("python train.py -m data=mnist data.noise=0.3", "Could not override 'data.noise'"),
         ("python train.py -m ++data._target_=stripes.load", "data._target_ is other data: name it with data.name=NAME"),
