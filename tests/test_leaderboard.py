@@ -58,6 +58,15 @@ def test_a_tuned_result_does_not_stand_beside_an_untuned_one(tmp_path):
     assert sum("chosen on validation: optimizer.lr" in title for title in titles) == 1
 
 
+def test_an_estimator_without_a_finished_run_is_not_ranked(tmp_path):
+    runs = tmp_path / "runs" / "ours"
+    write_run(runs, make_config("nvil", seed=0), test=-100.0, valid=-100.0, steps=2)
+    write_run(runs, make_config("rloo", seed=0), status="diverged", test=-100.0, valid=-100.0, steps=2)
+    reference.write(load(runs), tmp_path / "results" / "ours")
+    (board,) = leaderboard.boards(tmp_path / "results")
+    assert [str(row[1]) for row in board.rows] == ["NVIL"]
+
+
 def test_a_changed_number_is_not_ranked(tmp_path):
     file = kept(tmp_path / "results", "ours", {"nvil": (110.0, 110.2)})
     content = json.loads(file.read_text())

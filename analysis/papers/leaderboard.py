@@ -59,14 +59,15 @@ stand in different tables.
 
 
 def entries(folder: Path) -> Iterator[dict[str, Any]]:
-    """The entries of every ``reference.json`` below ``folder``, each with ``source``: the name of its folder.
+    """The entries with a result of every ``reference.json`` below ``folder``, with ``source``: the name of its folder.
 
     Raises ``ValueError``, with one sentence, for a file that cannot be read or was changed after it was written.
     """
     for file in sorted(folder.rglob(reference.FILE)):
         source = file.parent.relative_to(folder).as_posix()
         for entry in reference.read(file.parent):
-            yield {**entry, "source": source}
+            if entry["n"]:  # somebody finished
+                yield {**entry, "source": source}
 
 
 def protocol(entry: Mapping[str, Any]) -> str:
@@ -96,7 +97,7 @@ def _certificate(rows: pd.DataFrame) -> str:
         return f"of another objective ({rows['objective'].iloc[0]})"
     if rows["unbiased"].all():
         return "unbiased"
-    if rows["rescales"].all():
+    if rows["rescales"].any():
         return "rescaled by a running scale"
     measured = rows[["bias_square", "bias_square_error"]].to_dict("records")
     biases = {task: variance.point(row)["bias"] for task, row in zip(rows["task"], measured, strict=True)}
