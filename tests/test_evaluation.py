@@ -19,6 +19,7 @@ from tasks.distributions.latents import latents_of
 from tasks.distributions.likelihoods import bernoulli_log_prob_
 from tasks.evaluation import bounds, chunks, enumeration
 from training.pack.build import build
+from training.pack.evaluation import evaluate_last
 from training.replicas.streams import Streams
 
 SAME = 200
@@ -247,3 +248,24 @@ def test_a_learned_prior_improves_the_bound_on_digits():
     for name in ("exact_log_likelihood", "bound"):
         gain = found["learned"][name] - found["uniform"][name]
         assert (gain > 0).all() and gain.mean() > 3 * gain.std() / len(gain) ** 0.5, (name, gain)
+
+
+def _last(temperature, *seeds):
+    options = "estimator=gumbel_softmax", f"estimator.temperature={temperature}"
+    return evaluate_last(build([config(*options, seed=seed) for seed in seeds], torch.device("cpu")))
+
+
+def test_the_relaxed_objective_is_the_elbo_at_temperature_0_and_no_bound_on_top_of_it():
+    """Relaxed samples become hard ones, so their objective becomes the ELBO: within 6 standard errors of both."""
+    for split in ("valid", "test"):
+        (cold,) = _last(1e-4, 0)
+        error = 2**0.5 * cold[f"{split}_elbo_standard_error"]
+        assert cold[f"{split}_relaxed_elbo"] == pytest.approx(cold[f"{split}_elbo"], abs=6 * error)
+    one, two = _last(0.5, 0, 1)
+    assert one["test_relaxed_elbo"] != two["test_relaxed_elbo"], "a seed's own noise"
+    assert one["test_relaxed_elbo"] == pytest.approx(_last(0.5, 0)[0]["test_relaxed_elbo"], rel=1e-6), "alone as packed"
+
+
+def test_hard_samples_have_no_relaxed_objective():
+    pack = build([config("estimator=st_gumbel_softmax")], torch.device("cpu"))
+    assert not [name for name in evaluate_last(pack)[0] if "relaxed" in name]

@@ -19,7 +19,7 @@ import pandas as pd
 from analysis.defaults import complete
 from analysis.records import files, flat_config, load_basket, seals, write_atomically
 from analysis.statistics.settings import as_text, labelled, uses_of
-from analysis.statistics.summary import CELL, COMPARISON, final_rows, select, summarise_runs
+from analysis.statistics.summary import CELL, COMPARISON, SOFT, final_rows, select, summarise_runs
 from analysis.statistics.variance import panels
 from analysis.tables import trained
 
@@ -27,7 +27,7 @@ FILE, SEAL = "reference.json", "sha256"
 FORMAT = 1
 BUDGET = ("steps", "batch_size", "optimizer")
 SUMMARY = ["metric", "mean", "low", "high", "interval", "n", "diverged", "failed", "unfinished", "valid"]
-SUMMARY += ["setting", "settings", "tuned", "negated"]
+SUMMARY += ["setting", "settings", "tuned", "negated", *SOFT]
 GRADIENT = ["step", "runs", "evaluations", "unbiased", "relative_variance", "relative_low", "relative_high"]
 GRADIENT += ["bias", "bias_low", "bias_high"]
 OWN = "own"

@@ -15,6 +15,7 @@ Everything here is a pure function of arrays or of the frame of :func:`analysis.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from analysis.statistics.settings import WITHIN, as_text, uses_of, with_settings
 CELL = ["estimator", "variant", "task", "data"]
 """A row's runs agree in these columns: one method on one task and data set."""
 COMPARISON = ["task", "data"]
+SOFT = ("elbo", "relaxed_elbo")
+"""What an estimator with relaxed samples reaches with hard and with relaxed ones."""
 SAID = ("estimator.", "task.", "optimizer", "schedule")
 """Options that a summary says of each row."""
 LEGACY_PRIMARIES = ("bound", "pseudo_bound", "value")
@@ -187,6 +190,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     ``published``, ``difference`` (ours - theirs), ``published_source``, ``published_differences`` (of settings) and
     ``published_note`` (its trap): see :mod:`analysis.papers.published`. Further columns say what the chosen runs have:
     ``curve``: where the learning curves end (:func:`curve_metrics`, on validation), negated as ``mean`` is;
+    ``elbo`` and ``relaxed_elbo``, negated: of hard samples on test, and the objective at relaxed ones, if it has any;
     ``protocol.*``, ``task.kl``, ``steps``, ``optimizer`` and others, the first of them in its options, commit and
     device; ``paths`` are all of them.
 
@@ -217,6 +221,7 @@ def summarise_runs(runs: pd.DataFrame) -> pd.DataFrame:
         row |= {"valid": -finished["valid"].mean(), **_lost(kept)}
         row["raced"] = _raced(tried)
         row |= _curve_end(finished)
+        row |= {name: -_mean(finished, f"test_{name}") for name in SOFT}
         row["negated"] = first["metric"] not in (*LEGACY_PRIMARIES, None) and first.get("primary_sign") == 1
         row |= {f"cell_{word}": count for word, count in _lost(tried).items()}
         row |= {"setting": kept["setting"].iloc[0], "settings": kept["settings"].iloc[0]}
@@ -234,6 +239,11 @@ def _curve_end(finished: pd.DataFrame) -> dict[str, Any]:
     if name is None or name.removeprefix("valid_") not in (*LEGACY_PRIMARIES, "elbo", "pseudo_elbo"):
         return {"curve": np.nan, "curve_metric": None}
     return {"curve": -finished[name].astype(float).mean(), "curve_metric": name}
+
+
+def _mean(finished: pd.DataFrame, column: str) -> float:
+    """Over runs; NaN if none has it."""
+    return float(finished[column].astype(float).mean()) if column in finished else math.nan
 
 
 def _lost(runs: pd.DataFrame) -> dict[str, int]:

@@ -182,7 +182,7 @@ def notes(group: pd.DataFrame) -> list[str]:
     lines += [raced_note(raced, rows) for raced, rows in group.groupby("raced", sort=False) if raced]
     if "auto" in _common(group, "task.kl"):
         lines.append(KL_AUTO)
-    lines += _orders(group)
+    lines += [*_orders(group), *_relaxed(group)]
     tried = group[group["settings"] > 1]
     for (settings, setting), rows in tried.fillna({"setting": ""}).groupby(["settings", "setting"], sort=False):
         choice = (
@@ -220,6 +220,16 @@ def _orders(group: pd.DataFrame) -> list[str]:
     return [
         f"The learning curves show the validation {curve} and the table the test {_common(group, 'metric')}: they end "
         f"in another order for {names}."
+    ]
+
+
+def _relaxed(group: pd.DataFrame) -> list[str]:
+    """What was trained on relaxed samples, and that its objective is no bound."""
+    known = group.dropna(subset=["relaxed_elbo", "elbo"]) if "relaxed_elbo" in group else group.iloc[:0]
+    return [
+        f"{row['label']} trained on relaxed samples: its objective there is {row['relaxed_elbo']:.2f} nats on test and "
+        f"no bound; the negative ELBO of hard samples is {row['elbo']:.2f}."
+        for _, row in known.iterrows()
     ]
 
 

@@ -47,6 +47,8 @@ METRICS = {
     "SPLIT_elbo": "ELBO in nats per image (`SPLIT`: `train`, `valid` or `test`), higher is better",
     "SPLIT_bound": "importance-weighted bound of `SPLIT_samples` samples",
     "SPLIT_bound_K": "the same of the first K of these samples",
+    "SPLIT_relaxed_elbo": "minus the training objective at relaxed samples, one an image: no bound, where "
+    "`SPLIT_elbo` of hard samples is one",
     "SPLIT_pseudo_elbo": "of grey targets, no bound; also `SPLIT_pseudo_bound`",
     "SPLIT_value": "of a toy problem the negative expected loss, exact",
     "SPLIT_METRIC": "another metric of the task, such as `valid_accuracy`",

@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 
 from analysis.records import write_atomically
+from estimators import noise_source
+from tasks.evaluation.chunks import intensities
 from training.config.identity import with_role
 from training.kernels import matmul
 from training.pack.pack import Pack
 from training.processes import ROOT
+from training.replicas.streams import ReplicaSource, derive_seed
 
 Row = dict[str, Any]
 
@@ -44,9 +47,27 @@ def evaluate_last(pack: Pack) -> list[Row]:
     columns = {} if pack.loss_steps == 0 else _of_training(pack)
     for split in ("train", "valid", "test"):
         if split not in skipped:
-            found = pack.task.evaluate(split, config[f"{split}_samples"], details=True)
+            found = pack.task.evaluate(split, config[f"{split}_samples"], details=True) | _relaxed(pack, split)
             columns |= {f"{split}_{name}": value for name, value in found.items()}
     return [{**(carried or {}), **row} for carried, row in zip(pack.carried_row, _rows(pack, columns), strict=True)]
+
+
+@torch.no_grad()
+def _relaxed(pack: Pack, split: str) -> dict[str, Tensor]:
+    """``relaxed_elbo``: minus the training objective at relaxed samples, ``[replicas]``, mean over the split's images.
+
+    It is what "ELBO" often means where samples are soft, and no bound on ``log p(x)``. Empty for estimators with hard
+    samples, and for tasks whose result is not a bound. One sample an image; the same at each call.
+    """
+    if not getattr(pack.estimator, "relaxed", False) or pack.task.primary.metric != "bound":
+        return {}
+    images = pack.data.evaluated(split)
+    total = torch.zeros(pack.replicas, dtype=torch.float64, device=pack.device)
+    with noise_source(ReplicaSource([derive_seed(config["seed"], f"relaxed/{split}") for config in pack.configs])):
+        for some in images.pixels.split(pack.configs[0]["batch_size"]):  # as many as fit in a step
+            x = intensities(some, images.levels, pack.replicas, next(pack.task.parameters()))
+            total -= pack.task.loss(x, *pack.estimators).double().sum(-1)
+    return {"relaxed_elbo": total / len(images)}
 
 
 def rows_of(pack: Pack, split: str, samples: int) -> int:
