@@ -227,8 +227,8 @@ def _relaxed(group: pd.DataFrame) -> list[str]:
     """What was trained on relaxed samples, and that its objective is no bound."""
     known = group.dropna(subset=["relaxed_elbo", "elbo"]) if "relaxed_elbo" in group else group.iloc[:0]
     return [
-        f"{row['label']} trained on relaxed samples: its objective there is {fixed(row['relaxed_elbo'], 2)} nats on test and "
-        f"no bound; the negative ELBO of hard samples is {fixed(row['elbo'], 2)}."
+        f"{row['label']} trained on relaxed samples: their objective is {fixed(row['relaxed_elbo'], 2)} nats on test, "
+        f"and no bound; the negative ELBO of hard samples is {fixed(row['elbo'], 2)}."
         for _, row in known.iterrows()
     ]
 
