@@ -64,6 +64,7 @@ reference: ## train what is missing of EXPERIMENTS at BUDGET within MINUTES, and
 
 leaderboard: setup ## docs/results/leaderboard.md anew from every committed reference.json and the certificates
 	$(BIN)/python -m analysis.papers.leaderboard
+	$(BIN)/python -m analysis.papers.agreement
 
 EXPERIMENT = jang_table1
 

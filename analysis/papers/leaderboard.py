@@ -34,6 +34,8 @@ from analysis.tables.table import NONE, Cell, Marked, Table
 RESULTS = Path("docs") / "results"
 NAME = "leaderboard"
 CERTIFICATES = ("certificates/certificates.json", "**/certificate.json")
+STUDIES = "studies"
+"""Below it are results that answer a question (:mod:`analysis.papers.agreement`), and are not ranked."""
 APART = ("steps", "batch_size")
 COLUMNS = ["place", "estimator", "nats", "seeds", "difference to published", "loss evaluations per step", "variance"]
 COLUMNS += ["bias", "variance x evaluations", "certificate", "seconds per run", "setting", "from"]
@@ -61,10 +63,14 @@ stand in different tables.
 def entries(folder: Path) -> Iterator[dict[str, Any]]:
     """The entries with a result of every ``reference.json`` below ``folder``, with ``source``: the name of its folder.
 
+    Those below ``folder/studies`` are left out.
+
     Raises ``ValueError``, with one sentence, for a file that cannot be read or was changed after it was written.
     """
     for file in sorted(folder.rglob(reference.FILE)):
         source = file.parent.relative_to(folder).as_posix()
+        if source.startswith(f"{STUDIES}/"):
+            continue
         for entry in reference.read(file.parent):
             if entry["n"]:  # somebody finished
                 yield {**entry, "source": source}
