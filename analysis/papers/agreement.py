@@ -88,7 +88,9 @@ def reasons(folder: Path) -> Table:
     for entry in leaderboard.entries(folder / leaderboard.STUDIES):
         base = base_of.get((entry["estimator"], "", *(entry[name] for name in COMPARISON)))
         if base is None:
-            raise ValueError(f"{leaderboard.STUDIES}/{entry['source']}: {entry['estimator']} has no result to stand beside")
+            raise ValueError(
+                f"{leaderboard.STUDIES}/{entry['source']}: {entry['estimator']} has no result to stand beside"
+            )
         theirs, changed = _published(base), changes(entry, base)
         if changed:
             rows.append((entry["estimator"], changed, entry, base, theirs))
