@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,16 @@ def test_digits_are_scikit_learns_scaled_to_bytes_each_once() -> None:
 
     assert rows(pixels, labels) == rows(scaled, theirs.target)
     assert min(label_counts(ours.test)) >= 15  # shuffled: no digit is missing from a split
+
+
+def test_digits_need_scikit_learn_on_the_disk_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing it would be most of the time in which a process reads them."""
+    for module in [name for name in sys.modules if name.partition(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, module)
+    assert len(load_dataset("digits").train) == SIZES["digits"][0] and "sklearn" not in sys.modules
+    monkeypatch.setitem(sys.modules, "sklearn", None)  # as where it is not installed
+    with pytest.raises(DataError, match="scikit-learn, which is not installed: pip install scikit-learn$"):
+        load_dataset("digits")
 
 
 @needs_data

@@ -30,7 +30,7 @@ def test_what_windows_has_none_of_is_imported_for_training_only():
 
 def test_without_what_windows_lacks():
     """Libraries that work on Windows are imported first: here they may use what is there."""
-    code = "import sys, signal, torch, scipy.stats, sklearn.datasets, pandas, pyarrow.parquet, pyarrow.json, plotly\n"
+    code = "import sys, signal, torch, scipy.stats, pandas, pyarrow.parquet, pyarrow.json, plotly\n"
     code += "import matplotlib.style, matplotlib.figure, pooch, yaml\n"
     code += f"sys.modules.update(dict.fromkeys({sorted(POSIX_ONLY - {'posix'})}))\ndel signal.SIGUSR2, signal.SIGKILL\n"
     code += "import estimators, estimators.check, tasks, analysis.command, analysis.figures.curves, analysis.report\n"

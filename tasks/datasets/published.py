@@ -10,6 +10,7 @@ import gzip
 import io
 import math
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeAlias
 
@@ -140,11 +141,14 @@ def _check_options(name: str, binarization: str, train_evaluated: int) -> None:
 
 
 def _read_digits() -> Splits:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    order = np.random.RandomState(BINARIZATION_SEED).permutation(len(digits.target))
-    images, labels = np.rint(digits.data * 255 / 16).astype(np.uint8)[order], digits.target[order]
+    """The file that ``sklearn.datasets.load_digits`` reads: importing scikit-learn takes more than a second."""
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise DataError("data=digits comes with scikit-learn, which is not installed: pip install scikit-learn")
+    digits = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    order = np.random.RandomState(BINARIZATION_SEED).permutation(len(digits))
+    pixels, classes = digits[order, :-1], digits[order, -1]
+    images, labels = np.rint(pixels * 255 / 16).astype(np.uint8), classes.astype(np.int64)
     return (
         split_of(images[:1197], labels[:1197]),
         split_of(images[1197:1497], labels[1197:1497]),
