@@ -233,11 +233,65 @@ def test_what_lost_goes_on_without_the_race_and_with_another(raced):
     assert sorted(word for word, *_ in end_of(runs).values()) == ["eliminated"] * 2 + ["finished"] * 6
     full = raced("estimator=nvil", race="")
     sweep.run_sweep(full)
+    (row,) = summarise(records.load(full[0].path.parent)).to_dict("records")
+    assert (row["raced"], row["settings"]) == ("", 4)  # nothing was ended
     alone = raced("estimator=nvil", "sweep=alone", race="")
     sweep.run_sweep(alone)
     assert_same(end_of(full), end_of(alone))
     assert {word for word, *_ in end_of(full).values()} == {"finished"}
     assert not any(records.format.older_results(run.path) for run in full)
+
+
+def test_a_rung_at_which_a_run_was_not_measured_is_a_sentence(raced):
+    """Without a race, or with other rungs, it went past this one: nothing would ever be compared there."""
+    sweep.run_sweep(raced("estimator=nvil", "evaluate_every=15", "optimizer.lr=1e-4,1e-2", "seed=0", race=""))
+    for more in ([], ["dry_run=true"], ["steps=45"]):
+        with pytest.raises(UserError, match="is past step 5, and was not measured there, but at 15, 30; and 1 more; "):
+            sweep.run_sweep(raced("estimator=nvil", "optimizer.lr=1e-4,1e-2", "seed=0", *more))
+    only = raced("estimator=nvil", "optimizer.lr=1e-4,1e-2", "seed=0", race="race=halving race.rungs=[15]")
+    sweep.run_sweep(only)
+    assert {word for word, *_ in end_of(only).values()} == {"finished"}
+
+
+def test_a_run_without_a_row_is_not_eliminated(raced):
+    """As a kill before its first row leaves it, in a sweep that was begun without the race."""
+    runs = raced("estimator=nvil")
+    begun = [run for run in runs if run.config["seed"] == 2]
+    for run in begun:
+        assert run.record.claim.take()
+        run.record.start("{}", [])
+        run.record.claim.release()
+    sweep.run_sweep(runs)
+    assert sorted(run.record.outcome() or "none" for run in begun) == ["finished", "none", "none", "none"]
+
+
+def test_cells_of_one_method_are_told_apart_and_a_finished_race_says_so(raced, capsys):
+    options = ["estimator=gumbel_softmax", "estimator.temperature=0.5,1.0", "optimizer.lr=1e-4,1e-2", "seed=0"]
+    sweep.run_sweep(raced(*options))
+    said = capsys.readouterr().out
+    for value in (0.5, 1.0):
+        assert f"gumbel_softmax on vae_bernoulli, estimator.temperature={value}: step 5: 1 of 2 settings" in said
+    sweep.run_sweep(raced(*options))
+    assert "2 runs: 0 to do in 0 packs, 2 finished" in capsys.readouterr().out
+    sweep.run_sweep(raced(*options, "steps=20"))
+    assert "2 runs skipped: gumbel_softmax: trained further in this sweep" in capsys.readouterr().out
+
+
+def test_what_diverged_is_tried_again_and_the_race_goes_on(raced, monkeypatch):
+    options = ["estimator=nvil", "optimizer.lr=1e-3,1e30,1e-2", "seed=0"]
+    runs = raced(*options)
+    sweep.run_sweep(runs)
+    (lost,) = [run for run in runs if run.record.outcome() == "diverged"]
+    asked = []
+    monkeypatch.setattr(
+        sweep, "_train", lambda packs: asked.append({r.name for p in packs for r in p}) or in_process(packs)
+    )
+    sweep.run_sweep(raced(*options, "retry=diverged"))
+    assert asked == [{lost.name}] and lost.record.outcome() == "diverged"
+    asked.clear()
+    sweep.run_sweep(raced(*options, "retry=failed", "steps=40"))
+    (winner,) = [run.name for run in runs if run.record.outcome() == "finished"]
+    assert asked == [{winner}]
 
 
 def test_where_everything_diverges_the_cell_ends_with_a_sentence(raced, capsys):
@@ -260,6 +314,7 @@ def test_where_everything_diverges_the_cell_ends_with_a_sentence(raced, capsys):
         ("race.keep=[0.5,0.5,0.5]", "race.keep=[0.5, 0.5, 0.5] must have one number, or one for each of race.rungs"),
         ("race.keep=[1.5]", "race.keep must be numbers in (0, 1]"),
         ("race.seeds=[2,1]", "race.seeds=[2, 1] must not fall"),
+        ("race.over=[]", "race.over=[] names nothing to choose among"),
     ],
 )
 def test_a_race_that_cannot_be_run_is_one_sentence(raced, options, sentence):

@@ -1,6 +1,8 @@
 """``make reference``: seeds in order, within a time limit, and records that move to another clone in one archive."""
 
+import gzip
 import io
+import random
 import shutil
 import tarfile
 import threading
@@ -8,6 +10,7 @@ import threading
 import pandas as pd
 import pytest
 import yaml
+from fake_runs import make_config, write_run
 from test_race import in_process
 
 from analysis.records import DamagedRecord, archive, files, load
@@ -130,7 +133,48 @@ def test_links_and_torn_archives_are_refused(tmp_path):
             archive.unpack(each, tmp_path / "there")
 
 
-def test_bad_commands_are_one_sentence(command):
+def test_an_archive_that_is_not_whole_is_refused(tmp_path):
+    """Torn anywhere, or with a bit that flipped: never some of the runs without a word."""
+    for seed in range(3):
+        write_run(tmp_path / "demo", make_config(seed=seed))
+    packed, broken = tmp_path / "packed.tar.gz", tmp_path / "broken.tar.gz"
+    assert archive.pack([tmp_path / "demo"], packed) == 3
+    whole = packed.read_bytes()
+    plain, draw = gzip.decompress(whole), random.Random(0)
+    header = plain.index(b"demo/", 512)  # of the second member: tarfile alone would take it for the end
+    cases = [whole[:length] for length in draw.sample(range(len(whole)), 40)]
+    cases += [_flipped(whole, draw.randrange(10, len(whole))) for _ in range(40)]
+    cases += [gzip.compress(_flipped(plain, header))]
+    for content in cases:
+        broken.write_bytes(content)
+        with pytest.raises(DamagedRecord, match="broken.tar.gz"):
+            archive.unpack(broken, tmp_path / "there")
+        assert not (tmp_path / "there").exists()
+    assert archive.unpack(packed, tmp_path / "there") == 3
+
+
+def _flipped(content, place):
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize(("place", "reason"), [("", "Is a directory"), ("absent", "No such file or directory")])
+def test_records_that_cannot_be_read_are_one_sentence(tmp_path, place, reason):
+    with pytest.raises(UserError, match=rf"cannot be unpacked \({reason}\)"):
+        paper.main(["--records", str(tmp_path / place)])
+
+
+def test_bad_commands_are_one_sentence(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "run_sweep", lambda *_: pytest.fail("nothing is trained"))
+    for place, reason in ((tmp_path, "Is a directory"), (tmp_path / "file/a.tar.gz", "Not a directory|File exists")):
+        (tmp_path / "file").touch()
+        with pytest.raises(UserError, match=f"--archive {place} cannot be written .({reason})"):
+            reference.main(["demo:full", "--archive", str(place)])
+    with pytest.raises(UserError, match="Could not find 'experiment/nosuch'; choose one of"):
+        command("nosuch")
+    with pytest.raises(UserError, match="is asked for several steps"):
+        command("demo:full", options=["steps=2,4"])
+    with pytest.raises(UserError, match="at most 1,000,000, not inf"):
+        command("demo:full", minutes="inf")
     with pytest.raises(UserError, match="--minutes must be positive"):
         command("demo:full", minutes="0")
     with pytest.raises(UserError, match="budget=medium: choose one of those that the experiment has"):

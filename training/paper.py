@@ -104,8 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             runs_dir = folder
             try:
                 print(f"{archive.unpack(options.records, Path(folder))} runs in {options.records}", flush=True)
-            except (DamagedRecord, FileNotFoundError) as error:
+            except DamagedRecord as error:
                 raise UserError(str(error)) from None
+            except OSError as error:
+                raise UserError(f"{options.records}: cannot be unpacked ({error.strerror or error})") from None
         for name in names:
             print(f"{name}: {regenerate(name, content[name], runs_dir)}", flush=True)
 

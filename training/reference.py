@@ -9,9 +9,11 @@ what is missing is printed. The same command goes on with it.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +28,7 @@ from training.config.plan import RunPlan
 from training.config.race import Race, race_of
 from training.errors import UserError
 from training.interrupt import Stopped
+from training.pack.run import leaving_nothing_empty
 from training.progress import clock
 from training.sweep.run import run_sweep
 from training.sweep.rungs import Rungs
@@ -34,6 +37,8 @@ EXPERIMENTS = ("jang_table1", "every_estimator")
 RESERVED = 0.05
 """The share of the time that is kept for the last checkpoints and the archive."""
 SHOWN = 20
+LONGEST = 1_000_000
+"""Most minutes: two years."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,13 @@ def part(name: str, budget: str, options: Sequence[str]) -> Part:
     able = [run for run in runs if not validity.reason_to_skip(run.config)]
     if not able:
         raise UserError(f"{name}: none of its runs makes sense with {' '.join(options)}")
+    cells_of(able)  # what has no cells is told before anything trains
     return Part(f"{name} ({own or budget})", able)
+
+
+def cells_of(runs: Sequence[RunPlan]) -> Rungs:
+    """The cells of an experiment, each of one setting where it has no race. Raises ``UserError`` if there are none."""
+    return Rungs(race_of(runs[0].config) or Race((), (), (), ()), runs)
 
 
 def train_in_order(parts: Sequence[Part], left: Callable[[], float]) -> list[str]:
@@ -81,7 +92,8 @@ def train_in_order(parts: Sequence[Part], left: Callable[[], float]) -> list[str
             try:
                 each.train(seeds)
             except UserError as error:  # other parts go on
-                troubles.append(f"{each.name}: {error}")
+                trouble = f"{each.name}: {error}"
+                troubles += [trouble] if trouble not in troubles else []
     return troubles
 
 
@@ -89,14 +101,26 @@ def report(parts: Sequence[Part]) -> list[str]:
     """What there is and what is missing, for people."""
     lines = []
     for each in parts:
-        race = race_of(each.runs[0].config) or Race((), (), (), ())
-        cells = Rungs(race, each.runs).progress()
+        cells = cells_of(each.runs).progress()
         there, asked = (sum(numbers) for numbers in zip(*(cell[1:] for cell in cells), strict=True))
         least = min(done for _, done, _ in cells)
         lines.append(f"{each.name}: {there} of {asked} runs are at their end, at least {least} of each cell")
         missing = [f"  {label}: {asked - done} of {asked} are missing" for label, done, asked in cells if done < asked]
         lines += missing[:SHOWN] + ([f"  ... and some of {len(missing) - SHOWN} more"] if len(missing) > SHOWN else [])
     return lines
+
+
+def check_writable(archive_file: Path) -> None:
+    """Raise ``UserError`` if the archive could not be written when all is trained; a file that is there stays."""
+    try:
+        if archive_file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with leaving_nothing_empty(archive_file.parent):
+            archive_file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=archive_file.parent):
+                pass
+    except OSError as error:
+        raise UserError(f"--archive {archive_file} cannot be written ({error.strerror}); choose another file") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -111,8 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="an option of all, as workers=1"
     )
     options = parser.parse_args(arguments)
-    if not options.minutes > 0:
-        raise UserError(f"--minutes must be positive, not {options.minutes:g}")
+    if not 0 < options.minutes <= LONGEST:
+        raise UserError(f"--minutes must be positive and at most {LONGEST:,}, not {options.minutes:g}")
+    check_writable(options.archive)
     end = time.monotonic() + 60 * options.minutes * (1 - RESERVED)
     settings = [f"runs_dir={runs_dir}", *options.set]
     parts = [part(name, options.budget, settings) for name in options.experiments or EXPERIMENTS]
@@ -131,8 +156,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n" + "\n".join(report(parts)), flush=True)
     try:
         count = archive.pack([sweep for sweep in sweeps if sweep.exists()], options.archive)
-    except FileNotFoundError as error:
-        raise UserError("; ".join([*troubles, str(error)])) from None
+    except OSError as error:
+        why = (
+            f"{options.archive} is not written ({error.strerror}), the runs are kept" if error.strerror else str(error)
+        )
+        raise UserError("; ".join([*troubles, why])) from None
     megabytes = options.archive.stat().st_size / 2**20
     print(f"{count} runs, without checkpoints, in {options.archive} ({megabytes:.1f} MB)", flush=True)
     if troubles:

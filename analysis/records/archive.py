@@ -6,6 +6,7 @@ goes on from.
 
 from __future__ import annotations
 
+import gzip
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -56,20 +57,31 @@ def pack(sweeps: Iterable[Path], archive: Path) -> int:
 def unpack(archive: Path, folder: Path) -> int:
     """Write the records in ``archive`` into ``folder``; returns how many runs. A run that is there already stays.
 
-    Raises :class:`~analysis.records.DamagedRecord`, and nothing is written, if it holds anything but records.
+    Raises :class:`~analysis.records.DamagedRecord`, and nothing is written, if it is not whole (a transfer that broke
+    off), or holds anything but records; :class:`OSError` if it cannot be read.
     """
     try:
         with tarfile.open(archive, "r:gz") as tar:
             members = list(_checked(archive, tar))
+            _read_to_the_end(archive, tar)
             new = {run for run in {_run(member) for member in members} if not (folder / run).exists()}
             for member in members:
                 if _run(member) in new:
                     content = tar.extractfile(member)
                     assert content is not None  # it is a file
                     files.write_atomically(_made(folder / member.name), content.read())
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise files.DamagedRecord(f"{archive}: no archive of records that is whole ({error})") from None
     return len(new)
+
+
+def _read_to_the_end(archive: Path, tar: tarfile.TarFile) -> None:
+    """:mod:`tarfile` takes a damaged header for the end of the archive, and does not come to the checksum of all."""
+    assert tar.fileobj is not None  # it is open
+    tar.fileobj.seek(tar.offset)
+    while block := tar.fileobj.read(files.MEGABYTE):
+        if block.strip(b"\0"):
+            raise files.DamagedRecord(f"{archive}: no archive of records that is whole; nothing was unpacked")
 
 
 def _made(file: Path) -> Path:

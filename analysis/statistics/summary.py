@@ -186,7 +186,7 @@ def summarise(frame: pd.DataFrame) -> pd.DataFrame:
     chosen ``setting``. Of a task that declares another primary metric these are it, or its negative where higher is
     better: then ``negated`` is true, and tables show it as it was recorded. ``diverged``, ``failed``, ``unfinished``:
     its other runs (the cell's, if none finished). ``settings``: how many were tried, and ``cell_diverged``,
-    ``cell_failed``, ``cell_unfinished``: over all of these; ``raced``: the race over them, in words.
+    ``cell_failed``, ``cell_unfinished``: over all of these; ``raced``: the race that ended some of them, in words.
     ``published``, ``difference`` (ours - theirs), ``published_source``, ``published_differences`` (of settings) and
     ``published_note`` (its trap): see :mod:`analysis.papers.published`. Further columns say what the chosen runs have:
     ``curve``: where the learning curves end (:func:`curve_metrics`, on validation), negated as ``mean`` is;
@@ -253,11 +253,13 @@ def _lost(runs: pd.DataFrame) -> dict[str, int]:
 
 
 def _raced(runs: pd.DataFrame) -> str:
-    """The race that the runs of a cell were in, to be read after "raced over"; empty for none."""
-    if "race.over" not in runs or not (raced := runs.dropna(subset=["race.over"])).size:
+    """The races that ended runs of a cell, to be read after "raced over"; empty for none."""
+    if "race.over" not in runs:
         return ""
-    over, rungs = (", ".join(map(str, json.loads(raced[f"race.{name}"].iloc[0]))) for name in ("over", "rungs"))
-    return f"{over}, compared on validation at {rungs} steps"
+    raced = runs[(runs["status"] == "eliminated") & runs["race.over"].notna()]
+    pairs = raced[["race.over", "race.rungs"]].drop_duplicates().sort_values(["race.over", "race.rungs"])
+    texts = [[", ".join(map(str, json.loads(text))) for text in pair] for pair in pairs.to_numpy()]
+    return "; ".join(f"{over}, compared on validation at {rungs} steps" for over, rungs in texts)
 
 
 def _published_number(row: dict[str, Any], agreed: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:

@@ -72,14 +72,17 @@ def runs_of_experiment(arguments: Sequence[str], master: DictConfig, loader: Any
 
 
 def runs_of_command(command: str) -> list[RunPlan]:
-    """The runs that a command ``python train.py -m ...`` asks for, without starting it."""
+    """The runs that a command ``python train.py -m ...`` asks for, without starting it.
+
+    Raises ``UserError`` for what Hydra refuses.
+    """
     schema.register()
     words = shlex.split(command)
     if words[:2] != ["python", "train.py"]:
         raise ValueError(f"not a training command: {command}")
     arguments = [of_one.as_sweep(word) for word in words[2:] if word != "-m"]
     GlobalHydra.instance().clear()
-    with initialize_config_module("conf", version_base="1.3"):
+    with composing(), initialize_config_module("conf", version_base="1.3"):
         hydra: Any = GlobalHydra.instance().hydra
         master = hydra.compose_config("config", arguments, run_mode=RunMode.MULTIRUN)
         return runs_of_experiment(arguments, master, hydra.config_loader)

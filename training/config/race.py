@@ -129,6 +129,8 @@ def race_of(config: Config) -> Race | None:
     if options["name"] == "none":
         return None
     rungs, every, steps = options["rungs"], config["evaluate_every"], config["steps"]
+    if not options["over"]:
+        raise UserError("race.over=[] names nothing to choose among: name options or groups, such as [optimizer]")
     if not rungs or sorted({*rungs}) != rungs or rungs[-1] >= steps:
         raise UserError(
             f"race.rungs={rungs} must be rising numbers of steps below steps={steps}, such as race.rungs=[{every}]"
@@ -160,13 +162,20 @@ def cells(race: Race, runs: Sequence[RunPlan]) -> list[dict[str, list[RunPlan]]]
             raise UserError(f"race.over: {name} is no option, or group of options, that trains one of these runs")
     found: dict[str, dict[str, dict[int, RunPlan]]] = {}
     for run in runs:
+        rest = fixed(race, run)
         options = identity.with_role(run.config, "trains")
-        own = {name: options[name] for name in options if any(_is_part(name, each) for each in race.over)}
-        rest = {name: value for name, value in options.items() if name not in own and name != "seed"}
+        own = {name: value for name, value in options.items() if name not in rest and name != "seed"}
         by_seed = found.setdefault(identity.canonical(rest), {}).setdefault(identity.canonical(own), {})
         if by_seed.setdefault(run.config["seed"], run) is not run:
             raise UserError(f"a race asks each run for one thing: {run.name} is asked for several steps or evaluations")
     return [{name: [own[seed] for seed in sorted(own)] for name, own in cell.items()} for cell in found.values()]
+
+
+def fixed(race: Race, run: RunPlan) -> dict[str, Any]:
+    """The options of a run that make its cell: what trains it, but what is raced over and the seed."""
+    options = identity.with_role(run.config, "trains")
+    raced = {name for name in options if any(_is_part(name, each) for each in race.over)}
+    return {name: value for name, value in options.items() if name not in raced and name != "seed"}
 
 
 def _is_part(option: str, name: str) -> bool:

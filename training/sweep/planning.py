@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from analysis.records import CHECKPOINT, RESULT, DamagedRecord, UnreadableRecord
+from analysis.records import CHECKPOINT, METRICS, RESULT, DamagedRecord, UnreadableRecord
 from training.config import validity
 from training.config.plan import PackPlan, RunPlan, packs_of
 from training.devices import largest_pack, worker_count
@@ -68,8 +68,8 @@ def make_plan(runs: Sequence[RunPlan], take_back: bool = False) -> Plan:
 
     Args:
         runs: of one sweep.
-        take_back: remove results and checkpoints of what ``retry`` trains from its start: with ``diverged`` those that
-            diverged, with ``changed`` those that other code of the user's began.
+        take_back: remove results, checkpoints and metrics of what ``retry`` trains from its start: with ``diverged``
+            those that diverged, with ``changed`` those that other code of the user's began.
 
     Raises:
         UserError: for an option that no run can have.
@@ -106,7 +106,7 @@ def make_plan(runs: Sequence[RunPlan], take_back: bool = False) -> Plan:
             plan.skipped.setdefault(BUSY, []).append(run)
         elif wanted:
             if (outcome or options["retry"] == "changed") and take_back:
-                for name in (RESULT, CHECKPOINT):
+                for name in (RESULT, CHECKPOINT, METRICS):
                     (record.path / name).unlink(missing_ok=True)
             todo.append(run)
             names.add(run.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import time
 from collections import Counter
@@ -106,10 +107,14 @@ def _race(rungs: Rungs, runs: Sequence[RunPlan], done: _Done) -> None:
     print("\n".join(lines_of(rungs.legs(), rungs.race.over)), flush=True)
     for run in runs:
         validity.check(run.config)
+    rungs.check()
     skipped = [run for run in runs if validity.reason_to_skip(run.config)]
     if options["dry_run"]:
         lines = [*make_plan([*rungs.missing(), *skipped]).lines(), *estimate.of_race(rungs.trial(), options)]
         return print("\n".join(lines), flush=True)
+    if options["retry"]:  # what it takes back is missing then, and the race goes on from there
+        make_plan(runs, take_back=True)
+        rungs = rungs_of([_without_retry(run) for run in runs], rungs.seeds) or rungs
     before: set[tuple[str, int]] = set()
     while True:
         lines = rungs.eliminate()
@@ -123,10 +128,17 @@ def _race(rungs: Rungs, runs: Sequence[RunPlan], done: _Done) -> None:
         plan, skipped = make_plan([*asked, *skipped], take_back=True), []
         print("\n".join(plan.lines()), flush=True)
         _carry_out(plan, done)
+    if not before and (over := [*rungs.asked(), *skipped]):
+        print("\n".join(make_plan(over).lines()), flush=True)
     if asked:
-        print(f"{count_of(asked)} have not come to the next rung of their race: the same command goes on", flush=True)
+        have = "has" if len(asked) == 1 else "have"
+        print(f"{count_of(asked)} {have} not come to the next rung of the race: the same command goes on", flush=True)
     if rungs.is_lost():
         raise UserError("in each cell all settings diverged; change what is too large or too small in them")
+
+
+def _without_retry(run: RunPlan) -> RunPlan:
+    return dataclasses.replace(run, config={**run.config, "retry": ""})
 
 
 def _carry_out(plan: Plan, done: _Done) -> None:

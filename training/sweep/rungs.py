@@ -11,13 +11,16 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from analysis.records import METRICS, DamagedRecord
+from analysis.records import METRICS, DamagedRecord, read_metrics
 from training.config.plan import RunPlan
-from training.config.race import Leg, Race, Stage, cells, legs, race_of, stage
+from training.config.race import Leg, Race, Stage, cells, fixed, legs, race_of, stage
 from training.config.validity import reason_to_skip
+from training.errors import UserError
 
 Cell = dict[str, list[RunPlan]]
+SHOWN = 10
 
 
 class Rungs:
@@ -28,26 +31,32 @@ class Rungs:
 
     def __init__(self, race: Race, runs: Sequence[RunPlan], seeds: int | None = None) -> None:
         self.race, self.cells, self.seeds = race, cells(race, runs), seeds
+        self.labels = _labels(race, self.cells)
         self._said: set[str] = set()
+
+    def check(self) -> None:
+        """Raise ``UserError`` if a run that is asked for at a rung can never be compared there."""
+        if found := [reason for run in self.missing() if run.until and (reason := _why_never(run))]:
+            more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
+            raise UserError(f"{found[0]}{more}; choose race.rungs at which all were measured, or another sweep=NAME")
+
+    def asked(self) -> list[RunPlan]:
+        """All that the race asks for as far as it has come, whether it is there or not."""
+        return [dataclasses.replace(run, until=w.step) for w in map(self._stage, self.cells) for run in w.asked]
 
     def missing(self) -> list[RunPlan]:
         """The runs that are to be trained next, each to its cell's rung or to its end; none if the race is over."""
-        found: list[RunPlan] = []
-        for cell in self.cells:
-            where = self._stage(cell)
-            asked = [dataclasses.replace(run, until=where.step) for run in where.asked]
-            found += [run for run in asked if (_value(run, run.until) is None if run.until else not run.is_over())]
-        return found
+        return [run for run in self.asked() if (_value(run, run.until) is None if run.until else not run.is_over())]
 
     def eliminate(self) -> list[str]:
         """End the runs of settings that lost, and say in a line per cell and rung how it went."""
         lines: list[str] = []
-        for cell in self.cells:
+        for label, cell in zip(self.labels, self.cells, strict=True):
             where = self._stage(cell)
             for setting, rung in where.out.items():
                 for run in cell[setting]:
                     _eliminate(run, rung)
-            lines += [line for line in self._lines(cell, where) if line not in self._said]
+            lines += [line for line in _lines(label, cell, where) if line not in self._said]
         self._said.update(lines)
         return lines
 
@@ -58,9 +67,8 @@ class Rungs:
     def progress(self) -> list[tuple[str, int, int]]:
         """Of each cell what it is, how many runs of those that are left are at their end, and how many are to be."""
         found = []
-        for cell in self.cells:
+        for label, cell in zip(self.labels, self.cells, strict=True):
             where, last = self._stage(cell), self._legs(cell)[-1]
-            label = next(iter(cell.values()))[0].label
             if where.step:
                 found.append((label, 0, last.settings * last.seeds))
             else:
@@ -90,16 +98,39 @@ class Rungs:
     def _stage(self, cell: Cell) -> Stage[RunPlan]:
         return stage(self.race, cell, _value, self.seeds)
 
-    def _lines(self, cell: Cell, where: Stage[RunPlan]) -> Iterator[str]:
-        label = next(iter(cell.values()))[0].label
-        for rung, means in where.means.items():
-            went = [name for name in means if where.out.get(name, math.inf) > rung]
-            best = sorted(went, key=lambda name: -means[name])
-            told = ", ".join(f"{_text(cell, name)} ({means[name]:.5g})" for name in best)
-            if not went:
-                yield f"{label}: step {rung}: all {len(means)} settings diverged, and the race of this cell ends"
-            else:
-                yield f"{label}: step {rung}: {len(went)} of {len(means)} settings go on: {told}"
+
+def _lines(label: str, cell: Cell, where: Stage[RunPlan]) -> Iterator[str]:
+    for rung, means in where.means.items():
+        went = [name for name in means if where.out.get(name, math.inf) > rung]
+        best = sorted(went, key=lambda name: -means[name])
+        told = ", ".join(f"{_text(cell, name)} ({means[name]:.5g})" for name in best)
+        if not went:
+            yield f"{label}: step {rung}: all {len(means)} settings diverged, and the race of this cell ends"
+        else:
+            yield f"{label}: step {rung}: {len(went)} of {len(means)} settings go on: {told}"
+
+
+def _labels(race: Race, found: Sequence[Cell]) -> list[str]:
+    """What each cell is, for people: with the options in which cells of one method on one task differ."""
+    firsts = [next(iter(cell.values()))[0] for cell in found]
+    options = [
+        {key: value for key, value in fixed(race, run).items() if not key.endswith("._target_")} for run in firsts
+    ]
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for run, own in zip(firsts, options, strict=True):
+        alike.setdefault(run.label, []).append(own)
+    return [
+        ", ".join([run.label, *_differing(own, alike[run.label])]) for run, own in zip(firsts, options, strict=True)
+    ]
+
+
+def _differing(own: dict[str, Any], all_of_them: Sequence[dict[str, Any]]) -> list[str]:
+    """The options ``own`` that are not the same in all, as ``KEY=VALUE``."""
+    return [
+        f"{key.removesuffix('.name')}={value}"
+        for key, value in own.items()
+        if any(other.get(key, value) != value for other in all_of_them)
+    ]
 
 
 def rungs_of(runs: Sequence[RunPlan], seeds: int | None = None) -> Rungs | None:
@@ -140,9 +171,26 @@ def _value(run: RunPlan, step: int) -> float | None:
     return math.nan if result and result["status"] == "diverged" else None
 
 
+def _why_never(run: RunPlan) -> str | None:
+    """Why a run will have no value at its rung, in words; ``None`` if it can be trained to it."""
+    try:
+        measured = sorted(run.record.validation())
+    except DamagedRecord as error:  # what is redone for it is not over
+        return str(error) if run.is_over() else None
+    if run.until in measured or not measured or measured[-1] < run.until:
+        return None
+    at = ", ".join(map(str, measured[:SHOWN])) + (", ..." if len(measured) > SHOWN else "")
+    return f"{run.path} is past step {run.until}, and was not measured there, but at {at}"
+
+
 def _eliminate(run: RunPlan, rung: int) -> None:
     record = run.record
-    if not (record.path / METRICS).exists() or record.is_finished() or not record.claim.take():
+    try:
+        if not read_metrics(record.path / METRICS):  # it has nothing to keep
+            return
+    except DamagedRecord:  # named by who reads it
+        return
+    if record.is_finished() or not record.claim.take():
         return
     try:
         record.eliminate(rung)
@@ -153,7 +201,4 @@ def _eliminate(run: RunPlan, rung: int) -> None:
 def _text(cell: Cell, setting: str) -> str:
     """A setting by those of its options that differ within its cell."""
     options = {name: json.loads(name) for name in cell}
-    varying = [
-        key for key, value in options[setting].items() if any(own.get(key, value) != value for own in options.values())
-    ]
-    return " ".join(f"{key.removesuffix('.name')}={options[setting][key]}" for key in varying) or "the only one"
+    return " ".join(_differing(options[setting], list(options.values()))) or "the only one"
