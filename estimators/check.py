@@ -6,8 +6,9 @@ and degrees of the loss (biased ones); the variance; loss evaluations and time p
 
 All problems have two examples of two latents per layer, random normal logits and a random polynomial as the loss, in
 float64; variance and z are those for degree 3. What an estimator learns or keeps is first trained for 100 steps on the
-problem. Everything is deterministic but the times. The exit code is 1 if an estimator breaks what it declares, and 2
-for a wrong call. ``docs/estimators.md`` says how to read the tables.
+problem; an input-dependent baseline sees three random features of each example. A method has a certificate for each of
+its ``examples``, the forms in which it is used. Everything is deterministic but the times. The exit code is 1 if an
+estimator breaks what it declares, and 2 for a wrong call. ``docs/estimators.md`` says how to read the tables.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import argparse
 import copy
 import difflib
 import importlib
+import inspect
 import io
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,9 +40,10 @@ from estimators.certificate import certificate
 from estimators.exact import Exact
 from estimators.moments import GradientMoments, gradient_moments
 
-EXAMPLES, LATENTS, DEGREE = 2, 2, 3
+EXAMPLES, LATENTS, DEGREE, CONTEXT_FEATURES = 2, 2, 3, 3
 TEMPERATURES = (0.1, 0.5, 1.0, 2.0)
 QUICK_TEMPERATURES = (0.5, 1.0)
+SHAPE = ("latents", "categories", "context_features")
 ALIASES = {"stgumbelsoftmax": "GumbelSoftmax hard", "gumbelsoftmax(hard=true)": "GumbelSoftmax hard"}
 ALIASES |= {"annealedstraightthrough": "StraightThrough"}
 BOUND = "multi_sample_bound"
@@ -53,12 +56,22 @@ NOTES = {
 
 @dataclass(frozen=True)
 class Subject:
-    """What is certified: ``make(K, **options)`` builds the estimator for K categories."""
+    """What is certified: ``make(K, **options)`` builds the estimator for K categories.
+
+    Attributes:
+        arguments: of the constructor for K = 2, defaults included: the form that is certified.
+        context_features: size of the contexts that its calls get; ``None``: none.
+    """
 
     name: str
     make: Callable[..., Estimator]
     note: str | None = None
     per_categories: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def context_features(self) -> int | None:
+        return self.arguments.get("context_features")
 
     def assembled(self) -> Estimator:
         """One estimator for 2 and for 4 categories."""
@@ -122,9 +135,9 @@ class Nested(Estimator):
 
         def outer_loss(z1: Tensor) -> Tensor:
             inner = (z1.flatten(-2) @ self.weights).unflatten(-1, z1.shape[-2:]) + bias
-            return self.estimator(inner, lambda z2: loss(torch.cat((z1.expand_as(z2), z2), dim=-2)))
+            return self.estimator(inner, lambda z2: loss(torch.cat((z1.expand_as(z2), z2), dim=-2)), context)
 
-        return self.estimator(outer, outer_loss)
+        return self.estimator(outer, outer_loss, context)
 
 
 def problem(categories: int, degree: int, layers: int = 1) -> tuple[Tensor, Loss]:
@@ -141,18 +154,28 @@ def problem(categories: int, degree: int, layers: int = 1) -> tuple[Tensor, Loss
     return logits, loss
 
 
+def _context(subject: Subject) -> Tensor | None:
+    """``[2, features]``, for an input-dependent baseline."""
+    if subject.context_features is None:
+        return None
+    generator = torch.Generator().manual_seed(7)
+    return torch.randn(EXAMPLES, subject.context_features, dtype=torch.float64, generator=generator)
+
+
 def certify(subject: Subject, plan: Plan) -> dict[str, Any]:
     """Everything measured about one estimator, ready for JSON; ``sentences`` say what is broken."""
     estimator = subject.assembled()
     declared = {name: getattr(estimator, name, None) for name in ("unbiased", "exact_for", "evaluations")}
     declared |= {name: getattr(estimator, name, False) for name in ("needs_gradient", "binary_only", "rescales")}
-    family = type(subject.make(2)).family
-    declared |= {"objective": estimator.objective, "stochastic": estimator.stochastic, "family": family}
-    sentences = [sentence.replace("PerCategories", subject.name) for sentence in _contract(estimator, plan)]
+    method = type(subject.make(2))
+    declared |= {"objective": estimator.objective, "stochastic": estimator.stochastic, "family": method.family}
+    declared |= {"tempered": method.tempered, "inverse_temperature": method.inverse_temperature}
+    sentences = [s.replace("PerCategories", subject.name) for s in _contract(subject, estimator, plan)]
     note = subject.note or (NOTES["rescales"] if declared["rescales"] else None)
     if declared["objective"] != "mean":
         note = NOTES.get(str(declared["objective"]), NOTES["unknown"])
-    result: dict[str, Any] = {"name": subject.name, "note": note, "declared": declared}
+    result: dict[str, Any] = {"name": subject.name, "note": note, "arguments": dict(subject.arguments)}
+    result["declared"] = declared
     result |= {"threshold": _threshold(plan), "problems": [], "costs": [], "bias": []}
     if isinstance(declared["unbiased"], bool):
         for categories in (2,) if declared["binary_only"] else (2, 4):
@@ -166,18 +189,24 @@ def certify(subject: Subject, plan: Plan) -> dict[str, Any]:
     return result
 
 
-def _contract(estimator: Estimator, plan: Plan) -> list[str]:
+def _contract(subject: Subject, estimator: Estimator, plan: Plan) -> list[str]:
     """What is broken of the contract; of an unknown objective, of the clauses that do not depend on it."""
     name = type(estimator).__name__
     try:
         if estimator.expected(*problem(2, DEGREE)) is not None:
-            contract.check_estimator(estimator, draws=plan.contract_draws, false_alarm=plan.false_alarm)
+            contract.check_estimator(
+                estimator,
+                draws=plan.contract_draws,
+                false_alarm=plan.false_alarm,
+                context_features=subject.context_features,
+            )
             return []
     except contract.ContractError as error:
         return str(error).splitlines()
     except Exception as error:
         return [f"{name}: the check of the contract raised {type(error).__name__}: {error}"]
-    checked = contract._Checked(copy.deepcopy(estimator).double(), plan.contract_draws, 0, _threshold(plan), None)
+    own = copy.deepcopy(estimator).double()
+    checked = contract._Checked(own, plan.contract_draws, 0, _threshold(plan), subject.context_features)
     broken = [f"{name}: {sentence}" for sentence in contract._declarations(estimator)]
     for categories in (2,) if estimator.binary_only else (2, 4):
         for clause in (contract._independence, contract._extremes):
@@ -195,9 +224,9 @@ def _measure(
     subject: Subject, plan: Plan, categories: int, declared: dict[str, Any], result: dict[str, Any]
 ) -> Iterator[str]:
     """Fill ``problems``, ``costs`` and ``bias`` of ``result``; yield what is broken."""
-    estimator = subject.make(categories)
+    estimator, context = subject.make(categories), _context(subject)
     for layers in (1, 2) if declared["unbiased"] and estimator.nests else (1,):
-        moments = _moments(subject.make(categories), plan, categories, DEGREE, layers)
+        moments = _moments(subject.make(categories), context, plan, categories, DEGREE, layers)
         max_z = moments.max_z if declared["unbiased"] else None
         row = {"categories": categories, "layers": layers, "draws": moments.draws, "max_z": _finite(max_z)}
         result["problems"].append(row | _figures(moments, declared["rescales"]))
@@ -209,12 +238,12 @@ def _measure(
             )
     logits, loss = problem(categories, DEGREE)
     evaluations = estimator.evaluations_for(logits)
-    microseconds = _microseconds(estimator, logits.float(), loss, plan.seconds)
+    microseconds = _microseconds(estimator, logits.float(), loss, context, plan.seconds)
     result["costs"].append({"categories": categories, "evaluations": evaluations, "microseconds": microseconds})
     if not declared["unbiased"]:
         for temperature, make in _at_temperatures(subject, plan):
             for degree in range(1, DEGREE + 1):
-                moments = _moments(make(categories), plan, categories, degree, 1)
+                moments = _moments(make(categories), context, plan, categories, degree, 1)
                 row = {"categories": categories, "temperature": temperature, "degree": degree}
                 result["bias"].append(row | _figures(moments, declared["rescales"]))
 
@@ -233,7 +262,9 @@ def _finite(figure: float | None) -> float | None:
     return figure if figure is not None and math.isfinite(figure) else None
 
 
-def _moments(estimator: Estimator, plan: Plan, categories: int, degree: int, layers: int) -> GradientMoments:
+def _moments(
+    estimator: Estimator, context: Tensor | None, plan: Plan, categories: int, degree: int, layers: int
+) -> GradientMoments:
     """Moments on :func:`problem`, after a warm-up of what the estimator learns or keeps."""
     logits, loss = problem(categories, degree, layers)
     subject, oracle = estimator.double(), estimator.expected
@@ -247,33 +278,35 @@ def _moments(estimator: Estimator, plan: Plan, categories: int, degree: int, lay
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if any(True for _ in estimator.parameters()) or any(True for _ in estimator.buffers()):
-            _warm_up(subject, logits, loss, plan.warm_up)
-        return gradient_moments(subject, logits, loss, draws, exact=exact, chunk=10_000)
+            _warm_up(subject, logits, loss, context, plan.warm_up)
+        return gradient_moments(subject, logits, loss, draws, context=context, exact=exact, chunk=10_000)
 
 
-def _warm_up(estimator: Estimator, logits: Tensor, loss: Loss, steps: int) -> None:
+def _warm_up(estimator: Estimator, logits: Tensor, loss: Loss, context: Tensor | None, steps: int) -> None:
     """Steps of Adam (0.01) on the learned parts at constant logits, 32 draws each; running statistics fill up."""
     parameters = list(estimator.parameters())
     optimizer = torch.optim.Adam(parameters, lr=0.01) if parameters else None
+    seen = None if context is None else context.expand(32, *context.shape)
     for _ in range(steps):
         leaf = logits.expand(32, *logits.shape).clone().requires_grad_()
-        total = estimator(leaf, loss).mean()
+        total = estimator(leaf, loss, seen).mean()
         if optimizer:
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
 
 
-def _microseconds(estimator: Estimator, logits: Tensor, loss: Loss, seconds: float) -> float:
-    """The fastest forward and backward of a batch of 2048 examples in float32, per example."""
+def _microseconds(estimator: Estimator, logits: Tensor, loss: Loss, context: Tensor | None, seconds: float) -> float:
+    """The fastest forward and backward of a batch of 2048 examples in float32, per example, in processor time."""
     estimator = copy.deepcopy(estimator).float()
     leaf = logits.expand(2048 // EXAMPLES, *logits.shape).contiguous().requires_grad_()
+    seen = None if context is None else context.float().expand(len(leaf), *context.shape)
     times: list[float] = []
     with torch.random.fork_rng(devices=[]):
         while len(times) < 3 or (sum(times) < seconds and len(times) < 50):
-            start = time.perf_counter()
-            estimator(leaf, loss).sum().backward()
-            times.append(time.perf_counter() - start)
+            start = time.process_time()
+            estimator(leaf, loss, seen).sum().backward()
+            times.append(time.process_time() - start)
     return min(times) / 2048 * 1e6
 
 
@@ -306,17 +339,25 @@ def subjects(names: Sequence[str]) -> list[Subject]:
 def examples(method: type[Estimator], name: str | None = None) -> list[Subject]:
     """What :meth:`Estimator.examples` of a method says, as subjects; the default one is called as ``name``."""
     found = []
-    for variant, options in method.examples(LATENTS, 2).items():
-        per_categories = options != method.examples(LATENTS, 4)[variant]
-        own = {key: value for key, value in options.items() if key not in ("latents", "categories")}
+    for variant, options in method.examples(LATENTS, 2, CONTEXT_FEATURES).items():
+        per_categories = options != method.examples(LATENTS, 4, CONTEXT_FEATURES)[variant]
+        own = {key: value for key, value in options.items() if key not in SHAPE}
         note = f"built for each K, {', '.join(f'{k}={v}' for k, v in own.items())}" if per_categories else None
-        make = partial(_make, method, variant)
-        found.append(Subject(f"{name or method.__name__} {variant}".strip(), make, note, per_categories))
+        made, make = f"{name or method.__name__} {variant}".strip(), partial(_make, method, variant)
+        found.append(Subject(made, make, note, per_categories, _arguments(method, options)))
     return found
 
 
+def _arguments(method: type[Estimator], options: Mapping[str, Any]) -> dict[str, Any]:
+    """All named arguments of the constructor, with its defaults where ``options`` has none, as JSON has them."""
+    bound = inspect.signature(method).bind(**options)
+    bound.apply_defaults()
+    plain = (bool, int, float, str, type(None))
+    return {name: value for name, value in bound.arguments.items() if isinstance(value, plain)}
+
+
 def _make(method: type[Estimator], variant: str, categories: int, **options: Any) -> Estimator:
-    return method(**{**method.examples(LATENTS, categories)[variant], **options})
+    return method(**{**method.examples(LATENTS, categories, CONTEXT_FEATURES)[variant], **options})
 
 
 def _subject(name: str, known: dict[str, Subject]) -> Subject:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -53,6 +55,13 @@ class DARN(Estimator):
     family = "first order"
     unbiased = False
     needs_gradient = True
+
+    @classmethod
+    def examples(
+        cls, latents: int = 2, categories: int = 2, context_features: int | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Without and with the running scale."""
+        return {"": {}, "scaled": {"variance_normalisation": True}}
 
     def __init__(
         self,

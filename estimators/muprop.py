@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -62,6 +64,15 @@ class MuProp(Estimator):
     family = "control variate"
     needs_gradient = True
     evaluations = 2
+
+    @classmethod
+    def examples(
+        cls, latents: int = 2, categories: int = 2, context_features: int | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """With the running average alone, with the running scale, and with the baseline if there is a context."""
+        (default,) = super().examples(latents, categories, context_features).values()
+        forms = {"": default, "scaled": {**default, "variance_normalisation": True}}
+        return forms if context_features is None else {**forms, "baseline": {**default, "input_dependent": True}}
 
     def __init__(
         self,

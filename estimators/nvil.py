@@ -52,9 +52,14 @@ class NVIL(ScoreFunction):
     def examples(
         cls, latents: int = 2, categories: int = 2, context_features: int | None = None
     ) -> dict[str, dict[str, Any]]:
-        """With and without the running scale."""
+        """With and without the running scale; then with one of the two baselines alone, if there is a context."""
         (default,) = super().examples(latents, categories, context_features).values()
-        return {"": default, "unscaled": {**default, "variance_normalisation": False}}
+        unscaled = {**default, "variance_normalisation": False}
+        forms = {"": default, "unscaled": unscaled}
+        if context_features is not None:
+            forms["average only"] = {**unscaled, "input_dependent": False}
+            forms["baseline only"] = {**unscaled, "centring": False}
+        return forms
 
     def __init__(
         self,

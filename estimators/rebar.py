@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from estimators._control_variates import RelaxedControlVariate
 from estimators.categorical import NotNegative, Positive
 
@@ -46,6 +48,13 @@ class REBAR(RelaxedControlVariate):
     """
 
     has_network = False
+
+    @classmethod
+    def examples(
+        cls, latents: int = 2, categories: int = 2, context_features: int | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """With independent and with tied noise."""
+        return {"": {}, "tied": {"tied": True}}
 
     def __init__(
         self,

@@ -54,9 +54,10 @@ class RELAX(RelaxedControlVariate):
     def examples(
         cls, latents: int = 2, categories: int = 2, context_features: int | None = None
     ) -> dict[str, dict[str, Any]]:
-        """With a small network for this shape."""
+        """With a small network for this shape, added to the relaxed loss and in its place."""
         (shape,) = super().examples(latents, categories, context_features).values()
-        return {"": {**shape, "hidden": 10, "layers": 2}}
+        small = {**shape, "hidden": 10, "layers": 2}
+        return {"": small, "network only": {**small, "use_loss": False}}
 
     def __init__(
         self,

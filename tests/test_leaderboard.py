@@ -10,6 +10,7 @@ from fake_runs import make_config, write_run
 
 from analysis.papers import leaderboard, reference
 from analysis.records import load
+from analysis.statistics.forms import certificate, forms
 from training.processes import ROOT
 
 
@@ -74,6 +75,77 @@ def test_a_changed_number_is_not_ranked(tmp_path):
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="was changed after it was written"):
         leaderboard.write(tmp_path / "results")
+
+
+def result(name, arguments, unbiased=True, bias=0.0, temperatures=(), **declared):
+    """What a certificate says of one estimator with two categories."""
+    declared = {"unbiased": unbiased, "objective": "mean", "needs_gradient": False, "rescales": False} | declared
+    measured = {"categories": 2, "bias_square": bias**2, "bias_square_error": 1e-6, "relative_variance": 1.0}
+    return {
+        **{"name": name, "arguments": arguments, "declared": declared},
+        "problems": [measured | {"layers": 1}],
+        "bias": [
+            measured | {"degree": 3, "temperature": t, "bias_square": own**2} for t, own in temperatures if not unbiased
+        ],
+        "costs": [{"categories": 2, "evaluations": 2, "microseconds": 1.0}],
+    }
+
+
+MUPROP = {"context_features": 3, "centring": True, "variance_normalisation": False, "hidden": 100, "replicas": None}
+CERTIFIED = [
+    result("MuProp", MUPROP),
+    result("MuProp scaled", MUPROP | {"variance_normalisation": True}, False, rescales=True),
+    result("StraightThrough", {"temperature": 1.0}, False, 0.4, [(1.0, 0.4), (0.5, 0.6)], tempered="temperature"),
+    result("GumbelRao", {"temperature": 1.0, "num_inner": 10}, False, 0.2, [(1.0, 0.2)], tempered="temperature"),
+    result("OverlappingExponential", {"beta": 8.0}, False, 0.3, [(0.125, 0.3), (0.5, 0.7)], tempered="beta"),
+    result("VIMCO", {"num_samples": 5}, objective="multi_sample_bound"),
+]
+CERTIFIED[-2]["declared"]["inverse_temperature"] = True
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [
+        ("MuProp", {"hidden": 20.0, "variance_normalisation": False}, "unbiased"),
+        ("MuProp", {"variance_normalisation": True}, "rescaled; its direction has bias < 0.0014 (K = 2)"),
+        ("MuProp", {"centring": False}, "default form: unbiased"),
+        ("MuProp", {"later": 1}, "default form: unbiased"),
+        ("StraightThrough", {"temperature": 1}, "bias 0.4 at temperature 1 (K = 2)"),
+        ("StraightThrough", {"temperature": 0.5}, "bias 0.6 at temperature 0.5 (K = 2)"),
+        ("StraightThrough", {"temperature": 0.7}, "bias 0.4 at temperature 1 (K = 2)"),
+        ("GumbelRao", {"num_inner": 100, "temperature": 1.0}, "default form: bias 0.2 at temperature 1 (K = 2)"),
+        ("OverlappingExponential", {"beta": 2.0}, "bias 0.7 at temperature 0.5 (K = 2)"),
+        ("VIMCO", {"num_samples": 50}, "of another objective (multi_sample_bound)"),
+        ("RLOO", {}, "none"),
+    ],
+)
+def test_a_row_has_the_certificate_of_its_options(method, options, said):
+    own = [form for form in forms({"estimators": CERTIFIED}) if form.name.split()[0] == method]
+    assert certificate(own, options) == said
+
+
+def test_rows_of_one_method_have_the_certificates_of_their_forms(tmp_path):
+    folder, runs = tmp_path / "results", tmp_path / "runs" / "ours"
+    for number, scaled in enumerate((False, True)):
+        node = {"estimator___target_": "estimators.MuProp", "estimator__variance_normalisation": scaled}
+        write_run(runs, make_config("muprop", **node), test=-100.0 - number, valid=-100.0, steps=2)
+    (folder / "certificates").mkdir(parents=True)
+    (folder / "certificates" / "certificates.json").write_text(json.dumps({"estimators": CERTIFIED}))
+    mine = result("my_file:Mine", {"gain": 1.0, "form": "b"})
+    (folder / "entries" / "mine").mkdir(parents=True)
+    (folder / "entries" / "mine" / "certificate.json").write_text(json.dumps({"estimators": [mine]}))
+    reference.write(load(runs), folder / "ours")
+    (board,) = leaderboard.boards(folder)
+    assert list(board.numbers["certificate"]) == ["unbiased", "rescaled; its direction has bias < 0.0014 (K = 2)"]
+    assert certificate(leaderboard.certified(folder)["mine"], {"gain": 2.0}) == "unbiased"
+    assert certificate(leaderboard.certified(folder)["mine"], {"form": "a"}) == "default form: unbiased"
+
+
+def test_every_committed_result_is_of_a_certified_form():
+    certified = leaderboard.certified(ROOT / leaderboard.RESULTS)
+    for entry in leaderboard.entries(ROOT / leaderboard.RESULTS):
+        said = leaderboard._certificate(entry, certified)
+        assert said != "none" and not said.startswith("default form"), (entry["estimator"], entry["source"])
 
 
 def test_no_results_are_a_sentence(tmp_path, capsys):

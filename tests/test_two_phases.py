@@ -24,9 +24,7 @@ from estimators import (
     gradient_moments,
 )
 
-MAKE = {subject.name: subject.make for subject in check.subjects([]) if isinstance(subject.make(2), BlackBox)} | {
-    "NVIL with baseline": lambda categories: NVIL(5, variance_normalisation=False)
-}
+MAKE = {subject.name: subject.make for subject in check.subjects([]) if isinstance(subject.make(2), BlackBox)}
 
 
 class InTwoPhases(Estimator):
@@ -64,7 +62,8 @@ def three_steps(estimator, categories, in_phases):
     for seed in range(3):
         given = torch.Generator().manual_seed(seed)
         logits = torch.randn(4, 3, categories, dtype=torch.float64, generator=given).requires_grad_()
-        context, scale = torch.rand(4, 5, generator=given), torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+        context = torch.rand(4, check.CONTEXT_FEATURES, generator=given)
+        scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
         torch.manual_seed(seed)
         if in_phases:
             z, pending = estimator.propose(logits, context)

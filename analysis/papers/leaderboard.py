@@ -25,7 +25,8 @@ from analysis.papers import reference
 from analysis.papers.published import published
 from analysis.records import files
 from analysis.records.files import write_atomically
-from analysis.statistics import certificates, variance
+from analysis.statistics import variance
+from analysis.statistics.forms import Form, certificate, forms
 from analysis.statistics.settings import as_text, labelled
 from analysis.statistics.summary import COMPARISON
 from analysis.tables import summary, table
@@ -52,7 +53,9 @@ stand in different tables.
 - `variance`, `bias`: of the encoder's gradient at the end of training, from the runs' basket, relative to the squared
   norm and to the norm of the reference gradient ([how](../variance.md)). `variance x evaluations` is the number of loss
   evaluations per example after which the noise of an average of gradients is as long as the gradient. The bias stays.
-- `certificate`: what exact enumeration says of the estimator by itself ([all certificates](../estimators.md)).
+- `certificate`: what exact enumeration says of the estimator by itself, with the row's options
+  ([all certificates](../estimators.md)). `default form`: they were not certified, what follows is the default's. A
+  temperature that is annealed is the one at the start.
 - `from`: the folder with the record, and who ran it if it is not this project. Its `reference.json` has every seed's
   number, the config, the commit, the machine and the command.
 
@@ -84,44 +87,37 @@ def protocol(entry: Mapping[str, Any]) -> str:
     return json.dumps({name: text for name, text in texts.items() if text != "none"}, sort_keys=True)
 
 
-def certified(folder: Path) -> dict[str, str]:
-    """What a certificate says of each estimator, by name: unbiased, or its largest relative bias and where.
-
-    An entry's estimator has the name of its folder.
-    """
-    found = {}
+def certified(folder: Path) -> dict[str, list[Form]]:
+    """The certified forms of each method, by its class in the library, or by an entry's folder for one of its own."""
+    found: dict[str, list[Form]] = {}
     for file in sorted(file for pattern in CERTIFICATES for file in folder.glob(pattern)):
-        rows = certificates.frame(files.read_json(file))
-        names = rows["method"] if file.name == "certificates.json" else file.parent.name
-        for name, own in rows[rows["temperature"].isna()].assign(name=names).groupby("name"):
-            found[str(name)] = _certificate(own)
+        for form in forms(files.read_json(file)):
+            own = file.parent.name if file.name == "certificate.json" else f"estimators.{form.name.split()[0]}"
+            found.setdefault(own, []).append(form)
     return found
 
 
-def _certificate(rows: pd.DataFrame) -> str:
-    if (rows["objective"] != "mean").any():
-        return f"of another objective ({rows['objective'].iloc[0]})"
-    if rows["unbiased"].all():
-        return "unbiased"
-    if rows["rescales"].any():
-        return "rescaled by a running scale"
-    measured = rows[["bias_square", "bias_square_error"]].to_dict("records")
-    biases = {task: variance.point(row)["bias"] for task, row in zip(rows["task"], measured, strict=True)}
-    where = max(biases, key=lambda task: -1.0 if math.isnan(biases[task]) else biases[task])
-    return f"bias {biases[where]:.2g} ({where})"
+def _certificate(entry: Mapping[str, Any], found: Mapping[str, list[Form]]) -> str:
+    options = {
+        name.removeprefix("estimator."): value
+        for name, value in entry["config"].items()
+        if name.startswith("estimator.") and name != "estimator._target_"
+    }
+    own = found.get(entry["estimator"]) or found.get(str(entry["config"].get("estimator._target_")), [])
+    return certificate(own, options)
 
 
 def boards(folder: Path) -> list[Table]:
     """The tables of what is committed below ``folder``: per task, those with more steps first."""
-    certificate = certified(folder)
+    of_methods = certified(folder)
     groups: dict[str, list[dict[str, Any]]] = {}
     for entry in entries(folder):
         groups.setdefault(protocol(entry), []).append(entry)
-    found = [_board(pd.DataFrame([_row(entry, certificate) for entry in own])) for own in groups.values()]
+    found = [_board(pd.DataFrame([_row(entry, of_methods) for entry in own])) for own in groups.values()]
     return [board for _, board in sorted(found, key=lambda pair: pair[0])]
 
 
-def _row(entry: Mapping[str, Any], certificate: Mapping[str, str]) -> dict[str, Any]:
+def _row(entry: Mapping[str, Any], found: Mapping[str, list[Form]]) -> dict[str, Any]:
     config = {**entry["config"], "source": entry["config"].get("source", None)}
     theirs = None
     if entry["metric"] == "bound":
@@ -141,7 +137,7 @@ def _row(entry: Mapping[str, Any], certificate: Mapping[str, str]) -> dict[str, 
         "evaluations": entry.get("loss_evaluations_per_step"),
         **{name: gradient.get(name) for name in ("relative_variance", "bias", "bias_low", "bias_high")},
         "work": gradient["relative_variance"] * gradient["evaluations"] if gradient else None,
-        "certificate": certificate.get(entry["estimator"], "none"),
+        "certificate": _certificate(entry, found),
         "seconds": NONE if seconds is None else f"{seconds:.0f} ({device})",
         "setting": setting.removesuffix(" (chosen)"),
         "settings": entry["settings"],
