@@ -28,14 +28,21 @@ train task=vae | choose one of
 train data=cifar | choose one of binarized_mnist
 train optimizer=none | choose one of adam, sgd
 train estimator= | choose one of
-train estimator={name:nvil} | is the name of NVIL
+train estimator={name:nvil} | write estimator=NAME
 train -m estimator.name=rloo | is the name of RLOO
 train ~estimator | estimator is missing
 train ~basket | basket is missing
 train -m ~task | task is missing
-train basket=null | cannot be read
-train -m schedule=null | cannot be read
-train estimator=[] | estimator is missing
+train basket=null | basket is one of default, none, own; write basket=NAME, such as basket=none
+train -m schedule=null | schedule=null: schedule is one of constant, exponential; write schedule=NAME
+train -m race=null | race is one of halving, none; write race=NAME, such as race=none
+train -m race=none race.rungs=[1] | rungs
+train -m task=toy,3 | task is one of deep_vae_bernoulli
+train optimizer=3 | optimizer is one of adam, sgd
+train data=true | data is one of binarized_mnist
+train +experiment=null | experiment is one of arm_tables
+train estimator=[] | estimator is one of annealed_straight_through
+train estimator=[nvil,rloo] | estimator is one of annealed_straight_through
 train estimator.name= | estimator is missing
 train basket.name=mine | choose a basket
 train cluster.name=mine | cluster.name must be one of none, slurm
@@ -92,6 +99,7 @@ train schedule=exponential schedule.minimum=inf | positive and finite
 train schedule=exponential schedule.rate=nan | at least 0 and finite
 train schedule=exponential schedule.every=0 | at least 1
 train schedule=exponential estimator=nvil | has none
+train -m schedule=constant,exponential estimator=rebar | estimator=rebar is learned, so nothing would change
 train basket=default basket.points=1000000000 | from 1 to 1000000
 train basket=default basket.estimators.nvil.decay=2 | in \[0, 1\)
 train estimator.temperature=inf | positive and finite

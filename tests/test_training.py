@@ -293,6 +293,22 @@ def test_only_the_named_estimators_are_annealed():
     assert pack.estimator.temperature.item() == pytest.approx(0.5)
 
 
+def test_a_temperature_that_is_learned_is_not_annealed():
+    """By a schedule it would change nothing, which is said; fixed, it is annealed."""
+    job = config(
+        "estimator=rebar", "schedule=exponential", "schedule.rate=9", "schedule.every=1", "schedule.minimum=0.2"
+    )
+    with pytest.raises(
+        UserError, match="estimator=rebar is learned, so nothing would change; use estimator.learn=false"
+    ):
+        build([job], CPU)
+    job["estimator"]["learn"] = False
+    pack = build([job], CPU)
+    pack.train_step()
+    pack.train_step()
+    assert pack.estimator.temperature.item() == pytest.approx(0.2)
+
+
 def test_an_unreadable_or_malicious_checkpoint_starts_the_run_again(tmp_path, monkeypatch, capsys):
     import pickle
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
+from hydra.errors import HydraException
 
+import conf
 from training.config import of_one
 from training.config.targets import GROUPS
 from training.errors import UserError
@@ -27,8 +34,8 @@ def checked(arguments: Sequence[str]) -> list[str]:
     """The arguments of a command as Hydra takes them: ``-m`` may stand anywhere.
 
     Raises:
-        UserError: for a flag that there is not, flags that exclude each other, and options of Hydra's that nothing here
-            would heed.
+        UserError: for a flag that there is not, flags that exclude each other, options of Hydra's that nothing here
+            would heed, and a group of options without a name.
     """
     ordered = sorted(arguments, key=lambda argument: argument not in MULTIRUN)
     parser = get_args_parser()
@@ -41,6 +48,9 @@ def checked(arguments: Sequence[str]) -> list[str]:
         raise UserError("--resolve goes with --cfg")
     if options.experimental_rerun:
         raise UserError("--experimental-rerun is not supported: the same command again goes on with its runs")
+    for override in options.overrides:
+        with contextlib.suppress(HydraException):  # what cannot be read is refused with all the others
+            check_choice(OverridesParser.create().parse_override(override))
     keys = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in options.overrides]
     if "hydra/sweeper" not in keys:  # another one heeds what it likes
         for key in keys:
@@ -54,6 +64,30 @@ def checked(arguments: Sequence[str]) -> list[str]:
                     f"{group}.{option}"
                 )
     return [_added(argument, keys) for argument in ordered]
+
+
+def check_choice(override: Override) -> None:
+    """Raise ``UserError`` for a group of options of which not a name is chosen, as in ``race=null``."""
+    group, chosen = str(override.key_or_group), override.value()
+    if isinstance(chosen, ChoiceSweep):
+        values: Sequence[object] = chosen.list or []
+    else:
+        values = [] if override.is_delete() or override.is_sweep_override() else [chosen]
+    if group not in _groups() or all(isinstance(value, (str, QuotedString)) for value in values):
+        return
+    options = _groups()[group]
+    raise UserError(
+        f"{override.input_line}: {group} is one of {', '.join(options)}; write {group}=NAME"
+        f"{f', such as {group}=none' if 'none' in options else ''}"
+    )
+
+
+@functools.cache
+def _groups() -> dict[str, list[str]]:
+    """The groups of options and the names in each."""
+    folders = (folder for folder in Path(conf.__file__).parent.iterdir() if folder.is_dir())
+    found = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+    return {group: names for group, names in found.items() if names}
 
 
 def _added(argument: str, keys: Sequence[str]) -> str:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from tasks.datasets import Dataset
+from training.errors import UserError
 from training.pack.runner import Runner, choice
 from training.pack.step import State, Step
 from training.replicas.batches import Batches
 from training.replicas.optimisers import ReplicaOptimizer
-from training.replicas.schedules import Annealing, anneals
+from training.replicas.schedules import Annealing, anneals, nothing_to_anneal
 from training.replicas.streams import Streams
 
 Config = dict[str, Any]
@@ -54,6 +55,8 @@ class Pack:
         annealing = Annealing(self.configs, self.device) if anneals(self.configs[0]) else None
         parts = self.task, self.estimators, self.batches, self.streams, self.optimizer
         self.program = Step(*parts, annealing)
+        if annealing is not None and not self.program.annealed:
+            raise UserError(nothing_to_anneal(self.configs[0]))
         self.tensors = self.program.own
         self.carried_row = [None] * self.replicas
         self.runner = self._runner()

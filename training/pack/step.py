@@ -87,6 +87,9 @@ class Step:
         streams: of the noise that :meth:`update` draws.
         optimizer: of ``own.moments``.
         annealing: of the estimators' temperatures, if they are annealed.
+
+    Attributes:
+        annealed: the buffers that ``annealing`` sets.
     """
 
     def __init__(
@@ -111,7 +114,7 @@ class Step:
         streams.clock = self.own.health.step
         self._annealing = annealing
         annealed = {id(getattr(estimator, "temperature", None)) for estimator in estimators if annealing}
-        self._annealed = [name for name, buffer in self.losses.named_buffers() if id(buffer) in annealed]
+        self.annealed = [name for name, buffer in self.losses.named_buffers() if id(buffer) in annealed]
 
     def _start(self, parameters: dict[str, nn.Parameter]) -> State:
         moments = self.optimizer.start(list(parameters.values()))
@@ -161,9 +164,9 @@ class Step:
         neither waits for the device nor looks at a number unless ``looks``, so it can be a CUDA graph.
         """
         rows = self.batches.rows_at(state.health.step) if rows is None else rows
-        if self._annealed:
+        if self.annealed:
             temperatures = self._annealing.at(state.health.step)  # type: ignore[union-attr]
-            for name in self._annealed:
+            for name in self.annealed:
                 state.model[name].copy_(temperatures.view_as(state.model[name]))
         self.streams.rewind()
         self._seen.take()

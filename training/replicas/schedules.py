@@ -19,6 +19,9 @@ def anneals(config: dict[str, Any]) -> bool:
     return not schedule["only"] or not {name, f"{name} on {config['task']['name']}"}.isdisjoint(schedule["only"])
 
 
+INSTEAD = "schedule=constant, or name those to anneal in schedule.only=[...]"
+
+
 class Annealing:
     """``temperature(t) = max(minimum, start * exp(-rate * t))``, t the step (from 0), refreshed every ``every`` steps.
 
@@ -50,5 +53,15 @@ def check(config: dict[str, Any]) -> None:
     if "temperature" not in estimator:
         raise UserError(
             f"schedule={schedule['name']} anneals a temperature, but estimator={estimator['name']} has none; "
-            "use schedule=constant, or name those to anneal in schedule.only=[...]"
+            f"use {INSTEAD}"
         )
+
+
+def nothing_to_anneal(config: dict[str, Any]) -> str:
+    """The sentence for a schedule whose estimator has a temperature that cannot be set."""
+    name, learns = config["estimator"]["name"], config["estimator"].get("learn")
+    what = "learned" if learns else "no buffer `temperature` of it, which could be set"
+    return (
+        f"schedule={config['schedule']['name']} anneals a temperature, but that of estimator={name} is {what}, so "
+        f"nothing would change; use {'estimator.learn=false, ' if learns else ''}{INSTEAD}"
+    )

@@ -14,6 +14,7 @@ from training.devices import largest_pack, worker_count
 from training.errors import UserError
 from training.pack import fingerprint
 from training.pack.memory import rehearse
+from training.replicas import schedules
 
 BUSY = "being trained by another process"
 PASSED = "trained further in this sweep, and not kept as it was at this step; choose another sweep=NAME"
@@ -136,7 +137,8 @@ def rehearse_all(runs: Sequence[RunPlan]) -> None:
     """
     rehearsed = set()
     for run in runs:
-        key = tuple(str(run.config[group]) for group in ("estimator", "task", "data"))
+        parts = (str(run.config[group]) for group in ("estimator", "task", "data"))
+        key = (*parts, schedules.anneals(run.config))
         if key not in rehearsed:
             rehearsed.add(key)
             try:
