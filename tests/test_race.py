@@ -340,6 +340,25 @@ def test_cells_are_all_but_what_is_raced_over_and_the_seed(raced):
     assert len(rungs_of(raced("race.over=[optimizer,estimator]", "estimator=nvil,reinmax")).cells) == 1
 
 
+def test_another_metric_decides_if_it_is_asked_for(tmp_path):
+    """Of three settings the bound says 1, the accuracy 2, and the cross-entropy, of which less is better, 3."""
+    place = {"runs_dir": str(tmp_path.parent), "sweep": tmp_path.name}
+    runs = [RunPlan({**make_config(optimizer__lr=lr), **place}) for lr in (1.0, 2.0, 3.0)]
+    for run in runs:
+        lr = run.config["optimizer"]["lr"]
+        row = {"valid_accuracy": -abs(lr - 2.0), "valid_cross_entropy": abs(lr - 3.0)}
+        write_run(tmp_path, run.config, valid=-lr, row=lambda step, row=row: row)
+        told = records.files.read_json(run.path / records.FACTS)
+        told["primary"] = {"metric": "bound", "higher_is_better": True}
+        records.write_atomically(run.path / records.FACTS, json.dumps(told).encode())
+        seal_again(run.path)
+    for by, best in (("", 1.0), ("accuracy", 2.0), ("-cross_entropy", 3.0)):
+        (line,) = Rungs(Race((500,), (0.34,), (1,), ("optimizer",), by), runs).eliminate()
+        assert f"1 of 3 settings go on: optimizer.lr={best} (" in line
+    with pytest.raises(UserError, match="race.by=speed: the task measures accuracy, bound, .*cross_entropy"):
+        Rungs(Race((500,), (0.34,), (1,), ("optimizer",), "speed"), runs).eliminate()
+
+
 def test_a_finished_run_that_lost_stays_finished(tmp_path):
     place = {"runs_dir": str(tmp_path.parent), "sweep": tmp_path.name}
     runs = [RunPlan({**make_config(optimizer__lr=lr), **place}) for lr in (1.0, 2.0)]

@@ -339,10 +339,11 @@ class RunRecord:
         os.replace(self.path / REPLAYED, self.path / BASKET)
         self.finish({**result, "basket": options})
 
-    def validation(self) -> dict[int, float]:
+    def validation(self, metric: str = "") -> dict[int, float]:
         """The primary metric on validation by step, negated if lower is better; NaN where it was not finite.
 
-        Raises :class:`DamagedRecord`, also for a record that does not say what its primary metric is.
+        Or another ``metric``, negated if ``-`` stands before it. Raises ``KeyError``, with what is measured, if that is
+        not, and :class:`DamagedRecord`, also for a record that does not say what its primary metric is.
         """
         rows = read_metrics(self.path / METRICS)
         if not rows:
@@ -352,6 +353,11 @@ class RunRecord:
             name, sign = f"valid_{primary['metric']}", 1.0 if primary["higher_is_better"] else -1.0
         except (FileNotFoundError, KeyError, TypeError):
             raise DamagedRecord(f"{self.path / FACTS}: does not say what the primary metric is") from None
+        if metric:
+            name, sign = f"valid_{metric.removeprefix('-')}", -1.0 if metric.startswith("-") else 1.0
+            measured = sorted({key for row in rows for key in row if key.startswith("valid_")})
+            if measured and name not in measured:
+                raise KeyError(", ".join(key.removeprefix("valid_") for key in measured))
         return {row["step"]: float("nan") if row[name] is None else sign * row[name] for row in rows if name in row}
 
     def eliminate(self, rung: int) -> None:

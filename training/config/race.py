@@ -32,6 +32,7 @@ class Race:
     keep: tuple[float, ...]
     seeds: tuple[int, ...]
     over: tuple[str, ...]
+    by: str = ""
 
     def __iter__(self) -> Iterator[tuple[int, float, int]]:
         """``(steps, share that goes on, seeds)`` of each rung."""
@@ -147,7 +148,9 @@ def race_of(config: Config) -> Race | None:
             raise UserError(f"race.{name}={given} must have one number, or one for each of race.rungs={rungs}")
     if parts["seeds"] != sorted(parts["seeds"]):
         raise UserError(f"race.seeds={parts['seeds']} must not fall from rung to rung")
-    return Race(tuple(rungs), tuple(parts["keep"]), tuple(parts["seeds"]), tuple(options["over"]))
+    return Race(
+        tuple(rungs), tuple(parts["keep"]), tuple(parts["seeds"]), tuple(options["over"]), options.get("by", "")
+    )
 
 
 def cells(race: Race, runs: Sequence[RunPlan]) -> list[dict[str, list[RunPlan]]]:

@@ -46,7 +46,8 @@ class Rungs:
 
     def missing(self) -> list[RunPlan]:
         """The runs that are to be trained next, each to its cell's rung or to its end; none if the race is over."""
-        return [run for run in self.asked() if (_value(run, run.until) is None if run.until else not run.is_over())]
+        asked = self.asked()
+        return [run for run in asked if (self._value(run, run.until) is None if run.until else not run.is_over())]
 
     def eliminate(self) -> list[str]:
         """End the runs of settings that lost, and say in a line per cell and rung how it went."""
@@ -96,7 +97,10 @@ class Rungs:
         return legs(self.race, len(cell), len(own), own[0].config["steps"])
 
     def _stage(self, cell: Cell) -> Stage[RunPlan]:
-        return stage(self.race, cell, _value, self.seeds)
+        return stage(self.race, cell, self._value, self.seeds)
+
+    def _value(self, run: RunPlan, step: int) -> float | None:
+        return _value(run, step, self.race.by)
 
 
 def _lines(label: str, cell: Cell, where: Stage[RunPlan]) -> Iterator[str]:
@@ -159,13 +163,20 @@ def _of(count: int, word: str) -> str:
     return f"{count} {word}" + ("" if count == 1 else "s")
 
 
-def _value(run: RunPlan, step: int) -> float | None:
-    """The run's primary metric on validation at ``step``, higher is better; NaN if it diverged, ``None`` before."""
+def _value(run: RunPlan, step: int, by: str) -> float | None:
+    """``by`` on validation at ``step``, or the run's primary metric, higher is better; NaN if it diverged, ``None``
+    before.
+
+    Raises:
+        UserError: if what is measured on validation is not ``by``.
+    """
     record = run.record
     try:
-        result, values = record.result(), record.validation()
+        result, values = record.result(), record.validation(by)
     except DamagedRecord:
         return None
+    except KeyError as error:
+        raise UserError(f"race.by={by}: the task measures {error.args[0]} on validation, and not that") from None
     if step in values:
         return values[step]
     return math.nan if result and result["status"] == "diverged" else None
