@@ -105,6 +105,7 @@ def test_a_budget_comes_between_the_experiment_and_the_command_line(monkeypatch,
     assert planned("task=sbn_bernoulli", "steps=1") == 1 * 6 * 5
     assert planned("budget=small", "task=vae_bernoulli") == 1 * 3
     assert planned("budget=small", "task=vae_bernoulli", "replicas=2", "optimizer=sgd", "optimizer.momentum=0.5") == 2
+    assert planned("budget=cpu", "race=none", "task=vae_bernoulli") == 4 * 3  # the grid of a budget that races
     code = call(monkeypatch, *common, "budget=tiny")
     assert code == "error: budget=tiny: choose one of those that the experiment has (full, medium, cpu, small)"
     code = call(monkeypatch, "budget=small", f"runs_dir={tmp_path}")

@@ -132,4 +132,5 @@ def test_every_layout_is_whole_and_named_as_its_sweep():
     several = layouts.layouts()["gumbel_rao_table"].columns
     assert [place.label for place in several][:2] == ["batch 20, binary", "batch 20, 4-ary"]
     assert several[1].values == {"batch_size": "20", "task.categories": "4"}
-    assert [layout.name for layout in layouts.of_sweeps(["demo", "jang_table1", "jang_table1"])] == ["jang_table1"]
+    sweeps = ["demo", "jang_table1", "jang_table1_cpu", "mine_arm_tables", "rebar_table1_my_budget"]
+    assert [layout.name for layout in layouts.of_sweeps(sweeps)] == ["jang_table1", "rebar_table1"]

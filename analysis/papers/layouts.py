@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.papers import own
 from analysis.papers.published import differences, published
 from analysis.statistics.intervals import interval
 from analysis.statistics.settings import as_text
@@ -227,5 +228,7 @@ def write(layout: Layout, frame: pd.DataFrame, output: Path) -> list[Path]:
 
 
 def of_sweeps(sweeps: Sequence[str]) -> list[Layout]:
-    """The layouts of the experiments that wrote ``sweeps``: an experiment's sweep has its name."""
-    return [layouts()[name] for name in dict.fromkeys(sweeps) if name in layouts()]
+    """The layouts of the experiments that wrote ``sweeps``, each once (see :func:`analysis.papers.own.names`)."""
+    known = layouts()
+    found = (next((name for name in own.names(sweep) if name in known), None) for sweep in sweeps)
+    return [known[name] for name in dict.fromkeys(found) if name is not None]

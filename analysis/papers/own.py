@@ -1,4 +1,4 @@
-"""The papers' own figures: the ``draw`` of the module that has an experiment's name."""
+"""Which experiment wrote a sweep, and the papers' own figures: the ``draw`` of the module that has its name."""
 
 from __future__ import annotations
 
@@ -16,10 +16,19 @@ Draw: TypeAlias = Callable[[pd.DataFrame, Path], list[Path]]
 
 
 def of_sweeps(sweeps: Iterable[str]) -> dict[str, Draw]:
-    """``draw`` of the experiments that wrote ``sweeps``, by name: an experiment's sweep has its name."""
+    """``draw`` of the experiments that wrote ``sweeps``, by the sweep's name (see :func:`names`)."""
     found = {}
-    for name in dict.fromkeys(sweeps):
-        module = f"{papers.__name__}.{name}"
-        if name.isidentifier() and find_spec(module) and hasattr(import_module(module), "draw"):
-            found[name] = import_module(module).draw
+    for sweep in dict.fromkeys(sweeps):
+        for name in names(sweep):
+            module = f"{papers.__name__}.{name}"
+            if name.isidentifier() and find_spec(module) and hasattr(import_module(module), "draw"):
+                found[sweep] = import_module(module).draw
+                break
     return found
+
+
+def names(sweep: str) -> list[str]:
+    """What the experiment that wrote ``sweep`` may be called, the most likely first: a sweep has its experiment's name,
+    with that of a budget behind it (``jang_table1_cpu``)."""
+    parts = sweep.split("_")
+    return ["_".join(parts[:count]) for count in range(len(parts), 0, -1)]

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from training.config import of_one, schema
+from training.config.command import check_choice
 from training.config.plan import Config, RunPlan, replicated
 from training.errors import UserError, did_you_mean
 
@@ -47,7 +48,8 @@ def runs_of_experiment(arguments: Sequence[str], master: DictConfig, loader: Any
     """As :func:`runs_of`, after what the experiment in ``master`` sweeps over and what its ``budget`` changes.
 
     An experiment's ``cases`` are options that belong together, in groups: one case of each group makes a sweep, and the
-    experiment is the union of these sweeps. A budget may have cases of its own.
+    experiment is the union of these sweeps. A budget may have cases of its own, and its runs lie in a folder of their
+    own, the experiment's ``sweep`` and ``_BUDGET``, unless the command line says ``sweep=``.
 
     Raises:
         UserError: for a budget that the experiment does not have; see :func:`join`.
@@ -61,10 +63,14 @@ def runs_of_experiment(arguments: Sequence[str], master: DictConfig, loader: Any
         )
     compose = _Composer(master, loader)
     changes = dict(budgets[budget])
+    if budget != "full" and "sweep" not in {argument.lstrip("+").partition("=")[0] for argument in arguments}:
+        changes = {"sweep": f"{master.sweep}_{budget}", **changes}  # what differs in its protocol lies apart
     groups = changes.pop("cases", sweeper.cases) or {}
     runs: dict[str, RunPlan] = {}
     for cases in itertools.product(*(group.values() for group in groups.values())):
         options = {**params, **{key: value for case in cases for key, value in case.items()}, **changes}
+        if "race=none" in arguments:  # all of a raced budget's settings: its rungs are of no race
+            options = {key: value for key, value in options.items() if not key.startswith("race.")}
         own = [f"{key}={'null' if value is None else value}" for key, value in options.items()]
         join(runs, runs_of([*own, *arguments], master, loader, compose))
     compose.of_one.check(arguments)
@@ -154,6 +160,7 @@ def _choices(overrides: Iterable[Override]) -> list[list[tuple[Override, str]]]:
     parser = OverridesParser.create()
     by_key: dict[str, list[tuple[Override, str]]] = {}
     for override in overrides:
+        check_choice(override)
         key, line = override.get_key_element(), override.input_line
         if not override.is_sweep_override():
             by_key[key] = [(override, line or f"{key}={override.get_value_element_as_str()}")]

@@ -241,6 +241,8 @@ class Halving:
     of those at a rung that goes on, to the nearest whole number, at least one. ``seeds``: how many of a setting's seeds
     run to a rung; the settings that are left in the end have all. One number in ``keep`` or ``seeds`` is for all rungs.
     ``over``: the options, or groups of them, that make a setting; all else that trains, but the seed, makes a cell.
+    ``by``: the metric of validation that is compared, higher is better, or with ``-`` before it lower; empty: the one
+    that the task is judged by.
     """
 
     name: str = "halving"
@@ -248,6 +250,7 @@ class Halving:
     keep: list[float] = field(default_factory=lambda: [1 / 3], metadata={"range": "(0, 1]"})
     seeds: list[int] = field(default_factory=lambda: [1], metadata={"range": "[1, inf)"})
     over: list[str] = field(default_factory=lambda: ["optimizer"])
+    by: str = ""
 
 
 @dataclass
@@ -266,10 +269,11 @@ class Config:
     ``test_samples``: on test images.
 
     ``checkpoint_seconds``: between checkpoints. ``runs_dir``: the folder of all sweeps. ``sweep``: the folder of this
-    one in it. ``budget``: a smaller form of an experiment that it has a name for, such as ``small``. ``source``: whose
-    published numbers stand beside the run's, a key of ``analysis/papers/published.json``; empty: nobody's. ``tune``:
-    options, or groups of them, of which the analysis chooses a value on validation, whatever it does by default
-    (:mod:`analysis.statistics.settings`). ``compare``: those of which it shows each value in a row.
+    one in it. ``budget``: a smaller form of an experiment that it has a name for, such as ``small``, which stands
+    behind that of the folder, too, unless ``sweep`` is given. ``source``: whose published numbers stand beside the
+    run's, a key of ``analysis/papers/published.json``; empty: nobody's. ``tune``: options, or groups of them, of which
+    the analysis chooses a value on validation, whatever it does by default (:mod:`analysis.statistics.settings`).
+    ``compare``: those of which it shows each value in a row.
 
     ``device``: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``. ``threads``: of a process on the CPU. ``allow_tf32``: matrix
     products of ten bits on a GPU. ``compile``: the step by ``torch.compile``, ``true`` or ``false``; ``auto``: if it
