@@ -350,10 +350,10 @@ def examples(method: type[Estimator], name: str | None = None) -> list[Subject]:
 
 def _arguments(method: type[Estimator], options: Mapping[str, Any]) -> dict[str, Any]:
     """All named arguments of the constructor, with its defaults where ``options`` has none, as JSON has them."""
-    bound = inspect.signature(method).bind(**options)
-    bound.apply_defaults()
+    taken = inspect.signature(method).parameters
+    whole = {name: own.default for name, own in taken.items() if own.default is not own.empty} | dict(options)
     plain = (bool, int, float, str, type(None))
-    return {name: value for name, value in bound.arguments.items() if isinstance(value, plain)}
+    return {name: value for name, value in whole.items() if isinstance(value, plain)}
 
 
 def _make(method: type[Estimator], variant: str, categories: int, **options: Any) -> Estimator:
