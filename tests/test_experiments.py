@@ -67,6 +67,12 @@ def test_an_experiment_is_planned_as_a_whole(name, budget):
         assert {run.key for run in runs}.isdisjoint(run.key for run in full)
 
 
+def test_the_runs_of_a_budget_lie_where_the_command_says():
+    runs = runs_of_command("python train.py -m +experiment=arms budget=small sweep=mine")
+    assert {run.config["sweep"] for run in runs} == {"mine"}
+    assert {run.name for run in runs} == {run.name for run in runs_of("arms", "small")}
+
+
 def test_the_forms_of_all_estimators_are_certified():
     """But Gumbel-Rao with more inner draws, which has the same mean."""
     certified, others = leaderboard.certified(ROOT / leaderboard.RESULTS), set()
