@@ -22,12 +22,11 @@ import pandas as pd
 from analysis import output
 from analysis.figures.style import look
 from analysis.papers import reference
-from analysis.papers.published import published
 from analysis.records import files
 from analysis.records.files import write_atomically
 from analysis.statistics import certificates, variance
 from analysis.statistics.settings import as_text, labelled
-from analysis.statistics.summary import COMPARISON
+from analysis.statistics.summary import COMPARISON, published_bound
 from analysis.tables import summary, table
 from analysis.tables.table import NONE, Cell, Marked, Table
 
@@ -46,6 +45,8 @@ overlaps the interval of the best: the two are not told apart. Results of differ
 stand in different tables.
 
 - `place`: by the mean.
+- `setting`: what was chosen on validation, and of how many; raced: those that lost were not trained to the end. The
+  seeds that chose are among those that are reported.
 - `loss evaluations per step`: forward passes of the loss per example and training step.
 - `variance`, `bias`: of the encoder's gradient at the end of training, from the runs' basket, relative to the squared
   norm and to the norm of the reference gradient ([how](../variance.md)). `variance x evaluations` is the number of loss
@@ -61,11 +62,12 @@ stand in different tables.
 def entries(folder: Path) -> Iterator[dict[str, Any]]:
     """The entries with a result of every ``reference.json`` below ``folder``, with ``source``: the name of its folder.
 
-    Raises ``ValueError``, with one sentence, for a file that cannot be read or was changed after it was written.
+    Raises ``ValueError``, with one sentence, for a file that cannot be read, has no seal, or was changed after it was
+    written.
     """
     for file in sorted(folder.rglob(reference.FILE)):
         source = file.parent.relative_to(folder).as_posix()
-        for entry in reference.read(file.parent):
+        for entry in reference.read(file.parent, sealed=True):
             if entry["n"]:  # somebody finished
                 yield {**entry, "source": source}
 
@@ -81,11 +83,17 @@ def protocol(entry: Mapping[str, Any]) -> str:
 def certified(folder: Path) -> dict[str, str]:
     """What a certificate says of each estimator, by name: unbiased, or its largest relative bias and where.
 
-    An entry's estimator has the name of its folder.
+    An entry's estimator has the name of its folder. Raises ``ValueError`` for a file that is no certificate.
     """
     found = {}
     for file in sorted(file for pattern in CERTIFICATES for file in folder.glob(pattern)):
-        rows = certificates.frame(files.read_json(file))
+        report = files.read_json(file)
+        try:
+            rows = certificates.frame(report)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file}: no certificate ({type(error).__name__}: {error})") from None
+        if rows.empty:  # measuring it failed
+            continue
         names = rows["method"] if file.name == "certificates.json" else file.parent.name
         for name, own in rows[rows["temperature"].isna()].assign(name=names).groupby("name"):
             found[str(name)] = _certificate(own)
@@ -116,13 +124,12 @@ def boards(folder: Path) -> list[Table]:
 
 
 def _row(entry: Mapping[str, Any], certificate: Mapping[str, str]) -> dict[str, Any]:
-    config = {**entry["config"], "source": entry["config"].get("source", None)}
-    theirs = None
-    if entry["metric"] == "bound":
-        theirs = published(entry["task"], entry["data"], entry["estimator"], config)
+    theirs = published_bound(entry, entry["config"], entry["metric"], entry["protocol"].get("likelihood"))
     gradient, seconds = entry.get("gradient") or {}, entry.get("wall_seconds")
     device = ", ".join(entry.get("device", []))
-    setting = entry.get("setting") or ""
+    setting = (entry.get("setting") or "").removesuffix(" (chosen)")
+    if entry["settings"] > 1:
+        setting += f" (best of {entry['settings']}{', raced' if entry.get('raced') else ''})"
     return {
         **{name: entry[name] for name in (*COMPARISON, "estimator", "variant", "metric", "interval", "n")},
         **{name: math.nan if entry[name] is None else entry[name] for name in ("mean", "low", "high")},
@@ -137,7 +144,7 @@ def _row(entry: Mapping[str, Any], certificate: Mapping[str, str]) -> dict[str, 
         "work": gradient["relative_variance"] * gradient["evaluations"] if gradient else None,
         "certificate": certificate.get(entry["estimator"], "none"),
         "seconds": NONE if seconds is None else f"{seconds:.0f} ({device})",
-        "setting": setting.removesuffix(" (chosen)"),
+        "setting": setting.strip(),
         "settings": entry["settings"],
         "from": f"{entry['source']}, by {entry['by']}" if entry.get("by") else entry["source"],
     }
