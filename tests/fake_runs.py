@@ -98,6 +98,8 @@ def write_run(
         result = {"status": status, "step": last, "protocol": {**PROTOCOL, **(protocol or {})}}
         result |= {"wall_seconds": 1.0, "diverged_at": last if status == "diverged" else None}
         record.finish({**result, **facts_of_result})
+    elif status == "eliminated":
+        record.eliminate(last)
     elif status == "failed":
         record.status("failed", error="Traceback ...\nRuntimeError: out of memory")
     record.claim.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,8 @@ def result(name, arguments, unbiased=True, bias=0.0, temperatures=(), **declared
     }
 
 
-MUPROP = {"context_features": 3, "centring": True, "variance_normalisation": False, "hidden": 100, "replicas": None}
+MUPROP = {"context_features": 3, "centring": True, "input_dependent": False, "variance_normalisation": False}
+MUPROP |= {"hidden": 100, "decay": 0.8, "replicas": None}
 CERTIFIED = [
     result("MuProp", MUPROP),
     result("MuProp scaled", MUPROP | {"variance_normalisation": True}, False, rescales=True),
@@ -146,6 +148,60 @@ def test_every_committed_result_is_of_a_certified_form():
     for entry in leaderboard.entries(ROOT / leaderboard.RESULTS):
         said = leaderboard._certificate(entry, certified)
         assert said != "none" and not said.startswith("default form"), (entry["estimator"], entry["source"])
+
+
+def test_a_result_without_its_seal_is_not_ranked(tmp_path):
+    """What removes the seal may have changed the number."""
+    file = kept(tmp_path / "results", "ours", {"nvil": (110.0, 110.2)})
+    content = json.loads(file.read_text())
+    del content["sha256"]
+    file.write_text(json.dumps(content))
+    assert reference.read(file.parent)[0]["mean"] == pytest.approx(110.1)
+    with pytest.raises(ValueError, match="has no seal"):
+        leaderboard.write(tmp_path / "results")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"estimators": [{}]}', '{"estimators": 1}', "no"])
+def test_what_is_no_certificate_is_a_sentence(tmp_path, content, capsys):
+    file = kept(tmp_path / "results", "ours", {"nvil": (110.0, 110.2)}).parent / "certificate.json"
+    file.write_text(content)
+    assert leaderboard.main([str(tmp_path / "results")]) == 2
+    assert capsys.readouterr().err.startswith(f"{file}: ")
+
+
+def test_the_published_number_is_of_the_source_that_the_runs_name(tmp_path):
+    net = {"task__latents": 200, "task__categories": 2, "task__layers": 1, "task__square_hidden": 0}
+    for source in ("jang2017", "gu2016", ""):
+        kept(tmp_path / "results", source or "nobody", {"nvil": (113.0, 113.2)}, source=source, **net)
+    (board,) = leaderboard.boards(tmp_path / "results")
+    shown = {str(row[-1]): str(row[board.header.index("difference to published")]) for row in board.rows}
+    assert shown == {"jang2017": "+0.9 (112.2)", "gu2016": "\N{MINUS SIGN}0.4 (113.5)", "nobody": "-"}
+
+
+def test_no_published_probability_stands_beside_a_density(tmp_path):
+    net = {"task__latents": 200, "task__categories": 2, "task__layers": 1, "task__square_hidden": 0}
+    runs = tmp_path / "runs" / "ours"
+    for likelihood in ("bernoulli", "continuous_bernoulli"):
+        config = make_config("nvil", seed=len(likelihood), **net)
+        write_run(runs, config, test=-113.0, steps=2, protocol={"likelihood": likelihood})
+        reference.write(load(runs), tmp_path / "results" / likelihood)
+        shutil.rmtree(runs)
+    shown = [board.numbers["published"].iloc[0] for board in leaderboard.boards(tmp_path / "results")]  # type: ignore[index]
+    assert sorted(map(str, shown)) == ["112.2", "nan"]
+
+
+def test_a_row_says_of_how_many_settings_it_was_raced(tmp_path):
+    runs, race = tmp_path / "runs", {"name": "halving", "rungs": [500], "over": ["optimizer"]}
+    for name, options in (("raced", {"race": race}), ("full", {})):
+        for rate, status in ((0.1, "finished"), (0.2, "eliminated" if options else "finished")):
+            config = make_config("nvil", optimizer__lr=rate, **options)
+            write_run(runs / name, config, test=-110.0 - rate, valid=-110.0 - rate, steps=2, status=status)
+        reference.write(load(runs / name), tmp_path / "results" / name)
+    (board,) = leaderboard.boards(tmp_path / "results")
+    assert {str(row[-2]) for row in board.rows} == {
+        "optimizer.lr=0.1 (best of 2)",
+        "optimizer.lr=0.1 (best of 2, raced)",
+    }
 
 
 def test_no_results_are_a_sentence(tmp_path, capsys):

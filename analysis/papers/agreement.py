@@ -19,11 +19,11 @@ from typing import Any
 from analysis import output
 from analysis.figures.style import look
 from analysis.papers import leaderboard
-from analysis.papers.published import Published, published
+from analysis.papers.published import Published
 from analysis.records.files import write_atomically
 from analysis.statistics.intervals import interval
 from analysis.statistics.settings import as_text
-from analysis.statistics.summary import CELL, COMPARISON
+from analysis.statistics.summary import CELL, COMPARISON, published_bound
 from analysis.tables.summary import signed
 from analysis.tables.table import NONE, Table, fixed, to_markdown
 
@@ -136,7 +136,7 @@ def _difference(entry: Entry, base: Entry) -> str:
 
 
 def _published(entry: Entry) -> Published | None:
-    return published(entry["task"], entry["data"], entry["estimator"], {"source": None, **entry["config"]})
+    return published_bound(entry, entry["config"], entry["metric"], entry["protocol"].get("likelihood"))
 
 
 def _key(entry: Entry) -> Key:

@@ -22,13 +22,12 @@ import pandas as pd
 from analysis import output
 from analysis.figures.style import look
 from analysis.papers import reference
-from analysis.papers.published import published
 from analysis.records import files
 from analysis.records.files import write_atomically
 from analysis.statistics import variance
 from analysis.statistics.forms import Form, certificate, forms
 from analysis.statistics.settings import as_text, labelled
-from analysis.statistics.summary import COMPARISON
+from analysis.statistics.summary import COMPARISON, published_bound
 from analysis.tables import summary, table
 from analysis.tables.table import NONE, Cell, Marked, Table
 
@@ -49,6 +48,8 @@ overlaps the interval of the best: the two are not told apart. Results of differ
 stand in different tables.
 
 - `place`: by the mean.
+- `setting`: what was chosen on validation, and of how many; raced: those that lost were not trained to the end. The
+  seeds that chose are among those that are reported.
 - `loss evaluations per step`: forward passes of the loss per example and training step.
 - `variance`, `bias`: of the encoder's gradient at the end of training, from the runs' basket, relative to the squared
   norm and to the norm of the reference gradient ([how](../variance.md)). `variance x evaluations` is the number of loss
@@ -68,13 +69,14 @@ def entries(folder: Path) -> Iterator[dict[str, Any]]:
 
     Those below ``folder/studies`` are left out.
 
-    Raises ``ValueError``, with one sentence, for a file that cannot be read or was changed after it was written.
+    Raises ``ValueError``, with one sentence, for a file that cannot be read, has no seal, or was changed after it was
+    written.
     """
     for file in sorted(folder.rglob(reference.FILE)):
         source = file.parent.relative_to(folder).as_posix()
         if source.startswith(f"{STUDIES}/"):
             continue
-        for entry in reference.read(file.parent):
+        for entry in reference.read(file.parent, sealed=True):
             if entry["n"]:  # somebody finished
                 yield {**entry, "source": source}
 
@@ -88,10 +90,17 @@ def protocol(entry: Mapping[str, Any]) -> str:
 
 
 def certified(folder: Path) -> dict[str, list[Form]]:
-    """The certified forms of each method, by its class in the library, or by an entry's folder for one of its own."""
+    """The certified forms of each method, by its class in the library, or by an entry's folder for one of its own.
+
+    Raises ``ValueError`` for a file that is no certificate.
+    """
     found: dict[str, list[Form]] = {}
     for file in sorted(file for pattern in CERTIFICATES for file in folder.glob(pattern)):
-        for form in forms(files.read_json(file)):
+        try:
+            measured = list(forms(files.read_json(file)))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file}: no certificate ({type(error).__name__}: {error})") from None
+        for form in measured:
             own = file.parent.name if file.name == "certificate.json" else f"estimators.{form.name.split()[0]}"
             found.setdefault(own, []).append(form)
     return found
@@ -118,13 +127,12 @@ def boards(folder: Path) -> list[Table]:
 
 
 def _row(entry: Mapping[str, Any], found: Mapping[str, list[Form]]) -> dict[str, Any]:
-    config = {**entry["config"], "source": entry["config"].get("source", None)}
-    theirs = None
-    if entry["metric"] == "bound":
-        theirs = published(entry["task"], entry["data"], entry["estimator"], config)
+    theirs = published_bound(entry, entry["config"], entry["metric"], entry["protocol"].get("likelihood"))
     gradient, seconds = entry.get("gradient") or {}, entry.get("wall_seconds")
     device = ", ".join(entry.get("device", []))
-    setting = entry.get("setting") or ""
+    setting = (entry.get("setting") or "").removesuffix(" (chosen)")
+    if entry["settings"] > 1:
+        setting += f" (best of {entry['settings']}{', raced' if entry.get('raced') else ''})"
     return {
         **{name: entry[name] for name in (*COMPARISON, "estimator", "variant", "metric", "interval", "n")},
         **{name: math.nan if entry[name] is None else entry[name] for name in ("mean", "low", "high")},
@@ -139,7 +147,7 @@ def _row(entry: Mapping[str, Any], found: Mapping[str, list[Form]]) -> dict[str,
         "work": gradient["relative_variance"] * gradient["evaluations"] if gradient else None,
         "certificate": _certificate(entry, found),
         "seconds": NONE if seconds is None else f"{seconds:.0f} ({device})",
-        "setting": setting.removesuffix(" (chosen)"),
+        "setting": setting.strip(),
         "settings": entry["settings"],
         "from": f"{entry['source']}, by {entry['by']}" if entry.get("by") else entry["source"],
     }

@@ -26,8 +26,9 @@ from analysis.tables import trained
 FILE, SEAL = "reference.json", "sha256"
 FORMAT = 1
 BUDGET = ("steps", "batch_size", "optimizer")
-SUMMARY = ["metric", "mean", "low", "high", "interval", "n", "diverged", "failed", "unfinished", "valid"]
-SUMMARY += ["setting", "settings", "tuned", "negated", *SOFT]
+NUMBERS = ["mean", "low", "high", "interval", "n"]
+SUMMARY = ["metric", *NUMBERS, "diverged", "failed", "unfinished", "valid"]
+SUMMARY += ["setting", "settings", "tuned", "raced", "negated", *SOFT]
 GRADIENT = ["step", "runs", "evaluations", "unbiased", "relative_variance", "relative_low", "relative_high"]
 GRADIENT += ["bias", "bias_low", "bias_high"]
 OWN = "own"
@@ -71,7 +72,7 @@ def _details(kept: pd.DataFrame, roles: Mapping[str, str]) -> dict[str, Any]:
         name: value
         for name, value in constant.items()
         if roles.get(name) in ("trains", "lasts", "evaluates", "watches") and name not in ("seed", *CELL)
-    }
+    } | {name: constant[name] for name in ("source",) if name in constant}
     seconds = finished["wall_seconds"].dropna().tolist() if "wall_seconds" in finished else []
     known = [name for name in ("device", "commit", "pack_replicas") if name in of_all]
     return {
@@ -113,23 +114,27 @@ def _plain(value: Any) -> Any:
     return None if as_text(value) == "none" or (isinstance(value, float) and not np.isfinite(value)) else value
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
+def read(folder: Path, sealed: bool = False) -> list[dict[str, Any]]:
     """The entries of ``folder/reference.json``, with options that are younger than it at their defaults.
 
-    Raises ``ValueError``, with one sentence, if it cannot be read, or is not what was sealed when it was written (older
-    code did not seal it).
+    Raises ``ValueError``, with one sentence, if it cannot be read, or is not what was sealed when it was written; older
+    code did not seal it, which is refused if it is to be ``sealed``.
     """
     file = folder / FILE if folder.is_dir() else folder
     try:
         content = files.read_json(file)
         if SEAL in content and content[SEAL] != seals.of_content({k: v for k, v in content.items() if k != SEAL}):
             raise ValueError(f"{file}: was changed after it was written")
+        if sealed and SEAL not in content:
+            raise ValueError(
+                f"{file}: has no seal ({SEAL}); python -m analysis RUNS --write-reference writes it with one"
+            )
         if content["format"] != FORMAT:
             raise ValueError(f"{file}: has format {content['format']}, this code reads {FORMAT}")
         entries: list[dict[str, Any]] = content["entries"]
         for entry in entries:
             entry.setdefault("variant", "")
-            missing = {*CELL, "metric", "seeds", "protocol", "config", "settings"} - set(entry)
+            missing = {*CELL, *NUMBERS, "metric", "seeds", "protocol", "config", "settings"} - set(entry)
             if missing:
                 raise ValueError(f"{file}: an entry lacks {', '.join(sorted(missing))}")
             entry["config"] = _complete({name: entry[name] for name in CELL} | entry["config"])

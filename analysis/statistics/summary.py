@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.papers.published import differences, published
+from analysis.papers.published import Published, differences, published
 from analysis.statistics.intervals import interval, interval_name
 from analysis.statistics.settings import WITHIN, as_text, uses_of, with_settings
 
@@ -262,12 +263,22 @@ def _raced(runs: pd.DataFrame) -> str:
     return "; ".join(f"{over}, compared on validation at {rungs} steps" for over, rungs in texts)
 
 
+def published_bound(
+    cell: Mapping[str, Any], config: Mapping[str, Any], metric: Any, likelihood: Any
+) -> Published | None:
+    """The published bound to stand beside that of a ``cell``, whose runs have this ``config`` and primary ``metric``.
+
+    None stands beside another quantity: a metric that is no bound, or a density beside a probability.
+    """
+    if isinstance(metric, str) and metric != "bound":
+        return None
+    value = published(cell["task"], cell["data"], cell["estimator"], config)
+    differs = value and isinstance(likelihood, str) and value.settings.get("likelihood", "bernoulli") != likelihood
+    return None if differs else value
+
+
 def _published_number(row: dict[str, Any], agreed: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
-    is_bound = agreed.get("metric") != "pseudo_bound"
-    value = published(row["task"], row["data"], row["estimator"], run) if is_bound else None
-    likelihood = agreed.get("protocol.likelihood")
-    if value and isinstance(likelihood, str) and value.settings.get("likelihood", "bernoulli") != likelihood:
-        value = None  # a density and a probability are different quantities
+    value = published_bound(row, run, agreed.get("metric"), agreed.get("protocol.likelihood"))
     if value is None:
         nothing = dict.fromkeys(("published_source", "published_differences", "published_note"))
         return {"published": np.nan, "difference": np.nan, **nothing}
