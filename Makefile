@@ -15,7 +15,7 @@ demo: setup ## train 24 runs on 8x8 digits, then print the table, figures and an
 
 test: setup ## run all tests (those on real images when DATA_DIR is set): a quarter of an hour on two cores
 	@echo "All tests: about 15 minutes on two cores. Why one was skipped stands at the end."
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q -rs --durations=10
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q -rs --durations=10
 
 setup: $(VENV)/.ready
 

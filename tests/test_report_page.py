@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import time
@@ -446,9 +445,8 @@ def test_cold_samples_follow_the_categorical_and_hot_ones_do_not(page):
 
 
 @pytest.mark.slow
-def test_three_hundred_runs(browser, tmp_path, monkeypatch):
+def test_three_hundred_runs(browser, tmp_path):
     """Written in 20 s and opened in at most 2 s of processor time: other work on the machine does not count."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # the records need not survive a power cut
     for number in range(300):
         name, lr = ("gumbel_softmax", "nvil", "rloo", "reinmax", "arm")[number % 5], 10 ** -(2 + number // 5 % 6)
         write_run(tmp_path / "sweep", make_config(name, seed=number // 30, optimizer__lr=lr, steps=5000), steps=500)
