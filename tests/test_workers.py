@@ -27,6 +27,9 @@ from training.sweep.run import ANSWER, run_sweep
 
 ROOT = Path(__file__).parents[1]
 LONG = ["steps=4000", "evaluate_every=200", "checkpoint_seconds=0.1"]
+"""Seconds, in which another process can act."""
+SHORT = ["steps=1000", "evaluate_every=100", "checkpoint_seconds=0.1"]
+"""For what happens at a certain step."""
 
 
 def plans(runs_dir, *overrides, **settings):
@@ -65,12 +68,21 @@ def workers_of(process):
     return [int(line.split()[0]) for line in lines if "training.sweep.worker" in line]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def swept(folder, length):
     """A pack of two runs as it is when nothing happens."""
-    runs = plans(tmp_path_factory.mktemp("whole"), *LONG, "replicas=2")
+    runs = plans(folder, *length, "replicas=2")
     run_sweep(runs)
     return [metrics(plan) for plan in runs]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return swept(tmp_path_factory.mktemp("whole"), LONG)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    return swept(tmp_path_factory.mktemp("short"), SHORT)
 
 
 def test_a_worker_that_is_killed_is_replaced_and_its_runs_go_on(tmp_path, undisturbed):
@@ -156,8 +168,8 @@ def test_a_sweep_that_is_stopped_or_killed_goes_on_at_once(tmp_path, undisturbed
     assert [metrics(plan) for plan in runs] == undisturbed
 
 
-def test_a_solo_run_is_stopped_between_steps(tmp_path, undisturbed, monkeypatch):
-    runs = plans(tmp_path, *LONG, "replicas=2")
+def test_a_solo_run_is_stopped_between_steps(tmp_path, short, monkeypatch):
+    runs = plans(tmp_path, *SHORT, "replicas=2")
     step = Pack.train_step
 
     def stopping(self):
@@ -165,13 +177,13 @@ def test_a_solo_run_is_stopped_between_steps(tmp_path, undisturbed, monkeypatch)
             interrupt.ask()
         return step(self)
 
-    with interrupt.on_signals(), pytest.raises(Stopped, match="stopped at step 778 of 4000"):
+    with interrupt.on_signals(), pytest.raises(Stopped, match="stopped at step 778 of 1000"):
         monkeypatch.setattr(Pack, "train_step", stopping)
         run.train_runs(runs, lambda event: None, solo=True)
     monkeypatch.undo()
     assert torch.load(runs[1].path / records.CHECKPOINT, weights_only=True)["step"] == 778
     run.train_runs(runs, lambda event: None, solo=True)
-    assert [metrics(plan) for plan in runs] == undisturbed
+    assert [metrics(plan) for plan in runs] == short
 
 
 def same(ours, theirs):
@@ -181,20 +193,20 @@ def same(ours, theirs):
         assert a == pytest.approx(b, rel=1e-3)
 
 
-def test_runs_go_on_in_other_packs(tmp_path, undisturbed, monkeypatch):
+def test_runs_go_on_in_other_packs(tmp_path, short, monkeypatch):
     """Stopped together, resumed one after the other, each alone."""
-    runs = plans(tmp_path, *LONG, "replicas=2")
+    runs = plans(tmp_path, *SHORT, "replicas=2")
     step = Pack.train_step
 
     def stopping(self):
-        if self.step == 3333:
+        if self.step == 555:
             interrupt.ask()
         return step(self)
 
     with interrupt.on_signals(), monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(Pack, "train_step", stopping)
         run.train_runs(runs, lambda event: None)
-    for plan, whole in zip(runs, undisturbed, strict=True):
+    for plan, whole in zip(runs, short, strict=True):
         run.train_runs([plan], lambda event: None)
         same(metrics(plan), whole)
 
@@ -273,26 +285,26 @@ def test_two_sweeps_at_once_train_every_run_once(tmp_path):
 def test_a_run_that_another_machine_took_over_is_dropped(tmp_path, monkeypatch):
     """It writes no more, and its neighbour goes on."""
     monkeypatch.setattr(run, "HEARTBEAT_SECONDS", 0.06)
-    runs = plans(tmp_path, *LONG, "replicas=2")
+    runs = plans(tmp_path, *SHORT, "replicas=2")
     step = Pack.train_step
 
     def stolen(self):
         if self.step == 500:
             runs[0].record.claim.file.write_text("another/pid:[1] 1 1\n")
         if self.step > 500:
-            time.sleep(0.0002)
+            time.sleep(0.001)
         return step(self)
 
     monkeypatch.setattr(Pack, "train_step", stolen)
     run.train_runs(runs, lambda event: None)
     assert runs[0].record.outcome() is None and runs[1].record.outcome() == "finished"
-    assert rows(runs[0].path)[-1]["step"] < 4000
+    assert rows(runs[0].path)[-1]["step"] < 1000
     assert runs[0].record.claim.file.read_text() == "another/pid:[1] 1 1\n"
 
 
 @pytest.mark.parametrize("trouble", ["metrics", "metrics gone", "another run's", "other shapes"])
-def test_a_checkpoint_that_does_not_fit_starts_the_run_again(tmp_path, undisturbed, monkeypatch, trouble):
-    (plan, other) = plans(tmp_path, *LONG, "replicas=2")
+def test_a_checkpoint_that_does_not_fit_starts_the_run_again(tmp_path, short, monkeypatch, trouble):
+    (plan, other) = plans(tmp_path, *SHORT, "replicas=2")
     step = Pack.train_step
 
     def stopping(self):
@@ -316,7 +328,7 @@ def test_a_checkpoint_that_does_not_fit_starts_the_run_again(tmp_path, undisturb
         torch.save(state, plan.path / records.CHECKPOINT)
     events = []
     run.train_runs([plan], events.append)
-    same(metrics(plan), undisturbed[0])
+    same(metrics(plan), short[0])
     (message,) = [event["text"] for event in events if event["event"] == "message"]
     assert str(plan.path) in message and "again" in message
 
