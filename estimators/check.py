@@ -383,7 +383,9 @@ def user_class(name: str) -> type[Estimator]:
         is_one = isinstance(found, type) and issubclass(found, Estimator)
         built = _make(found, next(iter(found.examples())), 2) if is_one else found()
     except Exception as error:
-        raise UsageError(f"cannot build {name} without arguments: {type(error).__name__}: {error}") from error
+        needs = isinstance(error, TypeError) and "required" in str(error)
+        hint = "; give them defaults, or say in the class's examples() with what it is built" if needs else ""
+        raise UsageError(f"cannot build {name} without arguments: {type(error).__name__}: {error}{hint}") from error
     if not is_one:
         raise UsageError(f"{name} is not an estimators.Estimator but makes a {type(built).__name__}")
     return found  # type: ignore[no-any-return]
