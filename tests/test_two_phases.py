@@ -51,7 +51,8 @@ class InTwoPhases(Estimator):
 def test_which_methods_have_two_phases():
     """All that need nothing but the losses of samples, and of the others none."""
     black_boxes = {method for method in estimators.METHODS if issubclass(method, BlackBox)}
-    need_none = {subject.name.split()[0] for subject in check.subjects([]) if not subject.make(2).needs_gradient}
+    default = [subject for subject in check.subjects([]) if " " not in subject.name]  # RELAX may leave the loss out
+    need_none = {subject.name for subject in default if not subject.make(2).needs_gradient}
     assert need_none == {method.__name__ for method in black_boxes}
     assert {NVIL, REINFORCE, RLOO, DisARM, estimators.ARMS, UnorderedSet} <= black_boxes
 
