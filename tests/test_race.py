@@ -124,6 +124,36 @@ def test_ties_divergence_and_the_end_of_a_cell():
     assert where.left == where.asked == [] and where.out == {"a": 10, "b": 10} and max(reached.values()) == 10
 
 
+def test_where_the_winner_diverges_in_the_end_the_next_goes_on():
+    """Large learning rates win early: the cell has a result all the same, unless all settings diverge."""
+    race, names, late = Race((10,), (0.5,), (1,), ("optimizer",)), [*"abcd"], {*"ab"}
+    runs = {name: [(name, seed) for seed in range(2)] for name in names}
+    reached: dict[tuple[str, int], int] = {}
+
+    def value(run, step):
+        return -float(names.index(run[0])) if reached.get(run, 0) >= step else None
+
+    def diverged(run):
+        return run[0] in late and reached.get(run, 0) > 15
+
+    def to_the_end():
+        while True:
+            where = stage(race, runs, value, None, diverged)
+            asked = [run for run in where.asked if reached.get(run, 0) < (where.step or 20)]
+            if not asked:
+                return where
+            reached.update({run: where.step or 20 for run in asked})
+
+    where = to_the_end()
+    assert (where.left, where.lost, where.out) == (["c"], ["a", "b"], {"d": 10})
+    assert reached == {**{run: 20 for name in "abc" for run in runs[name]}, ("d", 0): 10}
+    late |= {*"cd"}
+    where = to_the_end()
+    assert (where.left, where.asked, where.lost) == ([], [], ["a", "b", "c", "d"])
+    late -= {"b"}
+    assert to_the_end().left == ["a", "b"]  # a cell with one healthy winner is decided
+
+
 BASE = (
     "python train.py -m estimator=gumbel_softmax,nvil optimizer.lr=1e-4,1e-2,1e-3,3e-2 seed=0,1,2 task.latents=4 "
     "steps=30 evaluate_every=5 valid_samples=1 test_samples=1 train_samples=0 progress=false sweep=raced"

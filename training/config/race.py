@@ -6,7 +6,8 @@ over the seeds that run so far, and a share of them goes on. The settings that a
 end with all seeds, and only they are evaluated on test.
 
 A run that diverged is worse than any that did not: settings are ordered by the share of runs that they lost, then by
-the mean of the others, then as the sweep has them. A setting that lost all its runs never goes on.
+the mean of the others, then as the sweep has them. A setting that lost all its runs never goes on; if all that are left
+diverge behind the last rung, the race is held again without them.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Stage(Generic[Run]):
         left: the settings that are still in it.
         asked: their runs.
         out: the settings that were eliminated, with their rungs.
+        lost: the settings that won and then diverged with all their seeds, and in whose place others went on.
         means: by rung the mean on validation of each setting that was judged there (NaN: it lost all its runs).
     """
 
@@ -55,11 +57,16 @@ class Stage(Generic[Run]):
     left: list[str]
     asked: list[Run] = field(default_factory=list)
     out: dict[str, int] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
     means: dict[int, dict[str, float]] = field(default_factory=dict)
 
 
 def stage(
-    race: Race, runs: Mapping[str, Sequence[Run]], value: Callable[[Run, int], float | None], seeds: int | None = None
+    race: Race,
+    runs: Mapping[str, Sequence[Run]],
+    value: Callable[[Run, int], float | None],
+    seeds: int | None = None,
+    diverged: Callable[[Run], bool] = lambda _: False,
 ) -> Stage[Run]:
     """Where the race is, as a pure function of what the runs measured.
 
@@ -68,6 +75,8 @@ def stage(
         runs: of each setting of a cell, by seed.
         value: of a run at a step, on validation, higher is better; NaN if it diverged, ``None`` if it is not there yet.
         seeds: how many of a setting's runs are asked for at the end; all by default.
+        diverged: whether a run did, at any step. If all of the settings that are left did, the race is held without
+            them: a cell has no result only if no setting has one.
     """
     found: Stage[Run] = Stage(0, list(runs))
     for rung, share, first in race:
@@ -86,6 +95,11 @@ def stage(
         chosen = set(able[: number_kept(share, len(found.left))])
         found.out |= {name: rung for name in found.left if name not in chosen}
         found.left = [name for name in found.left if name in chosen]
+    if found.left and all(diverged(run) for name in found.left for run in runs[name]):
+        others = {name: own for name, own in runs.items() if name not in found.left}
+        again = stage(race, others, value, seeds, diverged)
+        again.lost = [*found.left, *again.lost]
+        return again
     found.asked = [run for name in found.left for run in runs[name][:seeds]]
     return found
 

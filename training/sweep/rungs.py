@@ -97,13 +97,16 @@ class Rungs:
         return legs(self.race, len(cell), len(own), own[0].config["steps"])
 
     def _stage(self, cell: Cell) -> Stage[RunPlan]:
-        return stage(self.race, cell, self._value, self.seeds)
+        return stage(self.race, cell, self._value, self.seeds, _diverged)
 
     def _value(self, run: RunPlan, step: int) -> float | None:
         return _value(run, step, self.race.by)
 
 
 def _lines(label: str, cell: Cell, where: Stage[RunPlan]) -> Iterator[str]:
+    if where.lost:
+        names = ", ".join(_text(cell, name) for name in where.lost)
+        yield f"{label}: {names} won and then diverged with all seeds: the race is held without"
     for rung, means in where.means.items():
         went = [name for name in means if where.out.get(name, math.inf) > rung]
         best = sorted(went, key=lambda name: -means[name])
@@ -180,6 +183,13 @@ def _value(run: RunPlan, step: int, by: str) -> float | None:
     if step in values:
         return values[step]
     return math.nan if result and result["status"] == "diverged" else None
+
+
+def _diverged(run: RunPlan) -> bool:
+    try:
+        return run.record.answer(run.target) == "diverged"
+    except DamagedRecord:
+        return False
 
 
 def _why_never(run: RunPlan) -> str | None:
