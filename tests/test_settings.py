@@ -69,10 +69,17 @@ def test_a_run_says_how_its_sweep_is_read(sweep):
     assert len(rows(read(sweep, [], compare=["task.hidden"]))) == 2  # the command line has the last word
 
 
-def test_both_at_once_is_refused():
-    uses = Uses({"task.hidden": "trains"}, tune=("task",), compare=("task.hidden",))
+@pytest.mark.parametrize("name", ["task", "task.hidden"])
+def test_both_at_once_is_refused_but_an_option_goes_before_its_group(name):
     with pytest.raises(ValueError, match=r"task.hidden cannot be both tuned and compared"):
-        uses.of("task.hidden", [1, 2])
+        Uses({"task.hidden": "trains"}, tune=(name,), compare=(name,)).of("task.hidden", [1, 2])
+    both = {"tune": ("task",), "compare": ("task.hidden",)}
+    assert Uses({"task.hidden": "trains"}, **both).of("task.hidden", [1, 2]) == COMPARED
+    swapped = Uses({"task.hidden": "trains"}, tune=both["compare"], compare=both["tune"])
+    assert swapped.of("task.hidden", [1, 2]) == TUNED
+
+
+def test_how_options_are_used_that_nobody_named():
     assert Uses({"x": "trains"}).of("x", [1, 2]) == COMPARED and Uses({"x": "watches"}).of("x", [1, 2]) is None
     assert Uses({"optimizer.lr": "trains"}).of("optimizer.lr", [1, 2.5]) == TUNED
     assert Uses({"optimizer.nesterov": "trains"}).of("optimizer.nesterov", [True, False]) == COMPARED

@@ -44,16 +44,18 @@ class Uses:
     def of(self, column: str, values: Iterable[Any]) -> str | None:
         """``tuned`` or ``compared``, for a column that varies; ``None`` for one that is no setting.
 
+        An option that is named itself is used as its name says, whatever is said of its group.
+
         Raises:
             ValueError: if it is asked to be both.
         """
         if column in (SEED, *WITHIN) or self.roles.get(column) not in ("trains", "lasts"):
             return None
-        asked = {use for use, names in ((TUNED, self.tune), (COMPARED, self.compare)) if _names(column, names)}
-        if len(asked) == 2:
+        tune, compare = _nearest(column, self.tune), _nearest(column, self.compare)
+        if tune and tune == compare:
             raise ValueError(f"{column} cannot be both tuned and compared: name it in one of tune and compare only")
-        if asked:
-            return asked.pop()
+        if tune or compare:
+            return TUNED if len(tune) > len(compare) else COMPARED
         tunable = column.split(".")[0] in TUNED_GROUPS and all(map(_is_number, values))
         return TUNED if tunable else COMPARED
 
@@ -127,8 +129,10 @@ def _text(run: Mapping[Any, Any], columns: list[str]) -> str:
     return ", ".join(f"{name}={text}" for name, text in (given or texts).items())
 
 
-def _names(column: str, names: Iterable[str]) -> bool:
-    return any(column == name or column.startswith(f"{name}.") for name in names)
+def _nearest(column: str, names: Iterable[str]) -> str:
+    """The longest of ``names`` that is an option or a group that it is in; empty if none is."""
+    own = [name for name in names if column == name or column.startswith(f"{name}.")]
+    return max(own, key=len, default="")
 
 
 def _list(text: Any) -> list[str]:
