@@ -93,9 +93,10 @@ def reasons(folder: Path) -> Table:
             )
         theirs, changed = _published(base), changes(entry, base)
         if changed:
-            rows.append((entry["estimator"], changed, entry, base, theirs))
+            rows.append((entry["task"], entry["estimator"], changed, entry, base, theirs))
     lines = [
         [
+            task,
             look(name).label,
             changed,
             _mean(entry),
@@ -105,11 +106,11 @@ def reasons(folder: Path) -> Table:
             _nats(entry.get("elbo")),
             _nats(entry.get("relaxed_elbo")),
         ]
-        for name, changed, entry, base, theirs in sorted(rows, key=lambda row: row[:2])
+        for task, name, changed, entry, base, theirs in sorted(rows, key=lambda row: row[:3])
     ]
-    header = ["estimator", "other than in the result above", "nats", "seeds", "change, equal seeds"]
+    header = ["task", "estimator", "other than in the result above", "nats", "seeds", "change, equal seeds"]
     header += ["difference to published", "one hard sample", "one relaxed sample"]
-    return Table(header, lines, labels=2)
+    return Table(header, lines, labels=3)
 
 
 def changes(entry: Entry, base: Entry) -> str:
