@@ -21,7 +21,7 @@ setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[harness,cluster,dev,docs]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[harness,cluster,dev,docs]'
 	touch $@
 
 lint: setup ## format, lint and types
